@@ -1,0 +1,58 @@
+# The workbook's commands. Each makes the virtual environment it needs, and does so only when something changed.
+
+PROFILE ?= quick
+ONLY ?=
+PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3,$(shell command -v $(p))))
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.PHONY: help run test check lab clean
+help:
+	@echo "make run   [PROFILE=quick|laptop|paper] [ONLY=05]   execute the notebooks into _build/PROFILE"
+	@echo "make lab                                            open the workbook in JupyterLab"
+	@echo "make test                                           every test; make check: lint, types, unit tests"
+	@echo "make clean                                          remove what was built; samples and models stay"
+
+run: $(VENV)/.run
+	$(BIN)/python -m bonlib run --profile $(PROFILE) $(if $(ONLY),--only $(ONLY))
+
+lab: $(VENV)/.run
+	$(BIN)/python -m jupyterlab --notebook-dir=notebooks
+
+test: $(VENV)/.dev
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/python -m pytest -m "not slow"
+
+clean:
+	rm -rf _build/quick _build/laptop _build/paper .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find bonlib tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+# Debian ships Python without what makes virtual environments; as root the missing package is installed at once.
+$(VENV)/.created:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or give PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than Python 3.11: install a newer one, or give PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	  { if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -qq -y python3-venv; \
+	    else echo "$(PYTHON) cannot make virtual environments: install python3-venv"; exit 1; fi; }
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.run: $(VENV)/.created pyproject.toml constraints.txt
+	$(PIP_INSTALL) -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(PIP_INSTALL) -e ".[dev]"
+	touch $@
