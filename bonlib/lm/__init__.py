@@ -1,0 +1,1 @@
+"""Language models: loading, sampling, scoring, and keeping what was drawn."""

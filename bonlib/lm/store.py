@@ -1,0 +1,228 @@
+"""A store of draws and their rewards, so that nothing is sampled twice and an interruption costs one chunk at most.
+
+A chunk is a fixed number of draws for one prompt, made as one batch with a seed of its own. Its folder is named by a
+hash of all that the draws depend on; more draws are more chunks, so the first N of them never change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+import time
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from platformdirs import user_cache_path
+from tqdm import tqdm
+
+from bonlib.lm.rewards import RewardModel, checked_score
+from bonlib.lm.samplers import Responses, Sampler, SamplingSettings, concatenate
+
+FORMAT = 1  # of the files and the way of drawing; raise it when either changes, and older chunks are drawn anew
+
+
+class DamagedFileError(ValueError):
+    """A file of the store cannot be read; the message names it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """The draws of several prompts, `count` each.
+
+    Attributes:
+        prompts: the P prompts.
+        responses: of each prompt, in the order drawn.
+        chunks: the files that hold them, of each prompt.
+    """
+
+    prompts: tuple[str, ...]
+    responses: tuple[Responses, ...]
+    chunks: tuple[tuple[Path, ...], ...]
+
+    @cached_property
+    def texts(self) -> NDArray[np.str_]:
+        """(P, count) the responses as text."""
+        return np.stack([r.texts for r in self.responses])
+
+    @cached_property
+    def log_probs(self) -> NDArray[np.float64]:
+        """(P, count) log-probability of each response under the model at temperature 1, nats."""
+        return np.stack([r.log_probs for r in self.responses])
+
+    @cached_property
+    def lengths(self) -> NDArray[np.intp]:
+        """(P, count) tokens of each response, the end token included."""
+        return np.stack([r.lengths for r in self.responses])
+
+
+class SampleStore:
+    """Draws and rewards on disk.
+
+    Args:
+        root: folder; the environment variable BONLIB_STORE if None, else the user's cache folder.
+    """
+
+    def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
+        chosen = root or os.environ.get("BONLIB_STORE")
+        self.root = Path(chosen).expanduser() if chosen else user_cache_path("bonlib") / "samples"
+
+    def draw(
+        self,
+        sampler: Sampler,
+        prompts: Sequence[str],
+        count: int,
+        settings: SamplingSettings,
+        *,
+        seed: int,
+        chunk_size: int = 64,
+    ) -> Draws:
+        """Return `count` draws for each prompt, sampling only those that the store lacks.
+
+        Args:
+            sampler: draws what is missing.
+            prompts: different from each other, at least one.
+            count: draws a prompt, at least 1; the first `count` are the same whatever `count` is.
+            settings: length, temperature, top-p.
+            seed: a different seed gives independent draws.
+            chunk_size: draws made and kept together; part of what identifies a draw.
+
+        Raises:
+            ValueError: if an argument is out of range.
+            DamagedFileError: if a stored chunk cannot be read.
+        """
+        if isinstance(prompts, str) or len(prompts) == 0:
+            raise ValueError(f"prompts is {prompts!r}; it must be a list of at least one prompt")
+        prompt, times = Counter(prompts).most_common(1)[0]
+        if times > 1:
+            raise ValueError(f"prompts has {prompt!r} {times} times, each to get the same draws: ask for more draws")
+        for name, value in (("count", count), ("chunk_size", chunk_size)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+        identity = {
+            "sampler": sampler.fingerprint,
+            "settings": asdict(settings),
+            "seed": seed,
+            "chunk_size": chunk_size,
+            "format": FORMAT,
+        }
+        chunks = tuple(self._chunks({**identity, "prompt": prompt}, -(-count // chunk_size)) for prompt in prompts)
+        missing = [
+            (prompt, path) for prompt, paths in zip(prompts, chunks, strict=True) for path in paths if not path.exists()
+        ]
+        for prompt, path in tqdm(missing, desc="sampling", unit="chunk", disable=not missing):
+            chunk_seed = int(_hash([path.parent.name, path.name])[:15], 16)
+            _write(path, **vars(sampler.sample([prompt] * chunk_size, settings, seed=chunk_seed)))
+        responses = tuple(_first(concatenate([_read_responses(path) for path in paths]), count) for paths in chunks)
+        return Draws(tuple(prompts), responses, chunks)
+
+    def score(self, reward_model: RewardModel, draws: Draws) -> NDArray[np.float64]:
+        """Return the reward of every draw, shape (P, count), scoring only what has no stored reward.
+
+        Raises:
+            ValueError: if the reward model returns something other than a finite number for a response.
+            DamagedFileError: if a stored file cannot be read.
+        """
+        suffix = f".reward-{reward_model.fingerprint[:20]}.npz"
+        missing = [
+            (prompt, path)
+            for prompt, paths in zip(draws.prompts, draws.chunks, strict=True)
+            for path in paths
+            if not path.with_suffix(suffix).exists()
+        ]
+        for prompt, path in tqdm(missing, desc="scoring", unit="chunk", disable=not missing):
+            texts = _read_responses(path).texts.tolist()
+            _write(path.with_suffix(suffix), rewards=checked_score(reward_model, [prompt] * len(texts), texts))
+        count = len(draws.responses[0])
+        rewards = [[_read(path.with_suffix(suffix))["rewards"] for path in paths] for paths in draws.chunks]
+        return np.stack([np.concatenate(parts)[:count] for parts in rewards])
+
+    def size(self) -> int:
+        """Return how many bytes the store takes."""
+        return sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file())
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return one row for each sampler and setting in the store: how many prompts, files and bytes."""
+        rows: dict[str, dict[str, Any]] = {}
+        for about in self.root.glob("*/*/about.json"):
+            identity = json.loads(about.read_text())
+            files = list(about.parent.glob("*.npz"))
+            key = {"sampler": identity["sampler"][:12], "seed": identity["seed"], **identity["settings"]}
+            row = rows.setdefault(_hash(key), {**key, "prompts": 0, "files": 0, "bytes": 0})
+            row["prompts"] += 1
+            row["files"] += len(files)
+            row["bytes"] += sum(file.stat().st_size for file in files)
+        return list(rows.values())
+
+    def prune(self, unused_days: float = 0.0) -> int:
+        """Delete the draws of prompts last asked for so many days ago; return how many bytes that freed."""
+        freed = 0
+        for about in list(self.root.glob("*/*/about.json")):
+            if about.stat().st_mtime <= time.time() - unused_days * 86_400:
+                freed += sum(file.stat().st_size for file in about.parent.iterdir())
+                shutil.rmtree(about.parent)
+        return freed
+
+    def _chunks(self, identity: dict[str, Any], count: int) -> tuple[Path, ...]:
+        key = _hash(identity)
+        about = self.root / key[:2] / key / "about.json"
+        if about.exists():
+            about.touch()  # prune asks when it was last used
+        else:
+            _replace(about, json.dumps(identity, indent=1).encode())
+        return tuple(about.with_name(f"{number:05d}.npz") for number in range(count))
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _write(path: Path, **arrays: NDArray[Any]) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    _replace(path, buffer.getvalue())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file so that readers, and whoever comes after a crash, see all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _read(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
+            return dict(archive)
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError) as error:
+        raise DamagedFileError(f"{path} is damaged ({error}): delete it, and what it held is made again") from error
+
+
+def _read_responses(path: Path) -> Responses:
+    arrays = _read(path)
+    if set(arrays) != {field.name for field in fields(Responses)}:
+        raise DamagedFileError(f"{path} holds {sorted(arrays)}, not a chunk of draws: delete it")
+    return Responses(**arrays)
+
+
+def _first(responses: Responses, count: int) -> Responses:
+    return Responses(**{name: value[:count] for name, value in vars(responses).items()})

@@ -1,0 +1,71 @@
+"""Reward models: against the plain pass, in any batch, and with bad values."""
+
+import numpy as np
+import pytest
+import torch
+
+from bonlib.lm.rewards import FunctionReward, SentimentReward, checked_score
+
+PROMPTS = ["the film", "a bad", "I saw this with my", "nobody"]
+RESPONSES = [" was good", " film, a very bad film indeed", " mother", " knows why this was made and we laughed"]
+
+
+def test_scores_equal_a_pass_without_padding(classifier):
+    logits = SentimentReward(classifier, output="logit").score(PROMPTS, RESPONSES)
+    for logit, prompt, response in zip(logits, PROMPTS, RESPONSES, strict=True):
+        with torch.inference_mode():
+            ids = torch.tensor([classifier.tokenizer(prompt + response)["input_ids"]])
+            negative, positive = classifier.model(ids).logits[0].tolist()
+        assert logit == pytest.approx(positive - negative, abs=1e-4)
+    np.testing.assert_allclose(SentimentReward(classifier).score(PROMPTS, RESPONSES), 1 / (1 + np.exp(-logits)))
+
+
+def test_the_batch_does_not_matter(classifier):
+    together = SentimentReward(classifier).score(PROMPTS, RESPONSES)
+    apart = SentimentReward(classifier, batch_size=1).score(PROMPTS, RESPONSES)
+    np.testing.assert_allclose(together, apart, atol=1e-6)
+
+
+def test_the_bundled_judge_tells_praise_from_blame():
+    from bonlib.lm.models import load_classifier
+
+    judge = SentimentReward(load_classifier("imdb-sentiment-tiny", device="cpu"))
+    praise, blame = judge.score_texts(
+        ["A wonderful film, I loved every minute of it.", "A terrible film, boring and badly acted. Avoid."]
+    )
+    assert praise > 0.8
+    assert blame < 0.2
+
+
+def test_output_kinds_have_their_own_fingerprint(classifier):
+    prints = {SentimentReward(classifier, output=output).fingerprint for output in ("probability", "logit")}
+    assert len(prints) == 2
+
+
+def test_any_function_is_a_reward_model():
+    reward = FunctionReward(lambda prompt, response: len(response), name="length")
+    assert reward.score(PROMPTS, RESPONSES).tolist() == [len(response) for response in RESPONSES]
+    assert reward.fingerprint != FunctionReward(len, name="length 2").fingerprint
+
+
+def test_a_bad_score_names_prompt_response_and_remedy():
+    reward = FunctionReward(lambda p, r: float("nan") if r == " mother" else 1.0, name="gap")
+    with pytest.raises(ValueError, match=r"nan to 1 of 4 .* prompt 'I saw this with my', response ' mother'"):
+        checked_score(reward, PROMPTS, RESPONSES)
+
+
+def test_a_bad_shape_is_named(classifier):
+    class Wrong:
+        fingerprint = "wrong"
+
+        def score(self, prompts, responses):
+            return np.zeros((len(responses), 2))
+
+    with pytest.raises(ValueError, match=r"shape \(4, 2\) for 4 responses"):
+        checked_score(Wrong(), PROMPTS, RESPONSES)
+    with pytest.raises(ValueError, match="output is 'both'"):
+        SentimentReward(classifier, output="both")
+    with pytest.raises(ValueError, match=r"text 1 has \d+ tokens"):
+        SentimentReward(classifier).score_texts(["short", "film " * 60])
+    with pytest.raises(ValueError, match="argument 2"):
+        SentimentReward(classifier).score(["a", "b"], ["c"])
