@@ -1,0 +1,149 @@
+"""The command line: `python -m bonlib run | pretrain | check | store`."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code (0 well, 1 something failed, 2 wrong usage)."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.command(arguments))
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        print(f"bonlib: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bonlib: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from bonlib.course.check import missing_gpu
+    from bonlib.course.profiles import get_profile
+    from bonlib.course.runner import BUILD, run_notebooks
+
+    profile = get_profile(arguments.profile)
+    trouble = missing_gpu(profile)
+    if trouble and not arguments.without_gpu:
+        raise ValueError(trouble)
+    build = (arguments.build or BUILD / profile.name).resolve()
+    _print_estimate(profile)
+    reports = run_notebooks(
+        profile,
+        only=arguments.only.split(",") if arguments.only else (),
+        resume=arguments.resume,
+        parameters=dict(_assignment(text) for text in arguments.parameter),
+        build=build,
+    )
+    failed = [report for report in reports if report.status != "ok"]
+    print(f"{len(reports) - len(failed)} of {len(reports)} notebooks ran well; open {build / 'index.html'}")
+    for report in failed:
+        print(f"FAILED {report.name}, {report.error}")
+    return 1 if failed else 0
+
+
+def _print_estimate(profile: Any) -> None:
+    from bonlib.course.check import estimate
+
+    print(f"profile {profile.name}: {estimate(profile)}", flush=True)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from bonlib.course.check import findings, fitting_profile
+    from bonlib.course.profiles import get_profile
+
+    profile, ok = get_profile(arguments.profile), True
+    for finding in findings(profile):
+        print(finding, flush=True)
+        ok &= finding.ok
+    if ok:
+        _print_estimate(profile)
+    print(f"the largest profile for this machine is {fitting_profile()}")
+    return 0 if ok else 1
+
+
+def _pretrain(arguments: argparse.Namespace) -> int:
+    from bonlib.course.runner import BUILD
+    from bonlib.lm import pretrain
+    from bonlib.lm.models import BUNDLED, locate
+
+    names = {"language-model": "imdb-gpt2-tiny", "reward-model": "imdb-sentiment-tiny"}
+    if arguments.what == "evaluate":
+        for name in [arguments.model] if arguments.model else names.values():
+            figures = pretrain.evaluate(Path(locate(name)))
+            print(name + ":", ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in figures.items()))
+        return 0
+    folder = arguments.out or BUNDLED / names[arguments.what]
+    scratch = BUILD / "pretrain" / folder.name
+    if arguments.what == "language-model":
+        pretrain.pretrain_language_model(folder, scratch)
+    else:
+        pretrain.pretrain_reward_model(folder, scratch, Path(locate(arguments.model or names["language-model"])))
+    print((folder / "README.md").read_text())
+    return 0
+
+
+def _store(arguments: argparse.Namespace) -> int:
+    from bonlib.lm.store import SampleStore
+
+    store = SampleStore(arguments.root)
+    if arguments.prune is not None:
+        print(f"freed {store.prune(arguments.prune) / 1e6:.1f} MB")
+    for row in store.describe():
+        print("  ".join(f"{key}={value}" for key, value in row.items()))
+    print(f"{store.root}: {store.size() / 1e6:.1f} MB")
+    return 0
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"parameter {text!r} must have the form name=value")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bonlib", description="The best-of-N workbook.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    run = commands.add_parser("run", help="execute the notebooks into _build/PROFILE, with an index page")
+    run.add_argument("--profile", default="quick", help="quick (default), laptop or paper")
+    run.add_argument("--only", default="", help="numbers or names of notebooks, separated by commas")
+    run.add_argument("--resume", action="store_true", help="skip notebooks that already ran well, unchanged since")
+    run.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="for the notebooks")
+    run.add_argument("--build", type=Path, help="folder for the results, instead of _build/PROFILE")
+    run.add_argument("--without-gpu", action="store_true", help="run a profile that wants a GPU without one")
+    run.set_defaults(command=_run)
+
+    check = commands.add_parser("check", help="say what is missing, and which profile this machine can run")
+    check.add_argument("--profile", default="quick")
+    check.set_defaults(command=_check)
+
+    pretrain = commands.add_parser("pretrain", help="train or evaluate the bundled models; resumes")
+    pretrain.add_argument("what", choices=["language-model", "reward-model", "evaluate"])
+    pretrain.add_argument(
+        "model", nargs="?", help="evaluate: the model; reward-model: the language model to start from"
+    )
+    pretrain.add_argument("--out", type=Path, help="folder for the model, instead of data/models")
+    pretrain.set_defaults(command=_pretrain)
+
+    store = commands.add_parser("store", help="show what the store of draws holds, or prune it")
+    store.add_argument("--root", type=Path, help="folder, instead of BONLIB_STORE or the user's cache folder")
+    store.add_argument(
+        "--prune", type=float, metavar="DAYS", help="delete draws not asked for in so many days (0: all)"
+    )
+    store.set_defaults(command=_store)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

