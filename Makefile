@@ -2,7 +2,10 @@
 
 PROFILE ?= quick
 ONLY ?=
-PYTHON ?= $(firstword $(foreach p,python3.13 python3.12 python3.11 python3,$(shell command -v $(p))))
+PYTHON ?=
+# The first that runs and is new enough; an installed name alone says little where version managers leave stubs.
+FIND_PYTHON = for p in $(PYTHON) python3.13 python3.12 python3.11 python3 python; do \
+  "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v "$$p"; break; }; done
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,7 +23,7 @@ run: $(VENV)/.run
 	$(BIN)/python -m bonlib run --profile $(PROFILE) $(if $(ONLY),--only $(ONLY))
 
 lab: $(VENV)/.run
-	$(BIN)/python -m jupyterlab --notebook-dir=notebooks
+	$(BIN)/python -m jupyterlab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m ruff check .
@@ -36,23 +39,23 @@ check: $(VENV)/.dev
 
 clean:
 	rm -rf _build/quick _build/laptop _build/paper .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find bonlib tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	find . -name .venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 # Debian ships Python without what makes virtual environments; as root the missing package is installed at once.
 $(VENV)/.created:
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: install it, or give PYTHON=/path/to/python"; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "$(PYTHON) is older than Python 3.11: install a newer one, or give PYTHON=/path/to/python"; exit 1; }
-	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
-	  { if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -qq && apt-get install -qq -y python3-venv; \
-	    else echo "$(PYTHON) cannot make virtual environments: install python3-venv"; exit 1; fi; }
-	$(PYTHON) -m venv $(VENV)
-	touch $@
+	@python=$$($(FIND_PYTHON)); \
+	test -n "$$python" || { echo "Python 3.11 or newer is needed: install it, or give PYTHON=/path/to/python"; exit 1; }; \
+	"$$python" -c 'import ensurepip' 2>/dev/null || \
+	  { if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
+	    then apt-get update -qq && apt-get install -qq -y python3-venv; \
+	    else echo "$$python cannot make virtual environments: install python3-venv"; exit 1; fi; }; \
+	"$$python" -m venv $(VENV)
+	@touch $@
 
 $(VENV)/.run: $(VENV)/.created pyproject.toml constraints.txt
 	$(PIP_INSTALL) -e .
-	touch $@
+	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
 	$(PIP_INSTALL) -e ".[dev]"
-	touch $@
+	@touch $@

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,22 +14,27 @@ from typing import Any
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code (0 well, 1 something failed, 2 wrong usage)."""
     arguments = _parser().parse_args(argv)
+    if os.environ.get("BONLIB_STORE"):  # kernels run in another directory, and must find the same place
+        os.environ["BONLIB_STORE"] = str(Path(os.environ["BONLIB_STORE"]).expanduser().resolve())
     try:
         return int(arguments.command(arguments))
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"bonlib: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("bonlib: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        print("bonlib: interrupted; what was drawn is kept (`run` goes on with --resume)", file=sys.stderr)
         return 130
 
 
 def _run(arguments: argparse.Namespace) -> int:
     from bonlib.course.check import missing_gpu
     from bonlib.course.profiles import get_profile
-    from bonlib.course.runner import BUILD, run_notebooks
+    from bonlib.course.runner import BUILD, plan, publish, run_notebooks
 
     profile = get_profile(arguments.profile)
+    only = arguments.only.split(",") if arguments.only else ()
+    parameters = dict(_assignment(text) for text in arguments.parameter)
+    plan(only, parameters)
     trouble = missing_gpu(profile)
     if trouble and not arguments.without_gpu:
         raise ValueError(trouble)
@@ -36,11 +42,13 @@ def _run(arguments: argparse.Namespace) -> int:
     _print_estimate(profile)
     reports = run_notebooks(
         profile,
-        only=arguments.only.split(",") if arguments.only else (),
+        only=only,
         resume=arguments.resume,
-        parameters=dict(_assignment(text) for text in arguments.parameter),
+        parameters=parameters,
         build=build,
     )
+    if arguments.publish:
+        publish(reports, build, profile)
     failed = [report for report in reports if report.status != "ok"]
     print(f"{len(reports) - len(failed)} of {len(reports)} notebooks ran well; open {build / 'index.html'}")
     for report in failed:
@@ -49,9 +57,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _print_estimate(profile: Any) -> None:
-    from bonlib.course.check import estimate
+    from bonlib.course.check import sampling_cost
 
-    print(f"profile {profile.name}: {estimate(profile)}", flush=True)
+    print(f"profile {profile.name}: {sampling_cost(profile)}", flush=True)
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -121,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--resume", action="store_true", help="skip notebooks that already ran well, unchanged since")
     run.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="for the notebooks")
     run.add_argument("--build", type=Path, help="folder for the results, instead of _build/PROFILE")
+    run.add_argument("--publish", action="store_true", help="copy the figures to figures/, for README")
     run.add_argument("--without-gpu", action="store_true", help="run a profile that wants a GPU without one")
     run.set_defaults(command=_run)
 

@@ -39,7 +39,7 @@ def best_of_n_reward(samples: ArrayLike, n: int) -> Estimate:
     if rewards.ndim == 0 or not np.isfinite(rewards).all():
         raise ValueError("samples must be an array of finite rewards: drop or repair the responses without one")
     m = rewards.shape[-1]
-    if n != int(n) or not 1 <= n <= m:
+    if not 1 <= n <= m or n != int(n):
         raise ValueError(f"n is {n}; with {m} samples a prompt it must be a whole number from 1 to {m}")
     rewards = np.sort(rewards, axis=-1)
     value = rewards @ _subset_weights(m, int(n))

@@ -204,7 +204,7 @@ class Outcomes:
         return _Ladder(cdf, strict_cdf, log_cdf, log_ratio, rung, self._log_shares(rung, mass))
 
     def _log_shares(self, rung: NDArray[np.intp], mass: Array) -> Array:
-        """Log of each outcome's part of its rung; of the largest by what the others leave, so that it keeps its digits."""
+        """Log of each outcome's part of its rung; the largest's from what the others leave, to keep its digits."""
         possible = self.probs > 0
         if len(mass) == len(self):
             return np.where(possible, 0.0, -np.inf)

@@ -10,7 +10,7 @@ from bonlib.cdf import Estimate
 Array = NDArray[np.float64]
 
 
-def over_prompts(values: ArrayLike) -> Estimate:
+def mean_over_prompts(values: ArrayLike) -> Estimate:
     """Return the mean of one figure a prompt and its standard error; prompts are the independent units.
 
     Args:
@@ -52,4 +52,4 @@ def win_rate(rewards: ArrayLike, opponents: ArrayLike) -> Estimate:
 
     Arguments as in `win_probability`; at least two prompts.
     """
-    return over_prompts(win_probability(rewards, opponents).mean(axis=1))
+    return mean_over_prompts(win_probability(rewards, opponents).mean(axis=1))

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_exact import outcomes
 
 from bonlib.bounds import kl_bound, kl_from_winner, win_rate_bound
 from bonlib.exact import Outcomes, kl_divergence
-from test_exact import outcomes
 
 
 @given(outcomes(), st.floats(1, 1e6))

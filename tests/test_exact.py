@@ -17,7 +17,9 @@ TIES = ["first", "order"]
 def outcomes(draw, max_size=8):
     """Any order, ties, zero probabilities and probabilities down to 1e-12."""
     size = draw(st.integers(1, max_size))
-    weights = draw(st.lists(st.one_of(st.just(0.0), st.floats(-12, 0).map(lambda e: 10**e)), min_size=size, max_size=size))
+    weights = draw(
+        st.lists(st.one_of(st.just(0.0), st.floats(-12, 0).map(lambda e: 10**e)), min_size=size, max_size=size)
+    )
     assume(sum(weights) > 0)
     rewards = draw(st.lists(st.integers(-3, 3).map(float), min_size=size, max_size=size))
     return Outcomes(np.array(weights) / sum(weights), rewards)

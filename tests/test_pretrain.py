@@ -1,16 +1,15 @@
 """Training of the bundled models, on a scale that fits a test, and the measurement of what was trained."""
 
-import dataclasses
-import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from conftest import TEXTS
+from safetensors.torch import load_file
 
 from bonlib.lm import pretrain
 from bonlib.lm.data import Review
-from conftest import TEXTS
 
 REVIEWS = tuple(Review(text, index % 2) for index, text in enumerate(TEXTS))
 
@@ -21,16 +20,33 @@ def few_reviews(monkeypatch):
 
 
 @pytest.mark.slow
-def test_both_models_train_resume_and_load(few_reviews, tmp_path):
+def test_both_models_train_resume_and_load(few_reviews, tmp_path, monkeypatch):
     recipe = pretrain.LanguageModelRecipe(
-        context=256, steps=4, batch_size=2, warmup_steps=1, vocab_size=300, layers=2, width=32, heads=2
+        context=256, steps=6, batch_size=2, warmup_steps=1, vocab_size=300, layers=2, width=32, heads=2
     )
     lm, judge = tmp_path / "lm", tmp_path / "judge"
-    pretrain.pretrain_language_model(lm, tmp_path / "scratch", recipe)
-    longer = dataclasses.replace(recipe, steps=6)
-    pretrain.pretrain_language_model(lm, tmp_path / "scratch", longer)  # goes on from the checkpoint
-    state = json.loads((tmp_path / "scratch" / "checkpoint-6" / "trainer_state.json").read_text())
-    assert state["global_step"] == 6
+    drawn = []
+
+    class Interrupted(pretrain.TextBlocks):
+        def __getitem__(self, index):
+            drawn.append(index)
+            if len(drawn) == 9:
+                raise KeyboardInterrupt
+            return super().__getitem__(index)
+
+    blocks = pretrain.TextBlocks
+    monkeypatch.setattr(pretrain, "TextBlocks", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.pretrain_language_model(lm, tmp_path / "scratch", recipe)
+    assert list((tmp_path / "scratch").glob("*/checkpoint-*"))
+    pretrain.pretrain_language_model(lm, tmp_path / "scratch", recipe)  # goes on from the checkpoint
+    assert len(set(drawn)) == 12  # every block once, in the order of an uninterrupted run
+    assert not list((tmp_path / "scratch").glob("*/checkpoint-*"))
+    monkeypatch.setattr(pretrain, "TextBlocks", blocks)
+    pretrain.pretrain_language_model(tmp_path / "whole", tmp_path / "scratch", recipe)
+    assert load_file(lm / "model.safetensors").keys() == load_file(tmp_path / "whole" / "model.safetensors").keys()
+    for name, tensor in load_file(lm / "model.safetensors").items():
+        assert torch.equal(tensor, load_file(tmp_path / "whole" / "model.safetensors")[name]), name
     pretrain.pretrain_reward_model(
         judge, tmp_path / "scratch-judge", lm, pretrain.RewardModelRecipe(steps=2, batch_size=2, layers=1)
     )

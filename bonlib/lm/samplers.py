@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Protocol
@@ -83,6 +84,11 @@ class Sampler(Protocol):
         """A hash of all that the draws depend on besides prompts, settings and seed."""
         ...
 
+    @property
+    def name(self) -> str:
+        """What people call it; for listings only."""
+        ...
+
     def sample(self, prompts: Sequence[str], settings: SamplingSettings, *, seed: int) -> Responses:
         """Return one response to each prompt; list a prompt several times for several draws."""
         ...
@@ -99,8 +105,13 @@ class TransformersSampler:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of weights, tokenizer, number format and kind of device."""
-        return self.loaded.fingerprint
+        """A hash of the model and of the batch size, which decides how random numbers are shared out."""
+        return hashlib.sha256(f"{self.loaded.fingerprint} {self.batch_size}".encode()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """Name of the model, with the commit if it came from the hub."""
+        return self.loaded.name + (f"@{self.loaded.commit}" if self.loaded.commit else "")
 
     def sample(self, prompts: Sequence[str], settings: SamplingSettings, *, seed: int) -> Responses:
         """Return one response to each prompt.
@@ -134,7 +145,7 @@ class TransformersSampler:
                 raise ValueError(f"prompts[{index}] is {prompt!r}, which has no tokens: give it at least one character")
             if len(known[prompt]) > room:
                 raise ValueError(
-                    f"prompts[{index}] has {len(known[prompt])} tokens ({prompt[:40]!r}…); with {max_new_tokens} new "
+                    f"prompts[{index}] ({prompt[:40]!r}…) has {len(known[prompt])} tokens; with {max_new_tokens} new "
                     f"ones the model's context of {self.loaded.context} leaves {room}: shorten it or max_new_tokens"
                 )
         return [known[prompt] for prompt in prompts]
@@ -147,7 +158,7 @@ class TransformersSampler:
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
             top_p=settings.top_p,
-            end_ids=end_token_ids(self.loaded),
+            end_ids=self.loaded.end_token_ids,
             pad_id=tokenizer.pad_token_id,
             generator=torch.Generator().manual_seed(seed),
         )
@@ -161,14 +172,6 @@ class TransformersSampler:
             decoded.log_probs.cpu().numpy(),
             decoded.sampling_log_probs.cpu().numpy(),
         )
-
-
-def end_token_ids(loaded: LoadedModel) -> list[int]:
-    """Return the tokens that end a response: those of the generation settings, else the tokenizer's."""
-    ends = loaded.model.generation_config.eos_token_id
-    if ends is None:
-        ends = loaded.tokenizer.eos_token_id
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
 def response_texts(tokenizer: object, prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> list[str]:
@@ -218,7 +221,7 @@ def _groups(rewards: ArrayLike, n: int) -> NDArray[np.float64]:
     if not np.isfinite(table).all():
         prompt, draw = np.argwhere(~np.isfinite(table))[0]
         raise ValueError(f"rewards[{prompt}, {draw}] is {table[prompt, draw]}; drop or repair that response")
-    if n != int(n) or not 1 <= n <= table.shape[1]:
+    if not 1 <= n <= table.shape[1] or n != int(n):
         raise ValueError(f"n is {n}; with {table.shape[1]} draws a prompt it must be a whole number from 1 to that")
     n = int(n)
     count = table.shape[1] // n

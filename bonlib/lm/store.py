@@ -13,8 +13,6 @@ import os
 import shutil
 import tempfile
 import time
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -117,15 +115,22 @@ class SampleStore:
             "chunk_size": chunk_size,
             "format": FORMAT,
         }
-        chunks = tuple(self._chunks({**identity, "prompt": prompt}, -(-count // chunk_size)) for prompt in prompts)
+        count_chunks = -(-count // chunk_size)
+        chunks = tuple(self._chunks({**identity, "prompt": p}, count_chunks, sampler.name) for p in prompts)
         missing = [
             (prompt, path) for prompt, paths in zip(prompts, chunks, strict=True) for path in paths if not path.exists()
         ]
         for prompt, path in tqdm(missing, desc="sampling", unit="chunk", disable=not missing):
             chunk_seed = int(_hash([path.parent.name, path.name])[:15], 16)
-            _write(path, **vars(sampler.sample([prompt] * chunk_size, settings, seed=chunk_seed)))
-        responses = tuple(_first(concatenate([_read_responses(path) for path in paths]), count) for paths in chunks)
-        return Draws(tuple(prompts), responses, chunks)
+            responses = sampler.sample([prompt] * chunk_size, settings, seed=chunk_seed)
+            if len(responses) != chunk_size or not np.isfinite(responses.log_probs).all():
+                raise ValueError(
+                    f"{sampler.name} returned {len(responses)} responses for {chunk_size} draws of {prompt!r}, or one "
+                    "whose log-probability is not finite: the model is broken (NaN weights?); the chunk is not kept"
+                )
+            _write(path, **vars(responses))
+        drawn = tuple(_first(concatenate([_read_responses(path) for path in paths]), count) for paths in chunks)
+        return Draws(tuple(prompts), drawn, chunks)
 
     def score(self, reward_model: RewardModel, draws: Draws) -> NDArray[np.float64]:
         """Return the reward of every draw, shape (P, count), scoring only what has no stored reward.
@@ -134,7 +139,7 @@ class SampleStore:
             ValueError: if the reward model returns something other than a finite number for a response.
             DamagedFileError: if a stored file cannot be read.
         """
-        suffix = f".reward-{reward_model.fingerprint[:20]}.npz"
+        suffix = f".reward-{_hash(reward_model.fingerprint)[:20]}.npz"
         missing = [
             (prompt, path)
             for prompt, paths in zip(draws.prompts, draws.chunks, strict=True)
@@ -145,7 +150,9 @@ class SampleStore:
             texts = _read_responses(path).texts.tolist()
             _write(path.with_suffix(suffix), rewards=checked_score(reward_model, [prompt] * len(texts), texts))
         count = len(draws.responses[0])
-        rewards = [[_read(path.with_suffix(suffix))["rewards"] for path in paths] for paths in draws.chunks]
+        rewards = [
+            [_read(path.with_suffix(suffix), {"rewards"})["rewards"] for path in paths] for paths in draws.chunks
+        ]
         return np.stack([np.concatenate(parts)[:count] for parts in rewards])
 
     def size(self) -> int:
@@ -156,9 +163,13 @@ class SampleStore:
         """Return one row for each sampler and setting in the store: how many prompts, files and bytes."""
         rows: dict[str, dict[str, Any]] = {}
         for about in self.root.glob("*/*/about.json"):
-            identity = json.loads(about.read_text())
+            try:
+                identity = json.loads(about.read_text())
+                key = {"model": identity["model"], "sampler": identity["sampler"][:8], "seed": identity["seed"]}
+                key.update(identity["settings"])
+            except (ValueError, KeyError) as error:
+                raise DamagedFileError(f"{about} is damaged ({error}): delete its folder") from error
             files = list(about.parent.glob("*.npz"))
-            key = {"sampler": identity["sampler"][:12], "seed": identity["seed"], **identity["settings"]}
             row = rows.setdefault(_hash(key), {**key, "prompts": 0, "files": 0, "bytes": 0})
             row["prompts"] += 1
             row["files"] += len(files)
@@ -174,13 +185,13 @@ class SampleStore:
                 shutil.rmtree(about.parent)
         return freed
 
-    def _chunks(self, identity: dict[str, Any], count: int) -> tuple[Path, ...]:
+    def _chunks(self, identity: dict[str, Any], count: int, name: str) -> tuple[Path, ...]:
         key = _hash(identity)
         about = self.root / key[:2] / key / "about.json"
         if about.exists():
             about.touch()  # prune asks when it was last used
         else:
-            _replace(about, json.dumps(identity, indent=1).encode())
+            replace_file(about, json.dumps({"model": name, **identity}, indent=1).encode())
         return tuple(about.with_name(f"{number:05d}.npz") for number in range(count))
 
 
@@ -191,10 +202,10 @@ def _hash(value: Any) -> str:
 def _write(path: Path, **arrays: NDArray[Any]) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    _replace(path, buffer.getvalue())
+    replace_file(path, buffer.getvalue())
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """Write a file so that readers, and whoever comes after a crash, see all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
@@ -209,19 +220,20 @@ def _replace(path: Path, content: bytes) -> None:
         raise
 
 
-def _read(path: Path) -> dict[str, NDArray[Any]]:
+def _read(path: Path, names: set[str]) -> dict[str, NDArray[Any]]:
+    content = path.read_bytes()
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-            return dict(archive)
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, KeyError) as error:
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            arrays = dict(archive)
+    except Exception as error:  # a flipped bit can surface as any of a dozen kinds
         raise DamagedFileError(f"{path} is damaged ({error}): delete it, and what it held is made again") from error
+    if set(arrays) != names:
+        raise DamagedFileError(f"{path} holds {sorted(arrays)} in place of {sorted(names)}: delete it")
+    return arrays
 
 
 def _read_responses(path: Path) -> Responses:
-    arrays = _read(path)
-    if set(arrays) != {field.name for field in fields(Responses)}:
-        raise DamagedFileError(f"{path} holds {sorted(arrays)}, not a chunk of draws: delete it")
-    return Responses(**arrays)
+    return Responses(**_read(path, {field.name for field in fields(Responses)}))
 
 
 def _first(responses: Responses, count: int) -> Responses:

@@ -1,0 +1,54 @@
+"""The check of a machine, the estimates, and the profiles they speak of."""
+
+import dataclasses
+
+import pytest
+
+from bonlib.__main__ import main
+from bonlib.course.check import Finding, findings, missing_gpu, sampling_cost
+from bonlib.course.profiles import PROFILES, get_profile
+
+
+def test_everything_is_well_here(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("BONLIB_STORE", str(tmp_path))
+    assert main(["check"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("[OK]") == 12
+    assert "draws to sample" in out
+    assert "largest profile" in out
+
+
+def test_what_is_missing_is_named_with_its_remedy():
+    broken = dataclasses.replace(get_profile("quick"), reward_model="imdb-lost")
+    bad = [finding for finding in findings(broken) if not finding.ok]
+    assert len(bad) == 1
+    assert str(bad[0]).startswith("[FAIL] reward model: FileNotFoundError: model 'imdb-lost'")
+    assert "restore data/models" in str(bad[0])
+    assert str(Finding("x", True, "y", "z")) == "[OK] x: y"
+
+
+def test_estimates_follow_the_sizes():
+    quick = get_profile("quick")
+    small, large = (
+        sampling_cost(dataclasses.replace(quick, imdb=dataclasses.replace(quick.imdb, test_prompts=prompts)))
+        for prompts in (10, 1000)
+    )
+    assert large.draws == 100 * small.draws
+    assert large.megabytes == pytest.approx(100 * small.megabytes)
+    assert large.seconds > small.seconds
+    paper = get_profile("paper")
+    assert sampling_cost(paper).seconds is None
+    assert "time unknown" in str(sampling_cost(paper))
+
+
+def test_profiles_are_frozen_and_ordered_by_size():
+    quick, laptop, paper = PROFILES.values()
+    assert [profile.name for profile in PROFILES.values()] == ["quick", "laptop", "paper"] == list(PROFILES)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        quick.seed = 3
+    assert (paper.language_model, paper.reward_model) == ("lvwerra/gpt2-imdb", "lvwerra/distilbert-imdb")
+    assert (paper.imdb.train_prompts, paper.imdb.test_prompts, paper.imdb.prompt_tokens) == (5000, 512, (2, 8))
+    assert laptop.imdb.test_prompts > quick.imdb.test_prompts
+    assert not missing_gpu(laptop)
+    for profile in PROFILES.values():
+        assert max(profile.imdb.ns) <= profile.imdb.draws

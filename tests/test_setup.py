@@ -1,0 +1,125 @@
+"""What README, Makefile, environment.yml and pyproject say of each other."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+from packaging.requirements import Requirement
+
+from bonlib.__main__ import _parser
+from bonlib.course.runner import NOTEBOOKS, find_notebooks
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+README = (ROOT / "README.md").read_text()
+
+
+def pinned():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return {line.split("==")[0].lower().replace("_", "-"): line.split("==")[1] for line in lines if "==" in line}
+
+
+def test_every_dependency_is_pinned_to_a_version_it_allows():
+    extras = PROJECT["optional-dependencies"]
+    for text in [*PROJECT["dependencies"], *extras["dev"], *extras["paper"]]:
+        requirement = Requirement(text)
+        if requirement.name != PROJECT["name"]:
+            assert requirement.specifier.contains(pinned()[requirement.name.lower()]), text
+
+
+def test_the_conda_environment_installs_the_same_as_pip():
+    text = (ROOT / "environment.yml").read_text()
+    assert f"python>={PROJECT['requires-python'].removeprefix('>=')}" in text.replace(" ", "")
+    pip_lines = re.findall(r"^\s+- (-.*)$", text.split("pip:")[1], flags=re.MULTILINE)
+    assert pip_lines == ["-c constraints.txt", '-e ".[dev]"']
+
+
+def test_the_readmes_commands_exist():
+    commands = [
+        line for block in re.findall(r"```(?:bash|sh)\n(.*?)```", README, re.DOTALL) for line in block.splitlines()
+    ]
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    seen = set()
+    for command in commands:
+        words = shlex.split(command, comments=True)
+        if words[:1] == ["make"]:
+            assert words[1] in targets, command
+            seen.add(words[1])
+        elif words[:3] == ["python", "-m", "bonlib"]:
+            _parser().parse_args(words[3:])
+            seen.add(words[3])
+    assert {"run", "test", "lab", "check", "pretrain", "store"} <= seen
+
+
+def test_make_knows_what_to_do_for_each_profile():
+    plan = subprocess.run(
+        ["make", "-n", "run", "PROFILE=laptop", "ONLY=05"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert "-m bonlib run --profile laptop --only 05" in plan
+
+
+def test_the_readme_lists_every_notebook():
+    for path in find_notebooks():
+        assert f"notebooks/{path.name}" in README
+
+
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_are_committed_clean_and_fit_a_screen(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    assert "widgets" not in notebook.metadata
+    assert notebook.metadata.kernelspec.name == "python3"
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not [cell for cell in code if cell.outputs or cell.execution_count]
+    assert max(len(cell.source.splitlines()) for cell in code) <= 35
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in code) == 1
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    for part in (
+        "**The question.**",
+        "measured time",
+        "**What to check.**" if path.stem != "00_check" else "what to check",
+    ):
+        assert part in text
+
+
+def test_links_in_the_readme_lead_somewhere():
+    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_weights_are_never_pickled_and_files_stay_small():
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    files = [ROOT / name for name in tracked.split("\0") if name and (ROOT / name).exists()]
+    assert not [file for file in files if file.suffix in (".bin", ".pt", ".pth", ".pkl", ".pickle")]
+    assert sum(file.stat().st_size for file in files) < 40e6
+    large = [file for file in files if file.stat().st_size > 10e6]
+    assert all(file.suffix == ".safetensors" and file.stat().st_size < 16e6 for file in large)
+
+
+def test_figures_say_which_run_made_them():
+    runs = json.loads((ROOT / "figures" / "runs.json").read_text())
+    assert {file.name for file in (ROOT / "figures").glob("*.png")} == set(runs)
+    for run in runs.values():
+        assert run["profile"] in ("quick", "laptop", "paper")
+
+
+def test_the_readmes_python_runs(tmp_path):
+    snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(snippets) == 2
+    for snippet in snippets:
+        done = subprocess.run(
+            [sys.executable, "-c", snippet],
+            cwd=tmp_path,
+            env={**os.environ, "BONLIB_STORE": str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
