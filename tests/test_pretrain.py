@@ -17,6 +17,7 @@ REVIEWS = tuple(Review(text, index % 2) for index, text in enumerate(TEXTS))
 @pytest.fixture
 def few_reviews(monkeypatch):
     monkeypatch.setattr(pretrain, "load_reviews", lambda split: REVIEWS)
+    monkeypatch.setattr(pretrain, "load_snippets", lambda split: REVIEWS[:2])
 
 
 @pytest.mark.slow
@@ -93,7 +94,7 @@ def test_training_data_depend_on_seed_and_index_only(language_model):
 
 def test_crops_are_labelled_pieces_of_the_asked_lengths(language_model):
     recipe = pretrain.RewardModelRecipe(context=12, steps=20, batch_size=5, shortest_crop=3)
-    crops = pretrain.LabelledCrops(REVIEWS, language_model.tokenizer, recipe=recipe)
+    crops = pretrain.LabelledCrops(REVIEWS, REVIEWS[:2], language_model.tokenizer, recipe=recipe)
     assert len(crops) == 100
     for i in range(100):
         crop = crops[i]

@@ -183,7 +183,7 @@ def best_of_n_figure(ns: Sequence[int], rewards: Mapping[str, Estimate], wins: M
 
 
 def rewards_by_prompt(rewards: ArrayLike, labels: Sequence[str]) -> Figure:
-    """Draw the rewards of a few prompts' draws, a strip each, from the hardest prompt to the easiest.
+    """Draw the rewards of a few prompts' draws, a strip each, from the hardest prompt (top) to the easiest.
 
     Args:
         rewards: shape (prompts, draws).

@@ -155,10 +155,13 @@ def load_classifier(
 
 def _load(auto: Any, name: str | os.PathLike[str], revision: str | None, device: str, dtype: str) -> LoadedModel:
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
     keep_freed_memory()
     where, device = locate(name), pick_device(device)
     pinned: Any = None
+    shows_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # of the weights, which would stay in a notebook's output as a broken widget
     try:
         if not Path(where).is_dir():
             from huggingface_hub import resolve_revision
@@ -176,6 +179,9 @@ def _load(auto: Any, name: str | os.PathLike[str], revision: str | None, device:
             f"model {os.fspath(name)!r} could not be loaded: {error}. Is the machine online, the name right, and the "
             "weights there as safetensors? A folder downloaded elsewhere works too: give its path as the name"
         ) from error
+    finally:
+        if shows_bars:
+            logging.enable_progress_bar()
     if tokenizer.pad_token_id is None:  # GPT-2 has none; padded places are masked, so any token will do
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:

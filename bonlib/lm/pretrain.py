@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from bonlib.lm.data import Review, load_reviews
+from bonlib.lm.data import Review, load_reviews, load_snippets
 from bonlib.lm.models import LoadedModel, keep_freed_memory, load_classifier, load_language_model
 from bonlib.lm.rewards import SentimentReward
 
@@ -60,12 +60,12 @@ class LanguageModelRecipe(Recipe):
 class RewardModelRecipe(Recipe):
     """A sequence classifier that starts from the first layers of the language model."""
 
-    steps: int = 3_000
+    steps: int = 4_000
     batch_size: int = 32
     learning_rate: float = 5e-4
     warmup_steps: int = 200
     weight_decay: float = 0.05
-    layers: int = 4
+    layers: int = 2
     dropout: float = 0.1
     shortest_crop: int = 8
 
@@ -126,13 +126,18 @@ class LabelledCrops(Dataset[dict[str, Any]]):
     """Pieces of reviews with the review's label, so that the judge also learns to read short text.
 
     Every second batch holds crops of at most 64 tokens, the others crops of up to the context, so that short ones
-    need not be padded to long ones. Half of the crops begin where their review begins. Item i depends on (seed, i)
-    only.
+    need not be padded to long ones. Half of the crops begin where their review begins. Half of the short ones come from
+    snippets, whose label is about the very words that are read; a review's label need not be about its first sentence.
+    Item i depends on (seed, i) only.
     """
 
-    def __init__(self, reviews: Sequence[Review], tokenizer: Any, *, recipe: RewardModelRecipe) -> None:
-        self.encoded = tokenizer([review.text for review in reviews], add_special_tokens=False)["input_ids"]
-        self.labels = [review.label for review in reviews]
+    def __init__(
+        self, reviews: Sequence[Review], snippets: Sequence[Review], tokenizer: Any, *, recipe: RewardModelRecipe
+    ) -> None:
+        texts = [text.text for text in (*reviews, *snippets)]
+        self.encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        self.labels = [text.label for text in (*reviews, *snippets)]
+        self.reviews = len(reviews)
         self.prefix = [tokenizer.bos_token_id]
         self.recipe = recipe
 
@@ -141,11 +146,13 @@ class LabelledCrops(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.recipe.seed, index])
-        which = int(rng.integers(len(self.encoded)))
-        ids = self.encoded[which]
         longest = self.recipe.context - len(self.prefix)
-        if index // self.recipe.batch_size % 2 == 0:
+        short = index // self.recipe.batch_size % 2 == 0
+        if short:
             longest = min(longest, 64)
+        from_snippets = short and rng.random() < 0.5
+        which = int(rng.integers(self.reviews, len(self.encoded)) if from_snippets else rng.integers(self.reviews))
+        ids = self.encoded[which]
         length = int(rng.integers(self.recipe.shortest_crop, longest + 1))
         start = 0 if rng.random() < 0.5 else int(rng.integers(max(len(ids) - length, 0) + 1))
         return {"input_ids": self.prefix + ids[start : start + length], "labels": self.labels[which]}
@@ -277,7 +284,7 @@ def pretrain_reward_model(
     donor = AutoModelForCausalLM.from_pretrained(language_model, dtype=torch.float32).transformer.state_dict()
     lent = {key: value for key, value in donor.items() if key in model.transformer.state_dict()}
     model.transformer.load_state_dict(lent)
-    crops = LabelledCrops(load_reviews("train"), tokenizer, recipe=recipe)
+    crops = LabelledCrops(load_reviews("train"), load_snippets("train"), tokenizer, recipe=recipe)
     collate = DataCollatorWithPadding(tokenizer)
     minutes = _fit(model, crops, recipe, scratch, order="sequential", collate=collate)
     _save(model, tokenizer, folder, recipe, minutes)

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -120,7 +120,7 @@ class SampleStore:
         missing = [
             (prompt, path) for prompt, paths in zip(prompts, chunks, strict=True) for path in paths if not path.exists()
         ]
-        for prompt, path in tqdm(missing, desc="sampling", unit="chunk", disable=not missing):
+        for prompt, path in _progress(missing, "sampling"):
             chunk_seed = int(_hash([path.parent.name, path.name])[:15], 16)
             responses = sampler.sample([prompt] * chunk_size, settings, seed=chunk_seed)
             if len(responses) != chunk_size or not np.isfinite(responses.log_probs).all():
@@ -146,7 +146,7 @@ class SampleStore:
             for path in paths
             if not path.with_suffix(suffix).exists()
         ]
-        for prompt, path in tqdm(missing, desc="scoring", unit="chunk", disable=not missing):
+        for prompt, path in _progress(missing, "scoring"):
             texts = _read_responses(path).texts.tolist()
             _write(path.with_suffix(suffix), rewards=checked_score(reward_model, [prompt] * len(texts), texts))
         count = len(draws.responses[0])
@@ -193,6 +193,11 @@ class SampleStore:
         else:
             replace_file(about, json.dumps({"model": name, **identity}, indent=1).encode())
         return tuple(about.with_name(f"{number:05d}.npz") for number in range(count))
+
+
+def _progress(chunks: list[tuple[str, Path]], what: str) -> Iterable[tuple[str, Path]]:
+    # Every refresh stays in a notebook's output for good, so there are few.
+    return tqdm(chunks, desc=what, unit="chunk", disable=not chunks, mininterval=5, leave=False)
 
 
 def _hash(value: Any) -> str:
