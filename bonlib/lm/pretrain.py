@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import minimize_scalar
 from torch.utils.data import Dataset
 
-from bonlib.lm.data import Review, load_reviews, load_snippets
+from bonlib.lm.data import Review, load_reviews
 from bonlib.lm.models import LoadedModel, keep_freed_memory, load_classifier, load_language_model
 from bonlib.lm.rewards import SentimentReward
 
@@ -125,19 +126,13 @@ class TextBlocks(Dataset[dict[str, torch.Tensor]]):
 class LabelledCrops(Dataset[dict[str, Any]]):
     """Pieces of reviews with the review's label, so that the judge also learns to read short text.
 
-    Every second batch holds crops of at most 64 tokens, the others crops of up to the context, so that short ones
-    need not be padded to long ones. Half of the crops begin where their review begins. Half of the short ones come from
-    snippets, whose label is about the very words that are read; a review's label need not be about its first sentence.
-    Item i depends on (seed, i) only.
+    At least half of the crops have at most 64 tokens, and half begin where their review begins. Item i depends on
+    (seed, i) only.
     """
 
-    def __init__(
-        self, reviews: Sequence[Review], snippets: Sequence[Review], tokenizer: Any, *, recipe: RewardModelRecipe
-    ) -> None:
-        texts = [text.text for text in (*reviews, *snippets)]
-        self.encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-        self.labels = [text.label for text in (*reviews, *snippets)]
-        self.reviews = len(reviews)
+    def __init__(self, reviews: Sequence[Review], tokenizer: Any, *, recipe: RewardModelRecipe) -> None:
+        self.encoded = tokenizer([review.text for review in reviews], add_special_tokens=False)["input_ids"]
+        self.labels = [review.label for review in reviews]
         self.prefix = [tokenizer.bos_token_id]
         self.recipe = recipe
 
@@ -146,19 +141,15 @@ class LabelledCrops(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.recipe.seed, index])
-        longest = self.recipe.context - len(self.prefix)
-        short = index // self.recipe.batch_size % 2 == 0
-        if short:
-            longest = min(longest, 64)
-        from_snippets = short and rng.random() < 0.5
-        which = int(rng.integers(self.reviews, len(self.encoded)) if from_snippets else rng.integers(self.reviews))
+        which = int(rng.integers(len(self.encoded)))
         ids = self.encoded[which]
-        length = int(rng.integers(self.recipe.shortest_crop, longest + 1))
+        room = self.recipe.context - len(self.prefix)
+        length = int(rng.integers(self.recipe.shortest_crop, min(65, room + 1) if rng.random() < 0.5 else room + 1))
         start = 0 if rng.random() < 0.5 else int(rng.integers(max(len(ids) - length, 0) + 1))
         return {"input_ids": self.prefix + ids[start : start + length], "labels": self.labels[which]}
 
 
-def _fit(model: Any, dataset: Any, recipe: Recipe, scratch: Path, *, order: str, collate: Any = None) -> float:
+def _fit(model: Any, dataset: Any, recipe: Recipe, scratch: Path, collate: Any = None) -> float:
     """Train `model` in place, from the newest checkpoint if an interrupted run of the same recipe left one.
 
     Checkpoints are removed when done. Returns the minutes of all its sessions.
@@ -200,7 +191,6 @@ def _fit(model: Any, dataset: Any, recipe: Recipe, scratch: Path, *, order: str,
         logging_steps=100,
         save_steps=min(500, max(1, recipe.steps // 4)),
         save_total_limit=1,
-        train_sampling_strategy=order,
         report_to="none",
     )
     trainer = Trainer(model=model, args=arguments, train_dataset=dataset, data_collator=collate, callbacks=[Clock()])
@@ -242,7 +232,7 @@ def pretrain_language_model(folder: Path, scratch: Path, recipe: LanguageModelRe
     blocks = TextBlocks(
         reviews, tokenizer, context=recipe.context, size=recipe.steps * recipe.batch_size, seed=recipe.seed
     )
-    minutes = _fit(model, blocks, recipe, scratch, order="random")
+    minutes = _fit(model, blocks, recipe, scratch)
     _save(model, tokenizer, folder, recipe, minutes)
     write_card(folder)
 
@@ -284,11 +274,35 @@ def pretrain_reward_model(
     donor = AutoModelForCausalLM.from_pretrained(language_model, dtype=torch.float32).transformer.state_dict()
     lent = {key: value for key, value in donor.items() if key in model.transformer.state_dict()}
     model.transformer.load_state_dict(lent)
-    crops = LabelledCrops(load_reviews("train"), load_snippets("train"), tokenizer, recipe=recipe)
-    collate = DataCollatorWithPadding(tokenizer)
-    minutes = _fit(model, crops, recipe, scratch, order="sequential", collate=collate)
+    crops = LabelledCrops(load_reviews("train"), tokenizer, recipe=recipe)
+    minutes = _fit(model, crops, recipe, scratch, DataCollatorWithPadding(tokenizer))
+    balance_judge(model, tokenizer, load_reviews("train"))
     _save(model, tokenizer, folder, recipe, minutes)
     write_card(folder)
+
+
+def balance_judge(model: Any, tokenizer: Any, reviews: Sequence[Review], *, words: int = 32, most: int = 6000) -> float:
+    """Shift a judge's logit by the constant that fits the labels of openings best, and return that constant.
+
+    Trained on texts of all lengths, it leans to one side on short ones. GPT-2's score layer has no bias; the last
+    layer norm has one, along the direction that separates the classes it acts as such.
+
+    Args:
+        model: a `GPT2ForSequenceClassification` with two classes, changed in place.
+        tokenizer: its tokenizer.
+        reviews: with labels, of the training split.
+        words: length of an opening.
+        most: how many reviews to use.
+    """
+    chosen = reviews[:most]
+    judge = SentimentReward(LoadedModel(model.eval(), tokenizer, "judge"), output="logit")
+    logits = judge.score_texts([" ".join(review.text.split()[:words]) for review in chosen])
+    signs = np.array([2 * review.label - 1 for review in chosen])
+    fit = minimize_scalar(lambda shift: np.mean(np.logaddexp(0, -signs * (logits + shift))), bounds=(-3, 3))
+    with torch.no_grad():
+        direction = model.score.weight[judge.positive] - model.score.weight[1 - judge.positive]
+        model.transformer.ln_f.bias += float(fit.x) * direction / direction.square().sum()
+    return float(fit.x)
 
 
 def _save(model: Any, tokenizer: Any, folder: Path, recipe: Recipe, minutes: float) -> None:
