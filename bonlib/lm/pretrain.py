@@ -298,7 +298,7 @@ def balance_judge(model: Any, tokenizer: Any, reviews: Sequence[Review], *, word
     judge = SentimentReward(LoadedModel(model.eval(), tokenizer, "judge"), output="logit")
     logits = judge.score_texts([" ".join(review.text.split()[:words]) for review in chosen])
     signs = np.array([2 * review.label - 1 for review in chosen])
-    fit = minimize_scalar(lambda shift: np.mean(np.logaddexp(0, -signs * (logits + shift))), bounds=(-3, 3))
+    fit = minimize_scalar(lambda shift: np.mean(np.logaddexp(0, -signs * (logits + shift))), bounds=(-20, 20))
     with torch.no_grad():
         direction = model.score.weight[judge.positive] - model.score.weight[1 - judge.positive]
         model.transformer.ln_f.bias += float(fit.x) * direction / direction.square().sum()
