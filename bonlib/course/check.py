@@ -18,7 +18,7 @@ from bonlib.course.profiles import PROFILES, Profile
 if TYPE_CHECKING:
     from bonlib.lm.samplers import TransformersSampler
 
-BYTES_PER_TOKEN = 4  # of a stored draw with its text and reward, compressed; measured on draws of 24 tokens
+BYTES_PER_TOKEN = 6  # of a stored draw with its text and reward, compressed; measured on draws of 24 tokens
 
 
 @dataclass(frozen=True)

@@ -400,7 +400,8 @@ def write_card(folder: Path) -> dict[str, float]:
         (
             "training",
             f"{recipe['steps']} steps of {recipe['batch_size']} texts, AdamW, peak learning rate "
-            f"{recipe['learning_rate']}, seed {recipe['seed']}",
+            f"{recipe['learning_rate']}, seed {recipe['seed']}"
+            + ("; then its logit shifted by a constant fitted on training openings" if judges else ""),
         ),
         ("minutes", f"{recipe['minutes']} on {recipe['machine']}"),
         ("command", f"`python -m bonlib pretrain {command}`"),
