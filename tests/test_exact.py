@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from bonlib.exact import Outcomes, kl_divergence
+from bonlib.exact import Outcomes, entropy, kl_divergence, renyi2
 
 TIES = ["first", "order"]
 
@@ -62,13 +62,18 @@ def log_best_of_in_many_digits(model, n):
     return result
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_log_best_of_is_accurate_to_ten_digits_for_any_n(seed):
+def random_case(seed):
+    """Outcomes with ties, spread out or with probabilities down to e^−60, and n from 1 to 1e12."""
     rng = np.random.default_rng(seed)
     size = int(rng.integers(2, 12))
     spread = rng.dirichlet(np.full(size, 10 ** rng.uniform(-1, 1))) if seed % 2 else np.exp(rng.uniform(-60, 0, size))
     model = Outcomes(spread / spread.sum(), rng.integers(0, size, size).astype(float))
-    n = 10 ** rng.uniform(0, 12)
+    return model, 10 ** rng.uniform(0, 12)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_log_best_of_is_accurate_to_ten_digits_for_any_n(seed):
+    model, n = random_case(seed)
     with mpmath.workdps(400):
         for got, want in zip(model.log_best_of(n), log_best_of_in_many_digits(model, n), strict=True):
             if abs(want) < 1e-290:  # F^n of the others underflows: the outcome is certain
@@ -77,6 +82,26 @@ def test_log_best_of_is_accurate_to_ten_digits_for_any_n(seed):
                 assert got == -np.inf
             else:
                 assert abs(mpmath.mpf(float(got)) / want - 1) < 1e-10
+
+
+@pytest.mark.parametrize("ties", TIES)
+@pytest.mark.parametrize("seed", range(30))
+def test_the_kl_is_accurate_to_ten_digits_for_any_n(seed, ties):
+    model, n = random_case(seed)
+    ordered = (
+        model
+        if ties == "first"
+        else Outcomes(model.probs, np.lexsort((np.arange(len(model)), model.rewards)).argsort())
+    )
+    with mpmath.workdps(400):
+        log_policy = log_best_of_in_many_digits(ordered, n)
+        total = mpmath.fsum(map(mpmath.mpf, model.probs.tolist()))
+        want = mpmath.fsum(
+            mpmath.exp(a) * (a - mpmath.log(mpmath.mpf(b) / total))
+            for a, b in zip(log_policy, model.probs.tolist(), strict=True)
+            if a != -mpmath.inf
+        )
+        assert abs(kl_divergence(model.best_of(n, ties), model.probs) - want) < 1e-10
 
 
 def test_the_textbook_form_cancels_where_ours_does_not():
@@ -101,7 +126,7 @@ def test_best_of_one_is_the_reference(model, ties):
 
 @given(outcomes(), st.floats(1, 50), st.floats(1, 50), st.sampled_from(TIES))
 def test_best_of_n_of_best_of_m_is_best_of_n_times_m(model, n, m, ties):
-    twice = Outcomes(model.best_of(m, ties), model.rewards).best_of(n, ties)
+    twice = model.rebase(model.best_of(m, ties)).best_of(n, ties)
     np.testing.assert_allclose(twice, model.best_of(n * m, ties), rtol=1e-7, atol=1e-13)
 
 
@@ -155,6 +180,72 @@ def test_tilt_has_its_limits():
     np.testing.assert_allclose(unlikely.tilt(1e-3), [0, 0, 1], atol=1e-12)
 
 
+@pytest.mark.parametrize("reward", ["raw", "calibrated", "log_cdf"])
+def test_a_tilt_maximises_the_reward_it_names(reward):
+    model = Outcomes([0.2, 0.3, 0.1, 0.4], [1.0, 3.0, 3.0, 2.0])
+    by_hand = {"raw": model.rewards, "calibrated": model.calibrated_reward, "log_cdf": np.log(model.cdf)}[reward]
+    plain = model.probs * np.exp(by_hand / 0.3)
+    np.testing.assert_allclose(model.tilt(0.3, reward), plain / plain.sum(), rtol=1e-12)
+
+
+def test_the_tilt_by_log_cdf_is_best_of_n_without_term_b():
+    model, n = Outcomes([0.2, 0.3, 0.5], [1.0, 3.0, 2.0]), 5
+    term_b = model.best_of(n) / (model.probs * model.cdf ** (n - 1))
+    assert (term_b >= 1).all()
+    assert (term_b <= n).all()
+    tilted = model.tilt(1 / (n - 1), "log_cdf") * term_b
+    np.testing.assert_allclose(tilted / tilted.sum(), model.best_of(n), rtol=1e-12)
+
+
+def soft_best_of_by_enumeration(model, n, temperature):
+    result = np.zeros(len(model))
+    for drawn in itertools.product(range(len(model)), repeat=n):
+        weights = np.exp((model.rewards[list(drawn)] - model.rewards.max()) / temperature)
+        np.add.at(result, list(drawn), np.prod(model.probs[list(drawn)]) * weights / weights.sum())
+    return result
+
+
+@given(outcomes(max_size=4), st.integers(1, 4), st.floats(-1.5, 2))
+def test_soft_best_of_equals_enumeration_of_all_tuples(model, n, log_temperature):
+    want = soft_best_of_by_enumeration(model, n, 10**log_temperature)
+    np.testing.assert_allclose(model.soft_best_of(n, 10**log_temperature), want, rtol=1e-10, atol=1e-300)
+
+
+def test_soft_best_of_equals_simulation():
+    model, n, temperature = Outcomes([0.2, 0.3, 0.1, 0.4], [1.0, 3.0, 0.0, 2.0]), 50, 0.4
+    rng = np.random.default_rng(0)
+    drawn = rng.choice(len(model), size=(100_000, n), p=model.probs)
+    # Gumbel-max: the largest of r/λ + Gumbel noise is draw i with probability ∝ exp(r_i/λ).
+    kept = np.argmax(model.rewards[drawn] / temperature + rng.gumbel(size=drawn.shape), axis=1)
+    counts = np.bincount(drawn[np.arange(len(drawn)), kept], minlength=len(model))
+    expected = model.soft_best_of(n, temperature) * len(drawn)
+    assert (np.abs(counts - expected) < 5 * np.sqrt(expected)).all()
+
+
+@pytest.mark.parametrize("n", [1.5, 7.3, 1e6])
+def test_soft_best_of_takes_real_n(n):
+    model, temperature = Outcomes([0.2, 0.3, 0.5], [1.0, 3.0, 2.0]), 0.7
+    w = np.exp(model.rewards / temperature)
+
+    def integrand(s, y):  # in s = log t
+        phi = mpmath.fsum(p * mpmath.exp(-mpmath.exp(s) * v) for p, v in zip(model.probs, w, strict=True))
+        return mpmath.exp(s - mpmath.exp(s) * w[y]) * phi ** (n - 1)
+
+    got = model.soft_best_of(n, temperature)
+    for y in range(3):
+        integral = mpmath.quad(lambda s, y=y: integrand(s, y), np.linspace(-60, 5, 27).tolist())
+        assert got[y] == pytest.approx(float(n * model.probs[y] * w[y] * integral), rel=1e-10)
+
+
+@given(outcomes(), st.floats(1, 1e12))
+def test_soft_best_of_is_between_the_reference_and_best_of_n(model, n):
+    np.testing.assert_allclose(model.soft_best_of(1, 0.3), model.probs, rtol=1e-10, atol=1e-300)
+    np.testing.assert_allclose(model.soft_best_of(min(n, 1e3), 1e12), model.probs, rtol=1e-6, atol=1e-9)
+    cold = model.soft_best_of(n, 1e-3)  # a gap of one unit of reward weighs e^1000
+    np.testing.assert_allclose(cold, model.best_of(n), rtol=1e-8, atol=1e-9)
+    assert model.mean_reward(model.soft_best_of(n, 1.0)) <= model.mean_reward(cold) + 1e-7
+
+
 def test_rewind_keeps_what_reaches_the_threshold():
     model = Outcomes([0.2, 0.3, 0.5], [1.0, 3.0, 2.0])
     np.testing.assert_allclose(model.rewind(2.0), [0, 0.375, 0.625])
@@ -163,6 +254,44 @@ def test_rewind_keeps_what_reaches_the_threshold():
         model.rewind(4)
     with pytest.raises(ValueError, match="threshold is nan"):
         model.rewind(np.nan)
+
+
+@given(outcomes())
+def test_rewind_by_acceptance_agrees_with_rewind_by_threshold(model):
+    for reward in model.rewards[model.probs > 0]:
+        acceptance = model.probs[model.rewards >= reward].sum()
+        by_threshold = model.rewind(reward)
+        np.testing.assert_allclose(model.rewind_at(min(acceptance, 1.0)), by_threshold, rtol=1e-9, atol=1e-12)
+        assert kl_divergence(by_threshold, model.probs) == pytest.approx(-np.log(acceptance), abs=1e-12)
+
+
+@given(outcomes(), st.floats(1e-6, 1))
+def test_rewind_by_acceptance_keeps_the_best_share(model, acceptance):
+    policy = model.rewind_at(acceptance)
+    assert policy.sum() == pytest.approx(1)
+    assert (policy <= model.probs / acceptance * (1 + 1e-9)).all()
+    ranked = np.argsort(model.rewards)
+    partial = (policy[ranked] > 0) & (policy[ranked] < model.probs[ranked] / acceptance * (1 - 1e-6))
+    assert len(set(model.rewards[ranked][partial])) <= 1
+
+
+def test_entropies_and_moments():
+    assert entropy(np.full(8, 0.125)) == pytest.approx(np.log(8))
+    assert renyi2(np.full(8, 0.125)) == pytest.approx(np.log(8))
+    assert entropy([1.0, 0.0]) == 0
+    assert renyi2([0.5, 0.3, 0.2]) == pytest.approx(-np.log(0.38))
+    model = Outcomes([0.5, 0.3, 0.2], [1.0, 2.0, 4.0])
+    assert model.reward_variance(model.probs) == pytest.approx(0.5 + 1.2 + 3.2 - 1.9**2)
+
+
+def test_a_trade_off_is_the_policies_one_by_one():
+    model, knobs = Outcomes([0.2, 0.3, 0.5], [1.0, 3.0, 2.0]), [0.1, 0.5, 2.0]
+    curve = model.trade_off(model.tilt, knobs)
+    for place, beta in enumerate(knobs):
+        policy = model.tilt(beta)
+        assert curve.kl[place] == kl_divergence(policy, model.probs)
+        assert curve.win_rate[place] == model.win_rate(policy)
+        assert curve.reward[place] == model.mean_reward(policy)
 
 
 def test_kl_divergence_of_a_coin_is_the_papers_closed_form():
@@ -176,6 +305,7 @@ def test_kl_divergence_of_a_coin_is_the_papers_closed_form():
 def test_kl_divergence_knows_missing_mass_and_itself():
     assert kl_divergence([0.5, 0.5], [1.0, 0.0]) == np.inf
     assert kl_divergence([1.0, 0.0], [0.5, 0.5]) == pytest.approx(np.log(2))
+    assert kl_divergence([1.0, 0.0], [1e-320, 1.0]) == pytest.approx(320 * np.log(10), rel=1e-3)
     p = np.random.default_rng(0).dirichlet(np.ones(1000))
     assert kl_divergence(p, p) == 0
 
@@ -190,7 +320,8 @@ def test_a_million_outcomes():
 
 def test_outcomes_cannot_be_changed():
     model = Outcomes([0.5, 0.5], [0, 1])
-    for array in (model.probs, model.rewards, model.cdf, model.strict_cdf, model.calibrated_reward, model.log_probs):
+    names = ("probs", "rewards", "cdf", "strict_cdf", "log_cdf", "calibrated_reward", "log_probs")
+    for array in (getattr(model, name) for name in names):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 1
     with pytest.raises(AttributeError):
@@ -234,6 +365,14 @@ def test_other_bad_arguments_are_named():
     for beta in (0, -1, np.nan):
         with pytest.raises(ValueError, match="beta is"):
             model.tilt(beta)
+    with pytest.raises(ValueError, match="reward is 'rank'"):
+        model.tilt(1.0, reward="rank")
+    for temperature in (0, -1, np.nan):
+        with pytest.raises(ValueError, match="temperature is"):
+            model.soft_best_of(2, temperature)
+    for acceptance in (0, 1.1, np.nan):
+        with pytest.raises(ValueError, match="acceptance is"):
+            model.rewind_at(acceptance)
     with pytest.raises(ValueError, match=r"p has shape \(3,\)"):
         model.win_rate([0.2, 0.3, 0.5])
     with pytest.raises(ValueError, match="p sums to"):
