@@ -10,7 +10,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from bonlib.bounds import kl_bound, win_rate_bound
 from bonlib.cdf import Estimate
-from bonlib.exact import Outcomes, kl_divergence
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +20,7 @@ COLOURS = {
     "reference": "#949494",
     "best-of-n": "#0173b2",
     "KL-RL": "#de8f05",
+    "soft best-of-n": "#56b4e9",
     "rewind": "#029e73",
     "random-of-n": "#ca9161",
     "bound": "#222222",
@@ -68,60 +68,6 @@ def trade_off(curves: Mapping[str, tuple[ArrayLike, ArrayLike, Mapping[str, Any]
     figure, (axis,) = new_figure(width=6.4)
     _trade_off(axis, curves)
     return figure
-
-
-def policies_figure(outcomes: Outcomes, *, n: float, beta: float) -> Figure:
-    """Draw best-of-n and the KL-RL optimum beside their reference, and where both stand in win rate against KL.
-
-    The callback of the sliders.
-
-    Args:
-        outcomes: reference and rewards, 2 to 30 outcomes.
-        n: number of draws, at least 1.
-        beta: KL coefficient, positive, in units of reward.
-    """
-    figure, (left, right) = new_figure(2)
-    policies = {
-        "reference": outcomes.probs,
-        "best-of-n": outcomes.best_of(n),
-        "KL-RL": outcomes.tilt(beta),
-    }
-    places = np.arange(len(outcomes))
-    for offset, (name, probs) in zip((-0.27, 0, 0.27), policies.items(), strict=True):
-        left.bar(places + offset, probs, 0.25, color=COLOURS[name], label=name)
-    left.set_xticks(places, [f"{reward:g}" for reward in outcomes.rewards])
-    left.set(ylim=(0, 1.02), xlabel="outcome, named by its reward", ylabel="probability")
-    left.legend(frameon=False, loc="upper left")
-    grid = np.geomspace(1, 1000, 60)
-    scale = np.ptp(outcomes.rewards) or 1.0
-    tilts = [outcomes.tilt(b) for b in scale * np.geomspace(30, 0.02, 60)]
-    families = {"best-of-n": [outcomes.best_of(m) for m in grid], "KL-RL": tilts}
-    _trade_off(right, {name: (*policy_points(outcomes, f), {"color": COLOURS[name]}) for name, f in families.items()})
-    for name in ("best-of-n", "KL-RL"):
-        (kl,), (win,) = policy_points(outcomes, [policies[name]])
-        right.plot(kl, win, "o", ms=11, mec="white", color=COLOURS[name], zorder=3)
-    figure.suptitle(readout(outcomes, n=n, beta=beta), fontsize=11, ha="left", x=0.02)
-    return figure
-
-
-def readout(outcomes: Outcomes, *, n: float, beta: float) -> str:
-    """Return the numbers under the sliders as one line: KL and win rate of both policies."""
-    parts = []
-    for name, policy in (
-        (f"best-of-n, n = {n:g}", outcomes.best_of(n)),
-        (f"KL-RL, β = {beta:.3g}", outcomes.tilt(beta)),
-    ):
-        kl, win = kl_divergence(policy, outcomes.probs), outcomes.win_rate(policy)
-        parts.append(f"{name}: KL {kl:.3f} nats, win rate {win:.3f}")
-    return "      ".join(parts)
-
-
-def policy_points(outcomes: Outcomes, policies: Sequence[ArrayLike]) -> tuple[list[float], list[float]]:
-    """Return the KL to the reference, in nats, and the win rate of each policy."""
-    return (
-        [kl_divergence(policy, outcomes.probs) for policy in policies],
-        [outcomes.win_rate(policy) for policy in policies],
-    )
 
 
 def simplex_figure(

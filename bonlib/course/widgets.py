@@ -1,55 +1,204 @@
-"""Sliders over a figure."""
+"""Sliders over pictures; the first picture comes from an ordinary call, so that a run without a browser shows it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+import numpy as np
+
+from bonlib.course.picture import FAMILIES, Knobs, PoliciesPicture, readout, readout_table
+from bonlib.exact import Outcomes
+
+SHAPES: dict[str, Callable[[int], Any]] = {
+    "uniform": lambda size: np.ones(size),
+    "worse is likelier": lambda size: 0.8 ** np.arange(size),
+    "better is likelier": lambda size: 0.8 ** np.arange(size)[::-1],
+    "one rare best": lambda size: np.append(np.ones(size - 1), 0.02),
+}
+SMALLEST_WEIGHT = 0.01
 
 
-def explore(draw: Callable[..., Figure], **controls: Any) -> None:
-    """Show a figure under sliders that redraw it.
+def explore(draw: Callable[..., Any], **controls: Any) -> None:
+    """Show what `draw` returns under sliders that draw it again.
 
     The first picture is an ordinary output of the cell, drawn by an ordinary call: run headless, the notebook
     shows it, and an error in `draw` fails the cell.
 
     Args:
-        draw: takes the value of each control by keyword and returns a figure.
+        draw: takes the value of each control by keyword and returns a figure, or several things to show in a tuple.
         controls: a widget for each argument of `draw`.
     """
-    from IPython.display import display
     from ipywidgets import VBox
 
-    def values() -> dict[str, Any]:
-        return {name: control.value for name, control in controls.items()}
-
-    first = draw(**values())
-    display(VBox(list(controls.values())))
-    picture = display(first, display_id=True)
-
-    def redraw(_: Any) -> None:
-        picture.update(draw(**values()))
-
+    redraw = _show_under(
+        VBox(list(controls.values())),
+        lambda: draw(**{name: control.value for name, control in controls.items()}),
+    )
     for control in controls.values():
-        control.observe(redraw, names="value")
+        control.observe(lambda _: redraw(), names="value")
 
 
-def n_slider(value: int = 4, largest: int = 100) -> Any:
+class PolicyExplorer:
+    """Best-of-n, KL-RL, soft best-of-n and rewind-and-repeat under sliders, over outcomes that can be changed as well.
+
+    Args:
+        outcomes: reference and rewards to begin with, 2 to 30 outcomes.
+        knobs: where the sliders stand at first.
+        families: which policies to show.
+
+    Attributes:
+        knobs: the sliders of `Knobs`, by its attribute.
+        size, shape: the number K of outcomes, and the reference that a new number begins with.
+        weights, rewards: a slider for each outcome; the reference is the weights divided by their sum.
+    """
+
+    def __init__(self, outcomes: Outcomes, knobs: Knobs | None = None, families: Sequence[str] = FAMILIES) -> None:
+        from ipywidgets import Dropdown, IntSlider
+
+        start = knobs or Knobs()
+        sliders = {
+            "n": partial(n_slider, start.n),
+            "beta": partial(beta_slider, start.beta),
+            "temperature": partial(log_slider, "λ", start.temperature, 0.01, 100),
+            "acceptance": partial(log_slider, "α", start.acceptance, 0.001, 1),
+        }
+        wanted = {
+            "best-of-n": ("n",), "KL-RL": ("beta",), "soft best-of-n": ("n", "temperature"), "rewind": ("acceptance",)
+        }  # fmt: skip
+        used = {knob for family in families for knob in wanted[family]}
+        self.knobs = {name: make() for name, make in sliders.items() if name in used}
+        self.size = IntSlider(len(outcomes), 2, 30, description="K", layout=_wide())
+        self.shape = Dropdown(options=["as given", *SHAPES], value="as given", description="π", layout=_wide("24rem"))
+        self.weights: list[Any] = []
+        self.rewards: list[Any] = []
+        self._given, self._outcomes = outcomes, outcomes
+        self._picture = PoliciesPicture(families)
+        self._box = self._make_box()
+        self._fill_rows(outcomes)
+        self._redraw: Callable[[], Any] = self.draw
+        for slider in self.knobs.values():
+            slider.observe(lambda _: self._redraw(), names="value")
+        for control in (self.size, self.shape):
+            control.observe(self._reshape, names="value")
+
+    def show(self) -> None:
+        """Show sliders, picture and numbers; the numbers are a table in the page, for readers and tests alike."""
+        self._redraw = _show_under(self._box, self.draw)
+
+    def draw(self) -> tuple[Any, Any]:
+        """Return the picture and the numbers where the sliders stand."""
+        from IPython.display import HTML, Image
+
+        knobs = Knobs(**{name: float(slider.value) for name, slider in self.knobs.items()})
+        table = readout_table(readout(self._outcomes, knobs, self._picture.families))
+        return Image(self._picture.draw(self._outcomes, knobs)), HTML(table)
+
+    @property
+    def outcomes(self) -> Outcomes:
+        """The reference and rewards that the sliders stand for."""
+        return self._outcomes
+
+    def _make_box(self) -> Any:
+        from ipywidgets import HTML, HBox, Layout, Tab, VBox
+
+        row = Layout(overflow="auto", width="100%")
+        self._rows = HBox(layout=row), HBox(layout=row)
+        note = "outcomes 1 … K, from left to right; "
+        pages = {
+            "knobs: " + ", ".join(slider.description for slider in self.knobs.values()): list(self.knobs.values()),
+            "reference π(y)": [
+                HBox([self.size, self.shape]),
+                HTML(note + "weights, divided by their sum"),
+                self._rows[0],
+            ],
+            "reward r(y)": [HTML(note + "equal rewards are ties"), self._rows[1]],
+        }
+        return Tab([VBox(children) for children in pages.values()], titles=list(pages))
+
+    def _fill_rows(self, outcomes: Outcomes) -> None:
+        """Put new sliders in the rows, and make them move the outcomes."""
+        from ipywidgets import FloatSlider, Layout
+
+        self._outcomes = outcomes
+        upright = Layout(width="1.9rem", height="8rem", margin="0")
+        low, high = float(self._given.rewards.min()), float(self._given.rewards.max())
+        make = partial(FloatSlider, orientation="vertical", readout=False, layout=upright)
+        weights = np.maximum(outcomes.probs / outcomes.probs.max(), SMALLEST_WEIGHT)
+        self.weights = [
+            make(float(weight), min=SMALLEST_WEIGHT, max=1, step=0.01, description=str(place))
+            for place, weight in enumerate(weights, 1)
+        ]
+        self.rewards = [
+            make(float(reward), min=low, max=high, step=(high - low) / 40 or 1, description=str(place))
+            for place, reward in enumerate(outcomes.rewards, 1)
+        ]
+        for row, sliders in zip(self._rows, (self.weights, self.rewards), strict=True):
+            row.children = sliders
+            for slider in sliders:
+                slider.observe(self._move_outcomes, names="value")
+
+    def _reshape(self, _: Any) -> None:
+        size, shape = self.size.value, self.shape.value
+        if shape == "as given" and size == len(self._given):
+            outcomes = self._given
+        else:
+            weights = SHAPES.get(shape, SHAPES["uniform"])(size)
+            outcomes = Outcomes(
+                weights / weights.sum(), np.linspace(self._given.rewards.min(), self._given.rewards.max(), size)
+            )
+        self._fill_rows(outcomes)
+        self._redraw()
+
+    def _move_outcomes(self, _: Any) -> None:
+        weights = np.array([slider.value for slider in self.weights])
+        self._outcomes = Outcomes(weights / weights.sum(), [slider.value for slider in self.rewards])
+        self._redraw()
+
+
+def n_slider(value: float = 4, largest: int = 100) -> Any:
     """Return a slider for the number of draws N."""
-    from ipywidgets import IntSlider, Layout
+    from ipywidgets import IntSlider
 
-    return IntSlider(value, 1, largest, description="N", layout=Layout(width="32rem"))
+    return IntSlider(int(value), 1, largest, description="N", layout=_wide())
 
 
 def beta_slider(value: float = 0.5, smallest: float = 0.02, largest: float = 20.0) -> Any:
     """Return a slider for the KL coefficient β, even in log β."""
-    from math import log10
+    return log_slider("β", value, smallest, largest)
 
-    from ipywidgets import FloatLogSlider, Layout
+
+def log_slider(symbol: str, value: float, smallest: float, largest: float) -> Any:
+    """Return a slider for a positive number, even in its logarithm, labelled with its symbol in the text."""
+    from ipywidgets import FloatLogSlider
 
     return FloatLogSlider(
-        value, min=log10(smallest), max=log10(largest), step=0.01, description="β", readout_format=".3g",
-        layout=Layout(width="32rem"),
+        value, min=np.log10(smallest), max=np.log10(largest), step=0.01, description=symbol, readout_format=".3g",
+        layout=_wide(),
     )  # fmt: skip
+
+
+def _wide(width: str = "32rem") -> Any:
+    from ipywidgets import Layout
+
+    return Layout(width=width, max_width="100%")
+
+
+def _show_under(box: Any, draw: Callable[[], Any]) -> Callable[[], None]:
+    """Display a box of widgets and, below it, what `draw` returns; return what draws it again in its place."""
+    from IPython.display import display
+
+    def pieces() -> tuple[Any, ...]:
+        shown = draw()
+        return shown if isinstance(shown, tuple) else (shown,)
+
+    first = pieces()
+    display(box)
+    handles = [display(piece, display_id=True) for piece in first]
+
+    def redraw() -> None:
+        for handle, piece in zip(handles, pieces(), strict=True):
+            handle.update(piece)
+
+    return redraw

@@ -1,0 +1,209 @@
+"""Policies under sliders: what the knobs of best-of-n and its neighbours do, as numbers and as one quick picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bonlib.course.figures import COLOURS, new_figure
+from bonlib.exact import Outcomes, TradeOff, kl_divergence
+
+Array = NDArray[np.float64]
+
+FAMILIES = ("best-of-n", "KL-RL", "soft best-of-n", "rewind")
+DPI = 100
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """One setting of the knob of each family of policies.
+
+    Attributes:
+        n: draws N of best-of-n and of soft best-of-n.
+        beta: KL coefficient β of KL-RL, in units of reward.
+        temperature: λ of soft best-of-n, in units of reward.
+        acceptance: probability α that rewind-and-repeat accepts a draw.
+    """
+
+    n: float = 4
+    beta: float = 0.5
+    temperature: float = 0.5
+    acceptance: float = 0.25
+
+    def policy(self, family: str, outcomes: Outcomes) -> Array:
+        """Return the policy of `family` at this setting, probabilities of shape (K,)."""
+        policies: dict[str, Callable[[], Array]] = {
+            "best-of-n": lambda: outcomes.best_of(self.n),
+            "KL-RL": lambda: outcomes.tilt(self.beta),
+            "soft best-of-n": lambda: outcomes.soft_best_of(self.n, self.temperature),
+            "rewind": lambda: outcomes.rewind_at(self.acceptance),
+        }
+        return policies[family]()
+
+    def curve(self, family: str, outcomes: Outcomes) -> TradeOff:
+        """Return what the family reaches as its own knob turns; that of soft best-of-n is λ, at this N."""
+        scale = float(np.ptp(outcomes.rewards)) or 1.0
+        families: dict[str, tuple[Callable[[float], ArrayLike], Array]] = {
+            "best-of-n": (outcomes.best_of, np.geomspace(1, 1e4, 40)),
+            "KL-RL": (outcomes.tilt, scale * np.geomspace(30, 0.01, 40)),
+            "soft best-of-n": (lambda value: outcomes.soft_best_of(self.n, value), scale * np.geomspace(30, 0.01, 16)),
+            "rewind": (outcomes.rewind_at, np.geomspace(1, 1e-4, 60)),
+        }
+        return outcomes.trade_off(*families[family])
+
+    def setting(self, family: str) -> str:
+        """Return the knob of `family` as it is written in the text."""
+        n, soft = f"N = {self.n:g}", f"λ = {self.temperature:.3g}"
+        return {
+            "best-of-n": n,
+            "KL-RL": f"β = {self.beta:.3g}",
+            "soft best-of-n": f"{n}, {soft}",
+            "rewind": f"α = {self.acceptance:.3g}",
+        }[family]
+
+    def draws(self, family: str) -> str:
+        """Return how many draws from the reference a response costs on average."""
+        return {
+            "best-of-n": f"{self.n:g}",
+            "KL-RL": "1, once trained",
+            "soft best-of-n": f"{self.n:g}",
+            "rewind": f"{1 / self.acceptance:.3g}",
+        }[family]
+
+
+class Row(NamedTuple):
+    """What is read out for one family; KL in nats."""
+
+    family: str
+    setting: str
+    kl: float
+    win_rate: float
+    reward: float
+    draws: str
+
+
+def readout(outcomes: Outcomes, knobs: Knobs, families: Sequence[str] = FAMILIES) -> list[Row]:
+    """Return the numbers that belong to the picture, a row a family."""
+    rows = []
+    for family in families:
+        policy = knobs.policy(family, outcomes)
+        figures = kl_divergence(policy, outcomes.probs), outcomes.win_rate(policy), outcomes.mean_reward(policy)
+        rows.append(Row(family, knobs.setting(family), *figures, knobs.draws(family)))
+    return rows
+
+
+def readout_table(rows: Sequence[Row]) -> str:
+    """Return the numbers as an HTML table, each family marked in its colour."""
+    body = "".join(
+        f'<tr><td style="text-align:left"><span style="color:{COLOURS[row.family]}">■</span> {row.family}</td>'
+        f"<td>{row.setting}</td><td>{row.kl:.3f}</td><td>{row.win_rate:.3f}</td><td>{row.reward:.3f}</td>"
+        f"<td>{row.draws}</td></tr>"
+        for row in rows
+    )
+    head = "".join(f"<th>{name}</th>" for name in ("policy", "knob", "KL (nats)", "win rate", "mean reward", "draws"))
+    return f'<table class="readout"><tr>{head}</tr>{body}</table>'
+
+
+class PoliciesPicture:
+    """Families of policies beside their reference, and where they stand in win rate against KL.
+
+    One figure, of which only what a slider moves is drawn again; a new figure a step would take five times as long.
+
+    Args:
+        families: which to show, from FAMILIES.
+    """
+
+    def __init__(self, families: Sequence[str] = FAMILIES) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.collections import PolyCollection
+
+        self.families = tuple(families)
+        self.figure, (self._left, self._right) = new_figure(2, width=5.2, height=3.8)
+        self.figure.set_layout_engine("none")
+        self.figure.set_dpi(DPI)
+        self._canvas: Any = FigureCanvasAgg(self.figure)
+        self._left.set_position((0.065, 0.15, 0.41, 0.82))
+        self._right.set_position((0.58, 0.15, 0.405, 0.82))
+        self._left.set(xlabel="outcome", ylabel="probability", ylim=(0, 1))
+        self._right.set(xlabel="KL to the reference  (nats)", ylabel="win rate against the reference", ylim=(0.49, 1))
+        self._bars: dict[str, Any] = {}
+        for name in ("reference", *self.families):
+            self._bars[name] = PolyCollection([], facecolor=COLOURS[name], linewidth=0, label=name, animated=True)
+            self._left.add_collection(self._bars[name])
+        self._bars["reference"].set_alpha(0.4)
+        self._curves, self._points = {}, {}
+        for place, name in enumerate(self.families):
+            style = {"color": COLOURS[name], "animated": True}
+            self._curves[name] = self._right.plot([], [], lw=2, ls="--" if name == "rewind" else "-", **style)[0]
+            marker = {"marker": "os^D"[place], "ms": 13 - 2 * place, "mec": "white", "zorder": 3 + place}  # all visible
+            self._points[name] = self._right.plot([], [], ls="", clip_on=False, **marker, **style)[0]
+        self._left.legend(frameon=False, loc="upper left")
+        self._drawn_curves: dict[str, tuple[Outcomes, float]] = {}
+        self._limits: tuple[int, float, float] | None = None
+        self._background: Any = None
+
+    def draw(self, outcomes: Outcomes, knobs: Knobs) -> bytes:
+        """Return the picture of these outcomes at this setting, as PNG.
+
+        Args:
+            outcomes: reference and rewards, at least two outcomes; more than 30 become too thin to see.
+            knobs: setting of each family.
+        """
+        policies = {name: knobs.policy(name, outcomes) for name in self.families}
+        places = np.arange(1, len(outcomes) + 1)
+        self._bars["reference"].set_verts(_rectangles(places - 0.45, outcomes.probs, 0.9))
+        width = 0.8 / len(self.families)
+        for shift, name in enumerate(self.families):
+            self._bars[name].set_verts(_rectangles(places - 0.4 + shift * width, policies[name], width * 0.9))
+        for name in self.families:
+            kl, win = kl_divergence(policies[name], outcomes.probs), outcomes.win_rate(policies[name])
+            self._points[name].set_data([kl], [win])
+            of_n = knobs.n if name == "soft best-of-n" else 0.0
+            if self._drawn_curves.get(name) != (outcomes, of_n):
+                curve = knobs.curve(name, outcomes)
+                self._curves[name].set_data(curve.kl, curve.win_rate)
+                self._drawn_curves[name] = (outcomes, of_n)
+        furthest = max(float(np.max(curve.get_xdata())) for curve in self._curves.values())
+        likeliest = max(float(np.max(policy)) for policy in (outcomes.probs, *policies.values()))
+        # Few different limits, so that the axes seldom change and stay as they were drawn.
+        self._set_limits(len(outcomes), _round_up(furthest / 0.95), min(_round_up(likeliest), 1.0))
+        return self._png()
+
+    def _set_limits(self, size: int, kl: float, probability: float) -> None:
+        if self._limits == (size, kl, probability):
+            return
+        self._limits = size, kl, probability
+        self._left.set(xlim=(0.4, size + 0.6), ylim=(0, probability))
+        self._left.set_xticks(range(1, size + 1, 1 if size <= 10 else 3))
+        self._right.set_xlim(-0.02 * kl, kl)
+        self._canvas.draw()
+        self._background = self._canvas.copy_from_bbox(self.figure.bbox)
+
+    def _png(self) -> bytes:
+        from PIL import Image
+
+        self._canvas.restore_region(self._background)
+        for axis in (self._left, self._right):
+            for artist in (*axis.collections, *axis.lines):
+                axis.draw_artist(artist)
+        stream = io.BytesIO()
+        pixels = np.asarray(self._canvas.buffer_rgba())[..., :3]
+        Image.fromarray(np.ascontiguousarray(pixels)).save(stream, format="png", compress_level=1)
+        return stream.getvalue()
+
+
+def _round_up(value: float) -> float:
+    """The next power of √2, and at least 1/8."""
+    return float(2 ** (max(-6, np.ceil(2 * np.log2(value))) / 2))
+
+
+def _rectangles(left: NDArray[Any], height: Array, width: float) -> Array:
+    """Corners of upright bars, shape (bars, 4, 2)."""
+    zero = np.zeros_like(height)
+    x = np.stack([left, left, left + width, left + width], axis=1)
+    return np.stack([x, np.stack([zero, height, height, zero], axis=1)], axis=2)
