@@ -31,6 +31,9 @@ def kl_bound(n: ArrayLike) -> Array:
 def kl_gap_upper(n: ArrayLike, probs: ArrayLike) -> Array:
     """Return 2 n (n−1) Σ π², an upper bound on A_n − KL(π_n ‖ π) in nats.
 
+    It holds for n = 1 and n >= 2. For real n between, an improbable worst outcome with a fine rest breaks it: its part
+    of the gap falls with π^n, that of the bound with π².
+
     Args:
         n: number of draws, any shape.
         probs: reference probabilities π, shape (..., K); `n` broadcasts against (...).

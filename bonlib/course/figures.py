@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bonlib.bounds import kl_bound, win_rate_bound
+from bonlib.bounds import kl_bound, kl_gap_lower, win_rate_bound
 from bonlib.cdf import Estimate
+from bonlib.exact import Outcomes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +26,10 @@ COLOURS = {
     "random-of-n": "#ca9161",
     "bound": "#222222",
     "estimate": "#cc78bc",
+    "crude": "#d55e00",
 }
+Array = NDArray[np.float64]
+CURVE = tuple[ArrayLike, ArrayLike, Mapping[str, Any]]  # x, y and how to draw it
 
 
 def new_figure(columns: int = 1, *, width: float = 5.2, height: float = 3.9) -> tuple[Figure, NDArray[Any]]:
@@ -39,34 +43,237 @@ def new_figure(columns: int = 1, *, width: float = 5.2, height: float = 3.9) -> 
     return figure, axes[0]
 
 
-def kl_against_n(n: ArrayLike, exact: ArrayLike, estimate: ArrayLike, *, ceiling: float) -> Figure:
-    """Draw the KL of best-of-n to its reference against n: exact, expected estimate, and the formula.
+class KLCurves(NamedTuple):
+    """The KL of best-of-n to its reference against n, all in nats and of shape (points,).
+
+    Attributes:
+        n: numbers of draws.
+        exact: KL(π_n ‖ π).
+        estimate: expectation of the estimator K̂.
+        crude: expectation of the cruder estimator, or None to leave it out.
+        band: tilted minimum and maximum of K̂, or None to leave them out.
+        ceiling: limit of the exact KL.
+    """
+
+    n: Array
+    exact: Array
+    estimate: Array
+    ceiling: float
+    crude: Array | None = None
+    band: tuple[Array, Array] | None = None
+
+
+def kl_against_n(panels: Mapping[str, KLCurves]) -> Figure:
+    """Draw the KL of best-of-n against n: exact, estimated, and by the formula.
 
     Args:
-        n: numbers of draws, shape (points,).
-        exact: KL(π_n ‖ π) in nats, shape (points,).
-        estimate: expectation of the estimator K̂ in nats, shape (points,).
-        ceiling: the limit of the exact KL, in nats.
+        panels: title to curves, one panel an entry.
     """
-    figure, (axis,) = new_figure(width=6.4)
-    axis.plot(n, kl_bound(n), "--", color=COLOURS["bound"], label="the formula  $\\log n - (n-1)/n$")
-    axis.plot(n, exact, color=COLOURS["best-of-n"], lw=3, label="exact KL")
-    axis.plot(n, estimate, ":", color=COLOURS["estimate"], lw=3, label="estimator $\\hat K_n$, on average")
-    axis.axhline(ceiling, color=COLOURS["reference"], lw=1)
-    axis.annotate(f"limit {ceiling:.3f}", (1.1, ceiling), xytext=(0, 4), textcoords="offset points", color="#555555")
-    axis.set(xscale="log", xlabel="number of draws  $n$", ylabel="KL to the reference  (nats)")
-    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, 0.93))
+    figure, axes = new_figure(len(panels), width=6.4 if len(panels) == 1 else 5.6)
+    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+        axis.plot(curves.n, kl_bound(curves.n), "--", color=COLOURS["bound"], label=r"formula  $\log n - (n-1)/n$")
+        if curves.crude is not None:
+            axis.plot(curves.n, curves.crude, "-.", color=COLOURS["crude"], label="crude bound, mean")
+        axis.plot(curves.n, curves.exact, color=COLOURS["best-of-n"], lw=3, label="exact KL")
+        axis.plot(curves.n, curves.estimate, ":", color=COLOURS["estimate"], lw=3, label=r"$\hat K_n$, mean")
+        if curves.band is not None:
+            style = {"color": COLOURS["estimate"], "alpha": 0.2, "lw": 0}
+            axis.fill_between(curves.n, *curves.band, label=r"$\hat K_n$, tilted min to max", **style)
+        axis.axhline(curves.ceiling, color=COLOURS["reference"], lw=1)
+        axis.annotate(
+            f"limit {curves.ceiling:.3f}", (1, curves.ceiling), xytext=(0.99, curves.ceiling),
+            xycoords=axis.get_yaxis_transform(), textcoords=axis.get_yaxis_transform(), ha="right", va="bottom",
+            color="#555555",
+        )  # fmt: skip
+        axis.set(xscale="log", xlabel="number of draws  $n$", title=title)
+    axes[0].set_ylabel("KL to the reference  (nats)")
+    axes[0].legend(frameon=False, loc="upper left")
     return figure
 
 
-def trade_off(curves: Mapping[str, tuple[ArrayLike, ArrayLike, Mapping[str, Any]]]) -> Figure:
+def uniform_kl(curves: Mapping[int, KLCurves]) -> Figure:
+    """Draw the KL of best-of-n over K equally likely outcomes, and by how much each formula is too high.
+
+    Args:
+        curves: number K of outcomes to its curves.
+    """
+    import seaborn as sns
+
+    figure, (left, right) = new_figure(2, width=5.8)
+    longest = max((one.n for one in curves.values()), key=lambda n: float(n[-1]))
+    left.plot(longest, kl_bound(longest), "--", color=COLOURS["bound"], label=r"formula  $\log n - (n-1)/n$")
+    for shade, (size, one) in zip(sns.color_palette("Blues", len(curves) + 2)[2:], curves.items(), strict=True):
+        left.plot(one.n, one.exact, color=shade, lw=3)
+        left.plot(one.n, one.estimate, ":", color=COLOURS["estimate"], lw=2)
+        left.annotate(f"$K$ = {size:,}", (one.n[-1], one.ceiling), ha="right", va="bottom", color="#333333")
+        draws_an_outcome = one.n / size
+        right.plot(draws_an_outcome, kl_bound(one.n) - one.exact, "--", color=shade, lw=2)
+        right.plot(draws_an_outcome, one.estimate - one.exact, ":", color=COLOURS["estimate"], lw=2)
+        if one.crude is not None:
+            right.plot(draws_an_outcome, one.crude - one.exact, "-.", color=COLOURS["crude"], lw=1.5)
+    left.set(xscale="log", xlabel="number of draws  $n$", ylabel="KL to the reference  (nats)")
+    left.legend(frameon=False, loc="upper left")
+    right.axvline(1, color=COLOURS["reference"], lw=1)
+    right.annotate("$n = K$", (1, 3.6), xytext=(-6, 0), textcoords="offset points", ha="right", color="#555555")
+    right.annotate("formula", (6.5, 1.8), ha="right", color="#333333")
+    right.annotate("crude bound", (0.02, 1.08), ha="center", color=COLOURS["crude"])
+    right.annotate(r"$\hat K_n$", (0.02, 0.08), ha="center", color=COLOURS["estimate"])
+    right.set(
+        xscale="log", xlabel="draws for each outcome  $n/K$", ylabel="above the exact KL  (nats)", xlim=(1e-3, 1e3),
+        ylim=(-0.1, 4),
+    )  # fmt: skip
+    return figure
+
+
+def when_to_trust(copies: ArrayLike, gaps: ArrayLike, ns: ArrayLike) -> Figure:
+    """Draw how far the formula log n − (n−1)/n is above the exact KL, against how often the winner repeats.
+
+    Args:
+        copies: n E π(y*), the number of copies of the winner to expect among n draws, shape (cases,).
+        gaps: A_n − KL in nats, shape (cases,).
+        ns: numbers of draws, shape (cases,).
+    """
+    figure, (axis,) = new_figure(width=7.4, height=4.2)
+    low, high = 3e-3, 1e6
+    axis.axvspan(low, 0.3, color=COLOURS["rewind"], alpha=0.12, lw=0)
+    axis.axvspan(3, high, color=COLOURS["crude"], alpha=0.12, lw=0)
+    points = axis.scatter(copies, gaps, c=np.log10(ns), s=9, cmap="viridis", lw=0)
+    grid = np.geomspace(low, high, 300)
+    axis.plot(
+        grid, kl_gap_lower(1e9, grid / 1e9), color=COLOURS["bound"], lw=1.5, label="one atom, the rest continuous"
+    )
+    axis.set(
+        xscale="log", yscale="log", xlim=(low, high), ylim=(1e-4, 30),
+        xlabel="copies of the winner to expect among $n$ draws", ylabel="formula − exact KL  (nats)",
+    )  # fmt: skip
+    axis.annotate("trust it", (0.03, 8), ha="center", weight="bold", color="#1a6b4f")
+    axis.annotate("do not", (1500, 2e-3), ha="center", weight="bold", color="#a04000")
+    axis.legend(frameon=False, loc="lower right")
+    figure.colorbar(points, label=r"$\log_{10} n$")
+    return figure
+
+
+def gap_parts(identity: ArrayLike, estimator: ArrayLike, probs: ArrayLike) -> Figure:
+    """Draw each outcome's part in the gap A_n − KL, beside its part in the gap of the expected estimator.
+
+    Args:
+        identity: F≤^n (A_n − K̂_n(π/F≤)) of each outcome, from worst to best, shape (K,).
+        estimator: π_n (A_n − K̂_n(π)), likewise.
+        probs: reference probabilities, likewise.
+    """
+    figure, (axis,) = new_figure(width=7.4)
+    places = np.arange(len(np.asarray(probs)))
+    axis.bar(places - 0.2, identity, 0.4, color=COLOURS["best-of-n"], label="exact gap, identity (2)")
+    axis.bar(places + 0.2, estimator, 0.4, color=COLOURS["estimate"], label=r"gap of $\mathbb{E}\,\hat K_n$")
+    axis.set_xticks(places, [f"{p:.2g}" for p in np.asarray(probs)])
+    axis.set(xlabel="outcome, from worst to best, named by its probability", ylabel="part of $A_n -$ KL  (nats)")
+    axis.legend(frameon=False)
+    return figure
+
+
+def conjecture_figure(
+    atoms: ArrayLike, excess: Mapping[str, ArrayLike], found: Outcomes, finite: tuple[float, float]
+) -> Figure:
+    """Draw by how much one worst atom lifts best-of-n above (A_m, m/(m+1)), and the reference a search ended at.
+
+    Args:
+        atoms: probabilities of the worst outcome, shape (points,).
+        excess: label of n to the win rate above the conjectured curve at equal KL, shape (points,).
+        found: the reference that optimisation found.
+        finite: probability of the worst outcome of a small example, and its excess.
+    """
+    import seaborn as sns
+
+    figure, (left, right) = new_figure(2, width=5.6)
+    for shade, (label, values) in zip(sns.color_palette("Blues_r", len(excess) + 2), excess.items(), strict=False):
+        left.plot(atoms, values, color=shade, lw=2.5, label=label)
+    left.plot(*finite, "o", ms=8, color=COLOURS["crude"], label="seven outcomes, $n = 2$")
+    left.axhline(0, color=COLOURS["bound"], ls="--", lw=1.5)
+    left.annotate("conjecture 7.2: never above 0", (0.98, 0), ha="right", va="bottom", color="#333333")
+    left.set(xlabel="probability $a$ of the worst outcome", ylabel="win rate above the conjectured curve")
+    left.legend(frameon=False, loc="lower center")
+    right.bar(np.arange(1, len(found) + 1), found.probs, 0.8, color=COLOURS["reference"])
+    right.set(xlabel="outcome, from worst to best", ylabel="probability found by the search")
+    return figure
+
+
+def trade_off(curves: Mapping[str, CURVE]) -> Figure:
     """Draw win rate against KL, one curve an entry.
 
     Args:
         curves: label to KL in nats and win rate, each of shape (points,), and keyword arguments of `Axes.plot`.
     """
+    return trade_offs({"": curves})
+
+
+def trade_offs(panels: Mapping[str, Mapping[str, CURVE]]) -> Figure:
+    """Draw win rate against KL in several panels, with titles; each as in `trade_off`."""
+    figure, axes = new_figure(len(panels), width=6.4 if len(panels) == 1 else 5.6)
+    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+        _trade_off(axis, curves)
+        axis.set_title(title)
+    return figure
+
+
+def kl_and_cost(curves: Mapping[str, CURVE], by_cost: Mapping[str, CURVE]) -> Figure:
+    """Draw win rate against KL, and losses against the draws that a response costs.
+
+    Args:
+        curves: as in `trade_off`.
+        by_cost: label to expected draws, 1 − win rate, and keyword arguments of `Axes.plot`.
+    """
+    figure, (left, right) = new_figure(2, width=5.6)
+    _trade_off(left, curves)
+    for label, (cost, losses, style) in by_cost.items():
+        right.plot(cost, losses, label=label, **style)
+    right.set(xscale="log", yscale="log", xlabel="draws for a response, on average", ylabel="1 − win rate")
+    right.legend(frameon=False)
+    return figure
+
+
+def ascent_figure(
+    to_optimum: Mapping[str, ArrayLike], to_best_of_n: Mapping[str, ArrayLike], limits: Mapping[str, float]
+) -> Figure:
+    """Draw the exact KL along gradient ascent: to each objective's own optimum, and to best-of-N.
+
+    Args:
+        to_optimum: objective to KL(πθ ‖ its optimum) in nats after each step, shape (steps,).
+        to_best_of_n: objective to KL(πθ ‖ π_N), likewise.
+        limits: objective to the KL from its optimum to π_N, drawn thin where it is not 0.
+    """
+    import seaborn as sns
+
+    figure, axes = new_figure(2, width=5.6, height=4.2)
+    palette = dict(zip(to_optimum, sns.color_palette("colorblind", len(to_optimum)), strict=True))
+    for axis, table in zip(axes, (to_optimum, to_best_of_n), strict=True):
+        for name, values in table.items():
+            steps = np.arange(1, len(np.asarray(values)) + 1)
+            axis.plot(steps, np.maximum(values, 1e-13), lw=2, color=palette[name], label=name)
+        axis.set(xscale="log", yscale="log", ylim=(1e-12, 30), xlabel="step of gradient ascent")
+    for name, limit in limits.items():
+        axes[1].axhline(max(limit, 1e-13), color=palette[name], lw=1, ls=":")
+    axes[0].set_ylabel("exact KL to its own optimum  (nats)")
+    axes[1].set_ylabel("exact KL to best-of-N  (nats)")
+    axes[0].legend(frameon=False, fontsize=10)
+    return figure
+
+
+def jbond_reward_figure(crossings: Sequence[float]) -> Figure:
+    """Draw J-BOND's expected reward beside the log-quantile that it stands for.
+
+    Args:
+        crossings: quantiles at which both are equal.
+    """
     figure, (axis,) = new_figure(width=6.4)
-    _trade_off(axis, curves)
+    quantile = np.linspace(0.005, 1, 400)
+    axis.plot(quantile, np.log(quantile), color=COLOURS["best-of-n"], lw=2.5, label=r"$\log F_\leq$")
+    axis.plot(
+        quantile, -np.log(16) * (1 - quantile) ** 2, color=COLOURS["crude"], lw=2.5,
+        label=r"J-BOND, expected: $-\log 16\,(1 - F_\leq)^2$",
+    )  # fmt: skip
+    axis.plot(crossings, np.log(crossings), "o", ms=8, color=COLOURS["bound"], label="equal")
+    axis.set(xlabel=r"quantile of the response  $F_\leq(y)$", ylabel="reward  (nats)", ylim=(-5, 0.2))
+    axis.legend(frameon=False, loc="lower right")
     return figure
 
 
@@ -148,7 +355,7 @@ def rewards_by_prompt(rewards: ArrayLike, labels: Sequence[str]) -> Figure:
     return figure
 
 
-def _trade_off(axis: Axes, curves: Mapping[str, tuple[ArrayLike, ArrayLike, Mapping[str, Any]]]) -> None:
+def _trade_off(axis: Axes, curves: Mapping[str, CURVE]) -> None:
     for label, (kl, win, style) in curves.items():
         axis.plot(kl, win, label=label, **style)
     axis.set(xlabel="KL to the reference  (nats)", ylabel="win rate against the reference")

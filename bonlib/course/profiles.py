@@ -18,10 +18,12 @@ class Theory:
     Attributes:
         curve_points: points a curve is drawn with.
         largest_n: right end of the curves against n.
+        cases: random cases that each theorem is tried on.
     """
 
     curve_points: int = 200
     largest_n: int = 1000
+    cases: int = 300
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,12 @@ class Profile:
     seed: int = 0
 
 
+THOROUGH = Theory(cases=3000)
 PROFILES = {
     profile.name: profile
     for profile in (
         Profile("quick", Imdb(train_prompts=64, test_prompts=32, draws=128, opponents=64, chunk_size=64)),
-        Profile("laptop", Imdb(train_prompts=256, test_prompts=256, draws=256, opponents=128, chunk_size=128)),
+        Profile("laptop", Imdb(train_prompts=256, test_prompts=256, draws=256, opponents=128, chunk_size=128), THOROUGH),
         Profile(
             "paper",
             Imdb(
@@ -100,6 +103,7 @@ PROFILES = {
                 max_new_tokens=48,
                 ns=(1, 2, 4, 8, 16, 32, 64, 128, 256),
             ),
+            THOROUGH,
             language_model="lvwerra/gpt2-imdb",
             reward_model="lvwerra/distilbert-imdb",
             reviews="stanfordnlp/imdb",

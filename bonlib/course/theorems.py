@@ -132,16 +132,17 @@ def try_claim(claim: Claim, cases: int, seed: int = 0) -> Verdict:
     return Verdict(claim.source, claim.says, cases, worst, verdict, claim.note)
 
 
-def random_cases(seed: int, *, small: bool = False) -> Iterator[Case]:
+def random_cases(seed: int, *, small: bool = False, largest: int = 60) -> Iterator[Case]:
     """Yield outcomes without ties, from nearly uniform to nearly certain, and real n from 1 to a million.
 
     Args:
         seed: of the stream.
         small: at most four outcomes and whole n up to four, so that all tuples of draws can be listed.
+        largest: number of outcomes, at most, of the others; sizes are even in their logarithm.
     """
     rng = np.random.default_rng(seed)
     while True:
-        size = int(rng.integers(1, 5 if small else 60))
+        size = int(rng.integers(1, 5) if small else largest ** rng.uniform())
         weights = [
             rng.dirichlet(np.full(size, 10 ** rng.uniform(-1, 2))) + 1e-300,
             np.exp(-rng.uniform(0, 30) * rng.random(size)),
