@@ -29,6 +29,15 @@ COLOURS = {
     "crude": "#d55e00",
 }
 Array = NDArray[np.float64]
+OBJECTIVES: dict[str, dict[str, Any]] = {  # how gradient ascent on each objective looks
+    "vBoN, J": {"color": "#5b3a8c", "lw": 6, "alpha": 0.4},
+    "vBoN, bound L≤": {"color": "#9467bd", "lw": 2.5},
+    "vBoN, bound L1": {"color": "#b294d1", "lw": 2, "ls": "-."},
+    "vBoN, code, β = 0.05": {"color": "#8c564b", "lw": 2},
+    "vBoN, code, β = 1/N": {"color": "#8c564b", "lw": 2, "ls": "--"},
+    "BOND, reward p≤": {"color": "#b00020", "lw": 2},
+    "KL-RL": {"color": COLOURS["KL-RL"], "lw": 2},
+}
 CURVE = tuple[ArrayLike, ArrayLike, Mapping[str, Any]]  # x, y and how to draw it
 
 
@@ -81,13 +90,12 @@ def kl_against_n(panels: Mapping[str, KLCurves]) -> Figure:
             axis.fill_between(curves.n, *curves.band, label=r"$\hat K_n$, tilted min to max", **style)
         axis.axhline(curves.ceiling, color=COLOURS["reference"], lw=1)
         axis.annotate(
-            f"limit {curves.ceiling:.3f}", (1, curves.ceiling), xytext=(0.99, curves.ceiling),
-            xycoords=axis.get_yaxis_transform(), textcoords=axis.get_yaxis_transform(), ha="right", va="bottom",
+            f"limit {curves.ceiling:.3f}", (0.01, curves.ceiling), xycoords=axis.get_yaxis_transform(), va="bottom",
             color="#555555",
         )  # fmt: skip
         axis.set(xscale="log", xlabel="number of draws  $n$", title=title)
     axes[0].set_ylabel("KL to the reference  (nats)")
-    axes[0].legend(frameon=False, loc="upper left")
+    axes[-1].legend(frameon=False, loc="upper center" if len(panels) == 1 else "lower right", fontsize=10)
     return figure
 
 
@@ -105,13 +113,13 @@ def uniform_kl(curves: Mapping[int, KLCurves]) -> Figure:
     for shade, (size, one) in zip(sns.color_palette("Blues", len(curves) + 2)[2:], curves.items(), strict=True):
         left.plot(one.n, one.exact, color=shade, lw=3)
         left.plot(one.n, one.estimate, ":", color=COLOURS["estimate"], lw=2)
-        left.annotate(f"$K$ = {size:,}", (one.n[-1], one.ceiling), ha="right", va="bottom", color="#333333")
+        left.annotate(f"$K$ = {size:,}", (1.3 * one.n[-1], one.ceiling), va="center", color="#333333")
         draws_an_outcome = one.n / size
         right.plot(draws_an_outcome, kl_bound(one.n) - one.exact, "--", color=shade, lw=2)
         right.plot(draws_an_outcome, one.estimate - one.exact, ":", color=COLOURS["estimate"], lw=2)
         if one.crude is not None:
             right.plot(draws_an_outcome, one.crude - one.exact, "-.", color=COLOURS["crude"], lw=1.5)
-    left.set(xscale="log", xlabel="number of draws  $n$", ylabel="KL to the reference  (nats)")
+    left.set(xscale="log", xlabel="number of draws  $n$", ylabel="KL to the reference  (nats)", xlim=(0.7, 4e6))
     left.legend(frameon=False, loc="upper left")
     right.axvline(1, color=COLOURS["reference"], lw=1)
     right.annotate("$n = K$", (1, 3.6), xytext=(-6, 0), textcoords="offset points", ha="right", color="#555555")
@@ -163,8 +171,8 @@ def gap_parts(identity: ArrayLike, estimator: ArrayLike, probs: ArrayLike) -> Fi
     """
     figure, (axis,) = new_figure(width=7.4)
     places = np.arange(len(np.asarray(probs)))
-    axis.bar(places - 0.2, identity, 0.4, color=COLOURS["best-of-n"], label="exact gap, identity (2)")
-    axis.bar(places + 0.2, estimator, 0.4, color=COLOURS["estimate"], label=r"gap of $\mathbb{E}\,\hat K_n$")
+    axis.bar(places - 0.2, identity, 0.4, color=COLOURS["best-of-n"], label="exact, by identity (1)")
+    axis.bar(places + 0.2, estimator, 0.4, color=COLOURS["estimate"], label=r"as the mean of $\hat K_n$ sees it")
     axis.set_xticks(places, [f"{p:.2g}" for p in np.asarray(probs)])
     axis.set(xlabel="outcome, from worst to best, named by its probability", ylabel="part of $A_n -$ KL  (nats)")
     axis.legend(frameon=False)
@@ -194,6 +202,7 @@ def conjecture_figure(
     left.legend(frameon=False, loc="lower center")
     right.bar(np.arange(1, len(found) + 1), found.probs, 0.8, color=COLOURS["reference"])
     right.set(xlabel="outcome, from worst to best", ylabel="probability found by the search")
+    right.set_xticks(range(1, len(found) + 1, 3))
     return figure
 
 
@@ -237,21 +246,18 @@ def ascent_figure(
     """Draw the exact KL along gradient ascent: to each objective's own optimum, and to best-of-N.
 
     Args:
-        to_optimum: objective to KL(πθ ‖ its optimum) in nats after each step, shape (steps,).
+        to_optimum: objective in OBJECTIVES to KL(πθ ‖ its optimum) in nats after each step, shape (steps,).
         to_best_of_n: objective to KL(πθ ‖ π_N), likewise.
         limits: objective to the KL from its optimum to π_N, drawn thin where it is not 0.
     """
-    import seaborn as sns
-
     figure, axes = new_figure(2, width=5.6, height=4.2)
-    palette = dict(zip(to_optimum, sns.color_palette("colorblind", len(to_optimum)), strict=True))
     for axis, table in zip(axes, (to_optimum, to_best_of_n), strict=True):
         for name, values in table.items():
             steps = np.arange(1, len(np.asarray(values)) + 1)
-            axis.plot(steps, np.maximum(values, 1e-13), lw=2, color=palette[name], label=name)
+            axis.plot(steps, np.maximum(values, 1e-13), label=name, **OBJECTIVES[name])
         axis.set(xscale="log", yscale="log", ylim=(1e-12, 30), xlabel="step of gradient ascent")
     for name, limit in limits.items():
-        axes[1].axhline(max(limit, 1e-13), color=palette[name], lw=1, ls=":")
+        axes[1].axhline(max(limit, 1e-13), color=OBJECTIVES[name]["color"], lw=1, ls=":")
     axes[0].set_ylabel("exact KL to its own optimum  (nats)")
     axes[1].set_ylabel("exact KL to best-of-N  (nats)")
     axes[0].legend(frameon=False, fontsize=10)

@@ -127,7 +127,7 @@ class PoliciesPicture:
         self.figure.set_layout_engine("none")
         self.figure.set_dpi(DPI)
         self._canvas: Any = FigureCanvasAgg(self.figure)
-        self._left.set_position((0.065, 0.15, 0.41, 0.82))
+        self._left.set_position((0.085, 0.15, 0.39, 0.82))
         self._right.set_position((0.58, 0.15, 0.405, 0.82))
         self._left.set(xlabel="outcome", ylabel="probability", ylim=(0, 1))
         self._right.set(xlabel="KL to the reference  (nats)", ylabel="win rate against the reference", ylim=(0.49, 1))

@@ -91,7 +91,9 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile("quick", Imdb(train_prompts=64, test_prompts=32, draws=128, opponents=64, chunk_size=64)),
-        Profile("laptop", Imdb(train_prompts=256, test_prompts=256, draws=256, opponents=128, chunk_size=128), THOROUGH),
+        Profile(
+            "laptop", Imdb(train_prompts=256, test_prompts=256, draws=256, opponents=128, chunk_size=128), THOROUGH
+        ),
         Profile(
             "paper",
             Imdb(
