@@ -71,6 +71,17 @@ def test_the_explorer_moves_reference_and_rewards(page):
     assert updates[-1].data == readout_table(readout(explorer.outcomes, Knobs()))
 
 
+def test_what_a_browser_rounds_is_no_move(page):
+    _, updates = page
+    given = Outcomes([0.7, 0.2, 0.1], [0.0, 1.0, 3.0])
+    explorer = PolicyExplorer(given)
+    explorer.show()
+    for slider in (*explorer.weights, *explorer.rewards):
+        slider.value = slider.min + round((slider.value - slider.min) / slider.step) * slider.step
+    np.testing.assert_array_equal(explorer.outcomes.probs, given.probs)
+    assert not updates
+
+
 def test_the_explorer_takes_two_to_thirty_outcomes(page):
     explorer = PolicyExplorer(MODEL)
     explorer.show()

@@ -49,7 +49,7 @@ class Knobs:
         """Return what the family reaches as its own knob turns; that of soft best-of-n is λ, at this N."""
         scale = float(np.ptp(outcomes.rewards)) or 1.0
         families: dict[str, tuple[Callable[[float], ArrayLike], Array]] = {
-            "best-of-n": (outcomes.best_of, np.geomspace(1, 1e4, 40)),
+            "best-of-n": (outcomes.best_of, 1 + np.append(0, np.geomspace(0.03, 1e4, 40))),
             "KL-RL": (outcomes.tilt, scale * np.geomspace(30, 0.01, 40)),
             "soft best-of-n": (lambda value: outcomes.soft_best_of(self.n, value), scale * np.geomspace(30, 0.01, 16)),
             "rewind": (outcomes.rewind_at, np.geomspace(1, 1e-4, 60)),
@@ -127,8 +127,8 @@ class PoliciesPicture:
         self.figure.set_layout_engine("none")
         self.figure.set_dpi(DPI)
         self._canvas: Any = FigureCanvasAgg(self.figure)
-        self._left.set_position((0.085, 0.15, 0.39, 0.82))
-        self._right.set_position((0.58, 0.15, 0.405, 0.82))
+        self._left.set_position((0.085, 0.15, 0.39, 0.73))
+        self._right.set_position((0.58, 0.15, 0.405, 0.73))
         self._left.set(xlabel="outcome", ylabel="probability", ylim=(0, 1))
         self._right.set(xlabel="KL to the reference  (nats)", ylabel="win rate against the reference", ylim=(0.49, 1))
         self._bars: dict[str, Any] = {}
@@ -142,7 +142,7 @@ class PoliciesPicture:
             self._curves[name] = self._right.plot([], [], lw=2, ls="--" if name == "rewind" else "-", **style)[0]
             marker = {"marker": "os^D"[place], "ms": 13 - 2 * place, "mec": "white", "zorder": 3 + place}  # all visible
             self._points[name] = self._right.plot([], [], ls="", clip_on=False, **marker, **style)[0]
-        self._left.legend(frameon=False, loc="upper left")
+        self.figure.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.07, 1.0), ncols=1 + len(self.families))
         self._drawn_curves: dict[str, tuple[Outcomes, float]] = {}
         self._limits: tuple[int, float, float] | None = None
         self._background: Any = None

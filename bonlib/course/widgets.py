@@ -103,7 +103,7 @@ class PolicyExplorer:
     def _make_box(self) -> Any:
         from ipywidgets import HTML, HBox, Layout, Tab, VBox
 
-        row = Layout(overflow="auto", width="100%")
+        row = Layout(overflow="auto hidden", width="100%", min_height="10rem")
         self._rows = HBox(layout=row), HBox(layout=row)
         note = "outcomes 1 … K, from left to right; "
         pages = {
@@ -124,10 +124,11 @@ class PolicyExplorer:
         self._outcomes = outcomes
         upright = Layout(width="1.9rem", height="8rem", margin="0")
         low, high = float(self._given.rewards.min()), float(self._given.rewards.max())
+        high += 0.2 * (high - low)  # the handles start below the numbers above the sliders
         make = partial(FloatSlider, orientation="vertical", readout=False, layout=upright)
         weights = np.maximum(outcomes.probs / outcomes.probs.max(), SMALLEST_WEIGHT)
         self.weights = [
-            make(float(weight), min=SMALLEST_WEIGHT, max=1, step=0.01, description=str(place))
+            make(float(weight), min=SMALLEST_WEIGHT, max=1.2, step=0.01, description=str(place))
             for place, weight in enumerate(weights, 1)
         ]
         self.rewards = [
@@ -138,6 +139,7 @@ class PolicyExplorer:
             row.children = sliders
             for slider in sliders:
                 slider.observe(self._move_outcomes, names="value")
+        self._weights, self._rewards = weights, np.array(outcomes.rewards)
 
     def _reshape(self, _: Any) -> None:
         size, shape = self.size.value, self.shape.value
@@ -151,9 +153,15 @@ class PolicyExplorer:
         self._fill_rows(outcomes)
         self._redraw()
 
-    def _move_outcomes(self, _: Any) -> None:
-        weights = np.array([slider.value for slider in self.weights])
-        self._outcomes = Outcomes(weights / weights.sum(), [slider.value for slider in self.rewards])
+    def _move_outcomes(self, change: Any) -> None:
+        slider = change["owner"]
+        values, sliders = (self._weights, self.weights) if slider in self.weights else (self._rewards, self.rewards)
+        place = sliders.index(slider)
+        # A browser that shows a slider rounds its value to a step; nobody moved it, so the outcomes stay as given.
+        if abs(change["new"] - values[place]) <= 0.51 * slider.step:
+            return
+        values[place] = change["new"]
+        self._outcomes = Outcomes(self._weights / self._weights.sum(), self._rewards)
         self._redraw()
 
 
