@@ -204,7 +204,10 @@ class Outcomes:
         n, temperature = float(as_n(n)), float(temperature)
         if not temperature > 0:
             raise ValueError(f"temperature is {temperature}; it must be positive (its limit 0 is best-of-n)")
-        log_w, place = np.unique(self._advantage(self.rewards) / temperature, return_inverse=True)
+        advantage, place = np.unique(self._advantage(self.rewards), return_inverse=True)
+        # A step of 800 nats is as good as any larger one, and small numbers keep their digits.
+        log_w = np.append(0.0, np.cumsum(np.minimum(np.diff(advantage) / temperature, 800.0)))
+        log_w -= log_w[-1]
         mass = np.asarray(np.bincount(place, weights=self.probs), dtype=np.float64)
         policy = self.probs * _soft_lift(log_w, mass, n)[place]
         return policy / policy.sum()

@@ -29,8 +29,10 @@ def kl_rl_return(log_probs: Tensor, ref_log_probs: Tensor, rewards: Tensor, *, b
     """
     _check_log_probs(log_probs=log_probs, ref_log_probs=ref_log_probs)
     _check_shapes(log_probs=log_probs, rewards=rewards)
-    if not beta >= 0:
-        raise ValueError(f"beta is {beta}; the KL coefficient must not be negative")
+    if not 0 <= beta < math.inf:
+        raise ValueError(f"beta is {beta}; the KL coefficient must be finite and not negative")
+    if not bool(rewards.detach().isfinite().all()):
+        raise ValueError("rewards holds a number that is not finite; drop or repair that response")
     return rewards - beta * (log_probs - ref_log_probs)
 
 
@@ -42,7 +44,8 @@ def vbon_return(log_probs: Tensor, ref_log_probs: Tensor, log_strict_cdf: Tensor
     Args:
         log_probs: log πθ(y) of the responses, shape (B,), summed over tokens.
         ref_log_probs: log π(y) under the reference, shape (B,).
-        log_strict_cdf: log F(y), shape (B,); −inf for the worst response is allowed, and then log π_N is N log π.
+        log_strict_cdf: log F(y), shape (B,); −inf for the worst response is allowed, and then log π_N is N log π. An
+            estimate must leave room for π(y): where F + π exceeds 1, so does the "probability" of best-of-N.
         n: number of draws N, real, at least 1.
 
     Raises:
@@ -53,7 +56,7 @@ def vbon_return(log_probs: Tensor, ref_log_probs: Tensor, log_strict_cdf: Tensor
     _check_log_probs(log_probs=log_probs, ref_log_probs=ref_log_probs, log_strict_cdf=log_strict_cdf)
     _check_n(n)
     # F≤ / F = 1 + e^odds, and 1 − (F/F≤)^N = 1 − e^−lost; where that is all but N e^odds, its logarithm is taken so.
-    odds = ref_log_probs - log_strict_cdf
+    odds = torch.where(ref_log_probs == -math.inf, -math.inf, ref_log_probs - log_strict_cdf)
     lost = n * torch.nn.functional.softplus(odds)
     tiny = lost < torch.finfo(lost.dtype).eps
     log_found = torch.where(tiny, math.log(n) + odds, torch.log(-torch.expm1(-lost.masked_fill(tiny, 1.0))))
@@ -80,7 +83,7 @@ def vbon_bound_return(log_probs: Tensor, ref_log_probs: Tensor, log_cdf: Tensor,
     """
     _check_log_probs(log_probs=log_probs, ref_log_probs=ref_log_probs, log_cdf=log_cdf)
     _check_n(n)
-    return (n - 1) * log_cdf - (log_probs - ref_log_probs)
+    return _times(n - 1, log_cdf) - (log_probs - ref_log_probs)
 
 
 def vbon_loose_bound_return(log_probs: Tensor, ref_log_probs: Tensor, log_cdf: Tensor, *, n: float) -> Tensor:
@@ -98,12 +101,17 @@ def vbon_loose_bound_return(log_probs: Tensor, ref_log_probs: Tensor, log_cdf: T
     Raises:
         ValueError: if shapes differ, a number is NaN or a log-probability is positive, or `n` is below 1.
 
-    Source: Amini et al., Theorem 3.
+    Source: Amini et al., Theorem 3 (and Theorem 4: L1 <= L).
     """
     _check_log_probs(log_probs=log_probs, ref_log_probs=ref_log_probs, log_cdf=log_cdf)
     _check_n(n)
     alpha, beta, gamma = (n + 2) * (n - 1) / 2, n * (n + 1) / 2, n * (n - 1) / 2
-    return gamma * log_cdf + alpha * log_probs - beta * (log_probs - ref_log_probs)
+    return _times(gamma, log_cdf) + alpha * log_probs - beta * (log_probs - ref_log_probs)
+
+
+def _times(factor: float, log_cdf: Tensor) -> Tensor:
+    """Factor · log F, which is 0 for the factor 0 even where F is 0."""
+    return factor * log_cdf if factor else torch.zeros_like(log_cdf)
 
 
 def _check_log_probs(**tensors: Tensor) -> None:

@@ -246,6 +246,14 @@ def test_soft_best_of_is_between_the_reference_and_best_of_n(model, n):
     assert model.mean_reward(model.soft_best_of(n, 1.0)) <= model.mean_reward(cold) + 1e-7
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-9, 3e-15, 1e-300])
+def test_soft_best_of_reaches_its_limit_without_losing_digits(temperature):
+    model = Outcomes([0.3, 0.5, 0.2], [0.0, 1.0, 2.0])
+    np.testing.assert_allclose(model.soft_best_of(4, temperature), model.best_of(4), rtol=1e-12)
+    far = Outcomes([0.3, 0.5, 0.2], [0.0, 1e6, 2e6])
+    np.testing.assert_allclose(far.soft_best_of(4, temperature), far.best_of(4), rtol=1e-12)
+
+
 def test_rewind_keeps_what_reaches_the_threshold():
     model = Outcomes([0.2, 0.3, 0.5], [1.0, 3.0, 2.0])
     np.testing.assert_allclose(model.rewind(2.0), [0, 0.375, 0.625])

@@ -74,6 +74,14 @@ def test_the_vbon_return_is_stable_where_probabilities_are_tiny(log_ref, log_str
     assert float(got) == pytest.approx(float(want), rel=1e-5 if dtype == torch.float32 else 1e-12, abs=1e-5)
 
 
+def test_the_edges_have_their_limits():
+    nothing, one = torch.tensor([-torch.inf]), torch.zeros(1)
+    assert losses.vbon_return(one, nothing, nothing, n=3).item() == -np.inf
+    assert losses.vbon_return(one, one - 2, nothing, n=3).item() == -6
+    for function in (losses.vbon_bound_return, losses.vbon_loose_bound_return):
+        assert function(one - 1, one - 1, nothing, n=1).item() == 0
+
+
 def test_bad_arguments_are_named():
     two, three = torch.zeros(2) - 1, torch.zeros(3) - 1
     with pytest.raises(ValueError, match=r"log_cdf has shape \(3,\).*as log_probs has, \(2,\)"):
@@ -89,5 +97,8 @@ def test_bad_arguments_are_named():
     for n in (0.5, np.nan, np.inf):
         with pytest.raises(ValueError, match="n is"):
             losses.vbon_return(two, two, two, n=n)
-    with pytest.raises(ValueError, match="beta is -1"):
-        losses.kl_rl_return(two, two, two, beta=-1)
+    for beta in (-1, np.inf, np.nan):
+        with pytest.raises(ValueError, match="beta is"):
+            losses.kl_rl_return(two, two, two, beta=beta)
+    with pytest.raises(ValueError, match="rewards holds a number that is not finite"):
+        losses.kl_rl_return(two, two, two * torch.inf, beta=1)

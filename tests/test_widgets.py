@@ -1,10 +1,10 @@
-"""Sliders redraw with their values, and an error in a callback is an error of the cell."""
+"""Moving a slider moves the outcomes and the numbers, and nothing else does."""
 
 import numpy as np
 import pytest
 
 from bonlib.course.picture import Knobs, readout, readout_table
-from bonlib.course.widgets import PolicyExplorer, explore, n_slider
+from bonlib.course.widgets import PolicyExplorer
 from bonlib.exact import Outcomes
 
 MODEL = Outcomes([0.3, 0.5, 0.2], [0.0, 1.0, 2.0])
@@ -25,25 +25,6 @@ def page(monkeypatch):
 
     monkeypatch.setattr("IPython.display.display", display)
     return shown, updates
-
-
-def test_a_slider_redraws_with_its_value(page):
-    shown, updates = page
-    calls, n = [], n_slider(3)
-    explore(lambda n: calls.append(n) or "figure", n=n)
-    assert calls == [3]
-    assert shown[1] == "figure"
-    n.value = 7
-    assert calls == [3, 7]
-    assert updates == ["figure"]
-
-
-def test_an_error_in_the_callback_is_an_error_of_the_cell():
-    def broken(n):
-        raise RuntimeError("no picture")
-
-    with pytest.raises(RuntimeError, match="no picture"):
-        explore(broken, n=n_slider())
 
 
 def test_every_knob_of_the_explorer_moves_the_numbers(page):
@@ -89,8 +70,10 @@ def test_the_explorer_takes_two_to_thirty_outcomes(page):
     assert len(explorer.outcomes) == len(explorer.weights) == len(explorer.rewards) == 30
     explorer.shape.value = "one rare best"
     assert explorer.outcomes.probs[-1] < 0.001
+    rare = explorer.outcomes.probs[-1] / explorer.outcomes.probs[5]
     explorer.weights[0].value = 0.5
     assert len(explorer.outcomes) == 30
+    assert explorer.outcomes.probs[-1] / explorer.outcomes.probs[5] == pytest.approx(rare)
     explorer.shape.value = "as given"
     explorer.size.value = 3
     np.testing.assert_allclose(explorer.outcomes.probs, MODEL.probs)
@@ -98,3 +81,8 @@ def test_the_explorer_takes_two_to_thirty_outcomes(page):
 
 def test_the_explorer_shows_only_the_knobs_of_its_families():
     assert list(PolicyExplorer(MODEL, families=("best-of-n", "KL-RL")).knobs) == ["n", "beta"]
+
+
+def test_the_explorer_says_how_many_outcomes_it_takes():
+    with pytest.raises(ValueError, match="outcomes holds 40; the sliders take 2 to 30"):
+        PolicyExplorer(Outcomes(np.full(40, 1 / 40), np.arange(40)))

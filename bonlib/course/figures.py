@@ -137,7 +137,7 @@ def when_to_trust(copies: ArrayLike, gaps: ArrayLike, ns: ArrayLike) -> Figure:
     """Draw how far the formula log n − (n−1)/n is above the exact KL, against how often the winner repeats.
 
     Args:
-        copies: n E π(y*), the number of copies of the winner to expect among n draws, shape (cases,).
+        copies: n E π(y*), the number of copies of the winner to expect in n fresh draws, shape (cases,).
         gaps: A_n − KL in nats, shape (cases,).
         ns: numbers of draws, shape (cases,).
     """
@@ -148,11 +148,11 @@ def when_to_trust(copies: ArrayLike, gaps: ArrayLike, ns: ArrayLike) -> Figure:
     points = axis.scatter(copies, gaps, c=np.log10(ns), s=9, cmap="viridis", lw=0)
     grid = np.geomspace(low, high, 300)
     axis.plot(
-        grid, kl_gap_lower(1e9, grid / 1e9), color=COLOURS["bound"], lw=1.5, label="one atom, the rest continuous"
+        grid, kl_gap_lower(1e9, grid / 1e9), color=COLOURS["bound"], lw=1.5, label="one best atom, the rest continuous"
     )
     axis.set(
         xscale="log", yscale="log", xlim=(low, high), ylim=(1e-4, 30),
-        xlabel="copies of the winner to expect among $n$ draws", ylabel="formula − exact KL  (nats)",
+        xlabel="copies of the winner to expect in $n$ fresh draws", ylabel="formula − exact KL  (nats)",
     )  # fmt: skip
     axis.annotate("trust it", (0.03, 8), ha="center", weight="bold", color="#1a6b4f")
     axis.annotate("do not", (1500, 2e-3), ha="center", weight="bold", color="#a04000")
@@ -197,7 +197,10 @@ def conjecture_figure(
         left.plot(atoms, values, color=shade, lw=2.5, label=label)
     left.plot(*finite, "o", ms=8, color=COLOURS["crude"], label="seven outcomes, $n = 2$")
     left.axhline(0, color=COLOURS["bound"], ls="--", lw=1.5)
-    left.annotate("conjecture 7.2: never above 0", (0.98, 0), ha="right", va="bottom", color="#333333")
+    left.annotate(
+        "conjecture 7.2: never above 0", (0.99, 0), xycoords=left.get_yaxis_transform(), ha="right", va="bottom",
+        color="#333333",
+    )  # fmt: skip
     left.set(xlabel="probability $a$ of the worst outcome", ylabel="win rate above the conjectured curve")
     left.legend(frameon=False, loc="lower center")
     right.bar(np.arange(1, len(found) + 1), found.probs, 0.8, color=COLOURS["reference"])
@@ -216,11 +219,11 @@ def trade_off(curves: Mapping[str, CURVE]) -> Figure:
 
 
 def trade_offs(panels: Mapping[str, Mapping[str, CURVE]]) -> Figure:
-    """Draw win rate against KL in several panels, with titles; each as in `trade_off`."""
+    """Draw win rate against KL in several panels, with titles; each as in `trade_off`, up to 6.5 nats."""
     figure, axes = new_figure(len(panels), width=6.4 if len(panels) == 1 else 5.6)
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
         _trade_off(axis, curves)
-        axis.set_title(title)
+        axis.set(title=title, xlim=(-0.2, min(6.5, axis.get_xlim()[1])))
     return figure
 
 

@@ -52,7 +52,7 @@ class Knobs:
             "best-of-n": (outcomes.best_of, 1 + np.append(0, np.geomspace(0.03, 1e4, 40))),
             "KL-RL": (outcomes.tilt, scale * np.geomspace(30, 0.01, 40)),
             "soft best-of-n": (lambda value: outcomes.soft_best_of(self.n, value), scale * np.geomspace(30, 0.01, 16)),
-            "rewind": (outcomes.rewind_at, np.geomspace(1, 1e-4, 60)),
+            "rewind": (outcomes.rewind_at, _acceptances(outcomes)),
         }
         return outcomes.trade_off(*families[family])
 
@@ -128,7 +128,7 @@ class PoliciesPicture:
         self.figure.set_dpi(DPI)
         self._canvas: Any = FigureCanvasAgg(self.figure)
         self._left.set_position((0.085, 0.15, 0.39, 0.73))
-        self._right.set_position((0.58, 0.15, 0.405, 0.73))
+        self._right.set_position((0.58, 0.15, 0.395, 0.73))
         self._left.set(xlabel="outcome", ylabel="probability", ylim=(0, 1))
         self._right.set(xlabel="KL to the reference  (nats)", ylabel="win rate against the reference", ylim=(0.49, 1))
         self._bars: dict[str, Any] = {}
@@ -139,7 +139,8 @@ class PoliciesPicture:
         self._curves, self._points = {}, {}
         for place, name in enumerate(self.families):
             style = {"color": COLOURS[name], "animated": True}
-            self._curves[name] = self._right.plot([], [], lw=2, ls="--" if name == "rewind" else "-", **style)[0]
+            line = {"lw": 4 - place, "ls": "--" if name == "rewind" else "-"}  # what coincides shows at the rims
+            self._curves[name] = self._right.plot([], [], **line, **style)[0]
             marker = {"marker": "os^D"[place], "ms": 13 - 2 * place, "mec": "white", "zorder": 3 + place}  # all visible
             self._points[name] = self._right.plot([], [], ls="", clip_on=False, **marker, **style)[0]
         self.figure.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.07, 1.0), ncols=1 + len(self.families))
@@ -197,9 +198,16 @@ class PoliciesPicture:
         return stream.getvalue()
 
 
+def _acceptances(outcomes: Outcomes) -> Array:
+    """From 1 down: each chance to reach a threshold, where the curve has its kinks, and others between."""
+    kinks = np.cumsum(outcomes.probs[np.argsort(-outcomes.rewards)])
+    grid = np.concatenate([np.geomspace(1, 1e-4, 50), 1 - np.geomspace(1e-3, 0.3, 15), kinks])
+    return np.unique(np.clip(grid, 1e-4, 1))[::-1]
+
+
 def _round_up(value: float) -> float:
     """The next power of √2, and at least 1/8."""
-    return float(2 ** (max(-6, np.ceil(2 * np.log2(value))) / 2))
+    return float(2 ** (np.ceil(2 * np.log2(max(value, 1 / 8))) / 2))
 
 
 def _rectangles(left: NDArray[Any], height: Array, width: float) -> Array:

@@ -20,26 +20,6 @@ SHAPES: dict[str, Callable[[int], Any]] = {
 SMALLEST_WEIGHT = 0.01
 
 
-def explore(draw: Callable[..., Any], **controls: Any) -> None:
-    """Show what `draw` returns under sliders that draw it again.
-
-    The first picture is an ordinary output of the cell, drawn by an ordinary call: run headless, the notebook
-    shows it, and an error in `draw` fails the cell.
-
-    Args:
-        draw: takes the value of each control by keyword and returns a figure, or several things to show in a tuple.
-        controls: a widget for each argument of `draw`.
-    """
-    from ipywidgets import VBox
-
-    redraw = _show_under(
-        VBox(list(controls.values())),
-        lambda: draw(**{name: control.value for name, control in controls.items()}),
-    )
-    for control in controls.values():
-        control.observe(lambda _: redraw(), names="value")
-
-
 class PolicyExplorer:
     """Best-of-n, KL-RL, soft best-of-n and rewind-and-repeat under sliders, over outcomes that can be changed as well.
 
@@ -57,6 +37,8 @@ class PolicyExplorer:
     def __init__(self, outcomes: Outcomes, knobs: Knobs | None = None, families: Sequence[str] = FAMILIES) -> None:
         from ipywidgets import Dropdown, IntSlider
 
+        if not 2 <= len(outcomes) <= 30:
+            raise ValueError(f"outcomes holds {len(outcomes)}; the sliders take 2 to 30: pool the rarest ones")
         start = knobs or Knobs()
         sliders = {
             "n": partial(n_slider, start.n),
@@ -126,9 +108,9 @@ class PolicyExplorer:
         low, high = float(self._given.rewards.min()), float(self._given.rewards.max())
         high += 0.2 * (high - low)  # the handles start below the numbers above the sliders
         make = partial(FloatSlider, orientation="vertical", readout=False, layout=upright)
-        weights = np.maximum(outcomes.probs / outcomes.probs.max(), SMALLEST_WEIGHT)
+        weights = outcomes.probs / outcomes.probs.max()
         self.weights = [
-            make(float(weight), min=SMALLEST_WEIGHT, max=1.2, step=0.01, description=str(place))
+            make(float(max(weight, SMALLEST_WEIGHT)), min=SMALLEST_WEIGHT, max=1.2, step=0.01, description=str(place))
             for place, weight in enumerate(weights, 1)
         ]
         self.rewards = [
@@ -158,7 +140,7 @@ class PolicyExplorer:
         values, sliders = (self._weights, self.weights) if slider in self.weights else (self._rewards, self.rewards)
         place = sliders.index(slider)
         # A browser that shows a slider rounds its value to a step; nobody moved it, so the outcomes stay as given.
-        if abs(change["new"] - values[place]) <= 0.51 * slider.step:
+        if abs(change["new"] - max(values[place], slider.min)) <= 0.51 * slider.step:
             return
         values[place] = change["new"]
         self._outcomes = Outcomes(self._weights / self._weights.sum(), self._rewards)
@@ -169,7 +151,7 @@ def n_slider(value: float = 4, largest: int = 100) -> Any:
     """Return a slider for the number of draws N."""
     from ipywidgets import IntSlider
 
-    return IntSlider(int(value), 1, largest, description="N", layout=_wide())
+    return IntSlider(round(value), 1, max(largest, round(value)), description="N", layout=_wide())
 
 
 def beta_slider(value: float = 0.5, smallest: float = 0.02, largest: float = 20.0) -> Any:
