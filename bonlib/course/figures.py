@@ -197,10 +197,7 @@ def conjecture_figure(
         left.plot(atoms, values, color=shade, lw=2.5, label=label)
     left.plot(*finite, "o", ms=8, color=COLOURS["crude"], label="seven outcomes, $n = 2$")
     left.axhline(0, color=COLOURS["bound"], ls="--", lw=1.5)
-    left.annotate(
-        "conjecture 7.2: never above 0", (0.99, 0), xycoords=left.get_yaxis_transform(), ha="right", va="bottom",
-        color="#333333",
-    )  # fmt: skip
+    left.annotate("conjecture 7.2: never above 0", (0, -0.0006), va="top", color="#333333")
     left.set(xlabel="probability $a$ of the worst outcome", ylabel="win rate above the conjectured curve")
     left.legend(frameon=False, loc="lower center")
     right.bar(np.arange(1, len(found) + 1), found.probs, 0.8, color=COLOURS["reference"])

@@ -139,7 +139,10 @@ class PoliciesPicture:
         self._curves, self._points = {}, {}
         for place, name in enumerate(self.families):
             style = {"color": COLOURS[name], "animated": True}
-            line = {"lw": 4 - place, "ls": "--" if name == "rewind" else "-"}  # what coincides shows at the rims
+            line = {
+                "lw": (4, 3, 2.2, 2)[place],
+                "ls": "--" if name == "rewind" else "-",
+            }  # what coincides shows at the rims
             self._curves[name] = self._right.plot([], [], **line, **style)[0]
             marker = {"marker": "os^D"[place], "ms": 13 - 2 * place, "mec": "white", "zorder": 3 + place}  # all visible
             self._points[name] = self._right.plot([], [], ls="", clip_on=False, **marker, **style)[0]
