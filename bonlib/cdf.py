@@ -1,13 +1,19 @@
-"""What a finite sample of rewards says about best-of-n."""
+"""What a finite sample of rewards says about the reward's distribution, and about best-of-n."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import least_squares
+from scipy.special import digamma
 
-Array = NDArray[np.float64]
+from bonlib.exact import Array
+
+Counts = NDArray[np.intp]
+Smoothing = Literal["posterior", "add_one", "add_half", "clamp", "none"]
 
 
 class Estimate(NamedTuple):
@@ -15,6 +21,208 @@ class Estimate(NamedTuple):
 
     value: Array
     standard_error: Array
+
+
+class RewardCdf(Protocol):
+    """The distribution of the reward of reference responses, known or estimated, for one prompt or for many.
+
+    Each method takes rewards and returns as many numbers: of any shape for one prompt, of shape (P, ...) for P.
+    """
+
+    def strict(self, r: ArrayLike) -> Array:
+        """F(r) = P[r(Y) < r]."""
+        ...
+
+    def weak(self, r: ArrayLike) -> Array:
+        """F≤(r) = P[r(Y) <= r]."""
+        ...
+
+    def log_strict(self, r: ArrayLike) -> Array:
+        """Log F(r)."""
+        ...
+
+    def log_weak(self, r: ArrayLike) -> Array:
+        """Log F≤(r)."""
+        ...
+
+
+class EmpiricalCdf:
+    """The CDF estimated by counting: of M reference samples, k are worse than r (or, for the weak one, no better).
+
+    Args:
+        samples: rewards of reference responses: shape (M,) for one prompt, shape (P, M) for P of them, or a list of
+            P arrays of different lengths.
+        smoothing: what is made of k and M, for the CDF and for its logarithm:
+
+            - "none": k/M. Its logarithm is −inf where k = 0.
+            - "clamp": k/M, but at least `floor`/M.
+            - "add_one": (k+1)/(M+1), as in the official vBoN code.
+            - "add_half": (k+½)/(M+1).
+            - "posterior": (k+a)/(M+a+b), and as logarithm its posterior mean ψ(k+a) − ψ(M+a+b) under a Beta(a, b)
+              prior. With a = b = 1, the default, it is right on average for draws of the reference with a continuous
+              reward; with a = n, b = 1 for draws of best-of-n.
+        prior: a and b of "posterior", above 0 (b may be 0).
+        floor: of "clamp", above 0.
+
+    Raises:
+        ValueError: if there is no sample for a prompt, a reward is not finite, or an argument is out of range.
+
+    Source: Amini et al., Eq. 6 and footnote 8; Sessa et al., section 4.1.
+    """
+
+    def __init__(
+        self,
+        samples: ArrayLike | Sequence[ArrayLike],
+        smoothing: Smoothing = "posterior",
+        *,
+        prior: tuple[float, float] = (1.0, 1.0),
+        floor: float = 1.0,
+    ) -> None:
+        if smoothing not in ("posterior", "add_one", "add_half", "clamp", "none"):
+            raise ValueError(
+                f"smoothing is {smoothing!r}; it must be 'posterior', 'add_one', 'add_half', 'clamp' or 'none'"
+            )
+        if not (prior[0] > 0 and prior[1] >= 0 and floor > 0):
+            raise ValueError(f"prior is {prior} and floor {floor}; a and floor must be positive, b not negative")
+        self.smoothing, self.prior, self.floor = smoothing, prior, floor
+        rows, self._single = _rows("samples", samples)
+        self.m: Counts = np.array([len(row) for row in rows])
+        self._sorted = np.concatenate([np.sort(row) for row in rows])
+        self._starts = np.cumsum(self.m) - self.m
+
+    def strict(self, r: ArrayLike) -> Array:
+        """Return the estimate of F(r), of the shape of `r`: any for one prompt, (P, ...) for P prompts."""
+        return self._smoothed(*self._count(r, "left"))
+
+    def weak(self, r: ArrayLike) -> Array:
+        """Return the estimate of F≤(r), shapes as in `strict`."""
+        return self._smoothed(*self._count(r, "right"))
+
+    def log_strict(self, r: ArrayLike) -> Array:
+        """Return the estimate of log F(r), shapes as in `strict`."""
+        return self._log_smoothed(*self._count(r, "left"))
+
+    def log_weak(self, r: ArrayLike) -> Array:
+        """Return the estimate of log F≤(r), shapes as in `strict`."""
+        return self._log_smoothed(*self._count(r, "right"))
+
+    def _count(self, r: ArrayLike, side: Literal["left", "right"]) -> tuple[Counts, Counts]:
+        """How many samples are below (left) or not above (right) each reward, and of how many."""
+        rewards = np.asarray(r, dtype=np.float64)
+        if np.isnan(rewards).any():
+            raise ValueError("r holds NaN; drop or repair that response")
+        if not self._single and (rewards.ndim == 0 or len(rewards) != len(self.m)):
+            raise ValueError(f"r has shape {rewards.shape}; its first axis must hold the {len(self.m)} prompts")
+        shape = (1,) * rewards.ndim if self._single else (-1,) + (1,) * (rewards.ndim - 1)
+        m, last = self.m.reshape(shape), self._starts.reshape(shape) - 1
+        is_counted = np.less if side == "left" else np.less_equal
+        # A binary search in all prompts' samples at once: k grows by powers of two while the sample there counts.
+        k = np.zeros(rewards.shape, dtype=np.intp)
+        step = 1 << int(self.m.max()).bit_length()
+        while step := step // 2:
+            further = np.minimum(k + step, m)
+            k = np.where(is_counted(self._sorted[last + further], rewards), further, k)
+        return k, np.broadcast_to(m, rewards.shape)
+
+    def _smoothed(self, k: Counts, m: Counts) -> Array:
+        a, b = self.prior
+        if self.smoothing == "none":
+            return k / m
+        if self.smoothing == "clamp":
+            return np.maximum(k, self.floor) / m
+        if self.smoothing == "posterior":
+            return (k + a) / (m + a + b)
+        return (k + (1 if self.smoothing == "add_one" else 0.5)) / (m + 1)
+
+    def _log_smoothed(self, k: Counts, m: Counts) -> Array:
+        if self.smoothing == "posterior":
+            a, b = self.prior
+            # There are few different counts, and digamma is slow.
+            table = digamma(np.arange(int(self.m.max()) + 1) + a)
+            return table[k] - digamma(m + a + b)
+        with np.errstate(divide="ignore"):
+            return np.log(self._smoothed(k, m))
+
+
+class ExponentialCdf:
+    """A smooth log F of the form −a e^{−b r}, strict and weak alike, as the vBoN paper fits it for summarisation.
+
+    Args:
+        a: scale, positive, shape () for one prompt or (P,).
+        b: rate in units of 1/reward, positive, likewise.
+
+    Source: Amini et al., section 6.
+    """
+
+    def __init__(self, a: ArrayLike, b: ArrayLike) -> None:
+        self.a, self.b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+        if self.a.shape != self.b.shape or self.a.ndim > 1 or not ((self.a > 0) & (self.b > 0)).all():
+            raise ValueError(f"a is {a!r} and b is {b!r}; both must be positive and of one shape, () or (prompts,)")
+
+    @classmethod
+    def fit(cls, samples: ArrayLike | Sequence[ArrayLike]) -> ExponentialCdf:
+        """Fit a and b by non-linear least squares to the logarithm of the counted CDF at the samples.
+
+        Args:
+            samples: rewards of reference responses, shapes as for `EmpiricalCdf`, at least two different ones a prompt.
+
+        Raises:
+            ValueError: if a prompt's rewards are all equal, or one is not finite.
+        """
+        rows, single = _rows("samples", samples)
+        fitted = np.array([_fit_exponential(row) for row in rows])
+        return cls(*(fitted[0] if single else fitted.T))
+
+    def strict(self, r: ArrayLike) -> Array:
+        """Return F(r), of the shape of `r`: any for one prompt, (P, ...) for P prompts."""
+        return np.exp(self.log_strict(r))
+
+    def weak(self, r: ArrayLike) -> Array:
+        """Return F≤(r), the same as F(r)."""
+        return self.strict(r)
+
+    def log_strict(self, r: ArrayLike) -> Array:
+        """Return log F(r) = −a e^{−b r}, shapes as in `strict`."""
+        rewards = np.asarray(r, dtype=np.float64)
+        shape = self.a.shape + (1,) * (rewards.ndim - self.a.ndim)
+        with np.errstate(over="ignore"):
+            return -self.a.reshape(shape) * np.exp(-self.b.reshape(shape) * rewards)
+
+    def log_weak(self, r: ArrayLike) -> Array:
+        """Return log F≤(r), the same as log F(r)."""
+        return self.log_strict(r)
+
+
+def _fit_exponential(row: Array) -> Array:
+    """Log a and log b by least squares, so that both stay positive; rewards are standardised for the search."""
+    values, counts = np.unique(row, return_counts=True)
+    if len(values) < 2:
+        raise ValueError(f"samples has a prompt whose {len(row)} rewards are all {values[0]}; a curve needs two values")
+    centre, scale = row.mean(), row.std()
+    z, log_cdf = (values - centre) / scale, np.log(np.cumsum(counts) / len(row))
+
+    def misfit(log_ab: Array) -> Array:
+        return (np.exp(np.minimum(log_ab[0] - np.exp(log_ab[1]) * z, 50.0)) + log_cdf) * np.sqrt(counts)
+
+    log_a, log_b = least_squares(misfit, [np.log(np.log(2)), 0.0]).x
+    b = np.exp(log_b) / scale
+    return np.array([np.exp(log_a + b * centre), b])
+
+
+def _rows(name: str, samples: ArrayLike | Sequence[ArrayLike]) -> tuple[list[Array], bool]:
+    """The samples as one array a prompt, and whether they are those of a single prompt."""
+    items = samples if isinstance(samples, np.ndarray) else list(samples)  # type: ignore[arg-type]
+    if len(items) == 0:
+        raise ValueError(f"{name} is empty; an estimate needs at least one reward")
+    single = np.ndim(items[0]) == 0
+    rows = [np.asarray(row, dtype=np.float64) for row in ([items] if single else items)]
+    for place, row in enumerate(rows):
+        if row.ndim != 1 or row.size == 0 or not np.isfinite(row).all():
+            raise ValueError(
+                f"{name}[{place}] has shape {row.shape} or a reward that is not finite; each prompt needs a list of at "
+                "least one finite reward"
+            )
+    return rows, single
 
 
 def best_of_n_reward(samples: ArrayLike, n: int) -> Estimate:

@@ -7,7 +7,10 @@ import hashlib
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +190,59 @@ def _load(auto: Any, name: str | os.PathLike[str], revision: str | None, device:
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return LoadedModel(model.to(device).eval(), tokenizer, os.fspath(name), getattr(pinned, "resolved", None))
+
+
+@contextmanager
+def cpu_kernels(model: Any) -> Iterator[None]:
+    """Run a model, on a CPU and without gradients, with faster operations for the same formulas.
+
+    Matrix products take weights laid out for oneDNN beforehand, which takes half the time of what PyTorch does by
+    itself where its other library knows the processor less well; GPT-2's activation is one pass instead of eight. The
+    layout is made anew each time, since weights may change between calls. Elsewhere, and where PyTorch lacks the
+    operations, nothing happens.
+
+    Args:
+        model: a `transformers` model; its layers are themselves again afterwards.
+    """
+    replaced = _faster_forwards(model) if _has_cpu_kernels(model) else {}
+    for module, forward in replaced.items():
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module in replaced:
+            del module.forward  # the instance's; that of its class is there again
+
+
+def _has_cpu_kernels(model: Any) -> bool:
+    weight = next(model.parameters())
+    return (
+        weight.device.type == "cpu"
+        and weight.dtype in (torch.float32, torch.bfloat16)
+        and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+        and all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
+        and not torch.is_grad_enabled()
+    )
+
+
+def _faster_forwards(model: Any) -> dict[Any, Any]:
+    from transformers.activations import NewGELUActivation
+    from transformers.pytorch_utils import Conv1D
+
+    forwards: dict[Any, Any] = {}
+    for module in model.modules():
+        if type(module) is torch.nn.Linear:
+            forwards[module] = _packed_product(module.weight, module.bias)
+        elif type(module) is Conv1D:
+            forwards[module] = _packed_product(module.weight.t().contiguous(), module.bias)
+        elif type(module) is NewGELUActivation:
+            forwards[module] = partial(torch.nn.functional.gelu, approximate="tanh")
+    return forwards
+
+
+def _packed_product(weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+    return lambda inputs: torch.ops.mkldnn._linear_pointwise(inputs, packed, bias, "none", [], "")
 
 
 def keep_freed_memory() -> None:

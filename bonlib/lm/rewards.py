@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from bonlib.lm.models import LoadedModel
+from bonlib.lm.models import LoadedModel, cpu_kernels
 
 Rewards = NDArray[np.float64]
 
@@ -73,17 +73,18 @@ class SentimentReward:
                 )
         return self.score_tokens(encoded)
 
+    @torch.inference_mode()
     def score_tokens(self, encoded: Sequence[list[int]]) -> Rewards:
         """Return p(positive), or its logit, of texts given as token ids (special tokens included), shape (B,)."""
         # Texts of similar length share a batch: padding would cost as much as reading.
         order = np.argsort([len(ids) for ids in encoded], kind="stable")
         logits = np.empty(len(encoded))
-        for start in range(0, len(order), self.batch_size):
-            rows = order[start : start + self.batch_size]
-            logits[rows] = self._logits([encoded[row] for row in rows])
+        with cpu_kernels(self.loaded.model):
+            for start in range(0, len(order), self.batch_size):
+                rows = order[start : start + self.batch_size]
+                logits[rows] = self._logits([encoded[row] for row in rows])
         return logits if self.output == "logit" else expit(logits)
 
-    @torch.inference_mode()
     def _logits(self, encoded: Sequence[list[int]]) -> Rewards:
         width = max(map(len, encoded))
         pad = self.loaded.tokenizer.pad_token_id

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from bonlib.lm.rewards import RewardModel, checked_score
 from bonlib.lm.samplers import Responses, Sampler, SamplingSettings, concatenate
 
-FORMAT = 1  # of the files and the way of drawing; raise it when either changes, and older chunks are drawn anew
+FORMAT = 2  # of the files and the way of drawing; raise it when either changes, and older chunks are drawn anew
 
 
 class DamagedFileError(ValueError):
