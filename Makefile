@@ -12,11 +12,12 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help run test check lab clean
+.PHONY: help run test test-fire check lab clean
 help:
 	@echo "make run   [PROFILE=quick|laptop|paper] [ONLY=05]   execute the notebooks into _build/PROFILE"
 	@echo "make lab                                            open the workbook in JupyterLab"
 	@echo "make test                                           every test; make check: lint, types, unit tests"
+	@echo "make test-fire                                      kill a sampling process a hundred times"
 	@echo "make clean                                          remove what was built; samples and models stay"
 
 run: $(VENV)/.run
@@ -30,6 +31,9 @@ test: $(VENV)/.dev
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest
+
+test-fire: $(VENV)/.dev
+	BONLIB_KILLS=100 $(BIN)/python -m pytest -s tests/test_store_under_fire.py
 
 check: $(VENV)/.dev
 	$(BIN)/python -m ruff check .

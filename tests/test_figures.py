@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bonlib.cdf import Estimate
-from bonlib.course import figures
+from bonlib.course import figures, theory_figures
 from bonlib.exact import Outcomes
 
 MODEL = Outcomes([0.3, 0.5, 0.2], [0.0, 1.0, 2.0])
@@ -17,11 +17,11 @@ def _no_window(monkeypatch):
 
 def test_the_other_figures_draw():
     n = np.geomspace(1, 100, 5)
-    figures.kl_against_n({"": figures.KLCurves(n, np.zeros(5), np.ones(5), 0.5)}).canvas.draw()
+    theory_figures.kl_against_n({"": theory_figures.KLCurves(n, np.zeros(5), np.ones(5), 0.5)}).canvas.draw()
     path = np.array([MODEL.best_of(m) for m in n])
     curve = {"best-of-n": MODEL.trade_off(MODEL.best_of, n)[:2]}
     figures.trade_off({"best-of-n": (*curve["best-of-n"], {"color": "k"})}).canvas.draw()
-    figures.simplex_figure({"best-of-n": path}, MODEL.probs, curve).canvas.draw()
+    theory_figures.simplex_figure({"best-of-n": path}, MODEL.probs, curve).canvas.draw()
     table = dict.fromkeys(figures.SELECTIONS, Estimate(np.ones(2), np.ones(2)))
     figures.best_of_n_figure([1, 2], table, table).canvas.draw()
     figures.rewards_by_prompt(np.random.default_rng(0).uniform(size=(3, 5)), ["a", "b", "c"]).canvas.draw()
@@ -29,13 +29,13 @@ def test_the_other_figures_draw():
 
 def test_the_figures_of_the_theory_draw():
     n = np.geomspace(1, 100, 5)
-    curves = figures.KLCurves(n, np.zeros(5), np.ones(5), 0.5, np.ones(5), (np.zeros(5), np.ones(5)))
-    figures.kl_against_n({"one": curves, "another": curves}).canvas.draw()
-    figures.uniform_kl({10: curves, 100: curves}).canvas.draw()
-    figures.when_to_trust(n, np.ones(5), n).canvas.draw()
-    figures.gap_parts(np.ones(3), np.ones(3), MODEL.probs).canvas.draw()
-    figures.conjecture_figure(n / 100, {"n": n}, MODEL, (0.4, 0.003)).canvas.draw()
-    figures.kl_and_cost({"a": (n, n, {})}, {"a": (n, n, {})}).canvas.draw()
-    ascent = dict.fromkeys(figures.OBJECTIVES, np.ones(5))
-    figures.ascent_figure(ascent, ascent, dict.fromkeys(ascent, 0.1)).canvas.draw()
-    figures.jbond_reward_figure([0.1, 0.5]).canvas.draw()
+    curves = theory_figures.KLCurves(n, np.zeros(5), np.ones(5), 0.5, np.ones(5), (np.zeros(5), np.ones(5)))
+    theory_figures.kl_against_n({"one": curves, "another": curves}).canvas.draw()
+    theory_figures.uniform_kl({10: curves, 100: curves}).canvas.draw()
+    theory_figures.when_to_trust(n, np.ones(5), n).canvas.draw()
+    theory_figures.gap_parts(np.ones(3), np.ones(3), MODEL.probs).canvas.draw()
+    theory_figures.conjecture_figure(n / 100, {"n": n}, MODEL, (0.4, 0.003)).canvas.draw()
+    theory_figures.kl_and_cost({"a": (n, n, {})}, {"a": (n, n, {})}).canvas.draw()
+    ascent = dict.fromkeys(theory_figures.OBJECTIVES, np.ones(5))
+    theory_figures.ascent_figure(ascent, ascent, dict.fromkeys(ascent, 0.1)).canvas.draw()
+    theory_figures.jbond_reward_figure([0.1, 0.5]).canvas.draw()
