@@ -4,11 +4,13 @@ import errno
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from bonlib.lm import store as store_module
 from bonlib.lm.rewards import FunctionReward
@@ -45,6 +47,18 @@ def fill(root, log, pause=0.002):
     store.score(LENGTH, store.draw(LetterSampler(log, pause), PROMPTS, COUNT, SETTINGS, seed=0, chunk_size=CHUNK))
 
 
+def child_of(root, log, pause=0.002):
+    """A process that fills the store and shares no lock with this one, as one that a user starts."""
+
+    def work():
+        tqdm.set_lock(threading.RLock())  # a forked one would keep its parent waiting if killed while it holds it
+        fill(root, log, pause)
+
+    child = fork.Process(target=work, daemon=True)
+    child.start()
+    return child
+
+
 def content(root):
     """Every array in the store, by the file's place."""
     found = {}
@@ -70,8 +84,7 @@ def test_a_store_killed_again_and_again_equals_an_undisturbed_one(tmp_path, undi
     root, log, rng = tmp_path / "store", tmp_path / "log", np.random.default_rng(0)
     chunks, kills, kept = len(PROMPTS) * COUNT // CHUNK, 0, set()
     for _ in range(KILLS):
-        child = fork.Process(target=fill, args=(root, log))
-        child.start()
+        child = child_of(root, log)
         time.sleep(rng.uniform(0.001, 0.06))
         os.kill(child.pid, signal.SIGKILL)
         child.join()
@@ -105,11 +118,9 @@ def test_what_killed_processes_leave_is_swept_away(tmp_path):
 
 def test_processes_that_write_the_same_draws_do_not_disturb_each_other(tmp_path, undisturbed):
     root = tmp_path / "store"
-    children = [fork.Process(target=fill, args=(root, tmp_path / f"log{i}", 0.001)) for i in range(3)]
+    children = [child_of(root, tmp_path / f"log{i}", 0.001) for i in range(3)]
     for child in children:
-        child.start()
-    for child in children:
-        child.join()
+        child.join(timeout=120)
     assert [child.exitcode for child in children] == [0, 0, 0]
     assert_same(content(root), undisturbed)
     assert not list(root.rglob("*.part"))
