@@ -134,7 +134,7 @@ def log_cdf_by_samples(panels: Mapping[str, Mapping[str, CURVE]]) -> Figure:
         axis.set(xlabel="reward $r$, p(positive)", title=title, ylim=(-7.5, 0.3))
         axis.title.set_fontsize(11)
     axes[0].set_ylabel(r"$\log F_\leq(r)$  (nats)")
-    axes[-1].legend(frameon=False, loc="lower right", fontsize=10)
+    axes[0].legend(frameon=False, loc="lower right", fontsize=10)
     return figure
 
 
