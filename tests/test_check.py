@@ -33,9 +33,11 @@ def test_estimates_follow_the_sizes():
         sampling_cost(dataclasses.replace(quick, imdb=dataclasses.replace(quick.imdb, test_prompts=prompts)))
         for prompts in (10, 1000)
     )
-    assert large.draws == 100 * small.draws
-    assert large.megabytes == pytest.approx(100 * small.megabytes)
+    assert large.draws - small.draws == 990 * (quick.imdb.draws + quick.imdb.opponents)
+    assert large.megabytes / small.megabytes == pytest.approx(large.draws / small.draws)
     assert large.seconds > small.seconds
+    more = dataclasses.replace(quick, cdf=dataclasses.replace(quick.cdf, prompts=quick.cdf.prompts + 1))
+    assert sampling_cost(more).draws - sampling_cost(quick).draws == 850
     paper = get_profile("paper")
     assert sampling_cost(paper).seconds is None
     assert "time unknown" in str(sampling_cost(paper))

@@ -227,6 +227,8 @@ def test_the_faster_kernels_see_changed_weights_and_survive_an_error(language_mo
                 got = model(ids).logits
             torch.testing.assert_close(got, model(ids).logits, atol=1e-5, rtol=1e-5)
             model.transformer.h[0].mlp.c_fc.weight.mul_(-2)
+        with torch.autocast("cpu", torch.bfloat16), cpu_kernels(model):
+            assert model(ids).logits.isfinite().all()
         with pytest.raises(RuntimeError, match="stop"), cpu_kernels(model):
             raise RuntimeError("stop")
     assert not any("forward" in vars(module) for module in model.modules())

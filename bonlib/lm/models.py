@@ -231,18 +231,26 @@ def _faster_forwards(model: Any) -> dict[Any, Any]:
 
     forwards: dict[Any, Any] = {}
     for module in model.modules():
+        if "forward" in vars(module):  # somebody else's, such as a hook of accelerate
+            continue
         if type(module) is torch.nn.Linear:
-            forwards[module] = _packed_product(module.weight, module.bias)
+            forwards[module] = _packed_product(module, module.weight)
         elif type(module) is Conv1D:
-            forwards[module] = _packed_product(module.weight.t().contiguous(), module.bias)
+            forwards[module] = _packed_product(module, module.weight.t().contiguous())
         elif type(module) is NewGELUActivation:
             forwards[module] = partial(torch.nn.functional.gelu, approximate="tanh")
     return forwards
 
 
-def _packed_product(weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
+def _packed_product(module: Any, weight: torch.Tensor) -> Any:
     packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-    return lambda inputs: torch.ops.mkldnn._linear_pointwise(inputs, packed, bias, "none", [], "")
+
+    def forward(inputs: torch.Tensor) -> Any:
+        if inputs.dtype != weight.dtype:  # under autocast, which knows how to go on
+            return type(module).forward(module, inputs)
+        return torch.ops.mkldnn._linear_pointwise(inputs, packed, module.bias, "none", [], "")
+
+    return forward
 
 
 def keep_freed_memory() -> None:
