@@ -194,7 +194,7 @@ class ExponentialCdf:
 
 
 def _fit_exponential(row: Array) -> Array:
-    """Log a and log b by least squares, so that both stay positive; rewards are standardised for the search."""
+    """The pair a, b by least squares in their logarithms, so that both stay positive, on standardised rewards."""
     values, counts = np.unique(row, return_counts=True)
     if len(values) < 2:
         raise ValueError(f"samples has a prompt whose {len(row)} rewards are all {values[0]}; a curve needs two values")

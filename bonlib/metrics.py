@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from bonlib.cdf import Estimate
-
-Array = NDArray[np.float64]
+from bonlib.exact import Array
 
 
 def mean_over_prompts(values: ArrayLike) -> Estimate:

@@ -27,7 +27,6 @@ COLOURS = {
     "estimate": "#cc78bc",
     "crude": "#d55e00",
 }
-Array = NDArray[np.float64]
 CURVE = tuple[ArrayLike, ArrayLike, Mapping[str, Any]]  # x, y and how to draw it
 
 

@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bonlib.course.figures import COLOURS, new_figure
-from bonlib.exact import Outcomes, TradeOff, kl_divergence
-
-Array = NDArray[np.float64]
+from bonlib.exact import Array, Outcomes, TradeOff, kl_divergence
 
 FAMILIES = ("best-of-n", "KL-RL", "soft best-of-n", "rewind")
 DPI = 100

@@ -13,14 +13,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import comb
 
 from bonlib import bounds, losses
-from bonlib.exact import Outcomes, kl_divergence
+from bonlib.exact import Array, Outcomes, kl_divergence
 
-Array = NDArray[np.float64]
 ROUNDING = 1e-9  # relative to the larger of 1 and the right-hand side
 TIGHT = 0.95  # share of a bound that is used up in the worst case seen
 

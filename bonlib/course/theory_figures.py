@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bonlib.bounds import kl_bound, kl_gap_lower
-from bonlib.course.figures import COLOURS, CURVE, Array, draw_trade_off, new_figure
-from bonlib.exact import Outcomes
+from bonlib.course.figures import COLOURS, CURVE, draw_trade_off, new_figure
+from bonlib.exact import Array, Outcomes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -41,8 +41,8 @@ class PolicyExplorer:
             raise ValueError(f"outcomes holds {len(outcomes)}; the sliders take 2 to 30: pool the rarest ones")
         start = knobs or Knobs()
         sliders = {
-            "n": partial(n_slider, start.n),
-            "beta": partial(beta_slider, start.beta),
+            "n": partial(IntSlider, round(start.n), 1, max(100, round(start.n)), description="N", layout=_wide()),
+            "beta": partial(log_slider, "β", start.beta, 0.02, 20),
             "temperature": partial(log_slider, "λ", start.temperature, 0.01, 100),
             "acceptance": partial(log_slider, "α", start.acceptance, 0.001, 1),
         }
@@ -145,18 +145,6 @@ class PolicyExplorer:
         values[place] = change["new"]
         self._outcomes = Outcomes(self._weights / self._weights.sum(), self._rewards)
         self._redraw()
-
-
-def n_slider(value: float = 4, largest: int = 100) -> Any:
-    """Return a slider for the number of draws N."""
-    from ipywidgets import IntSlider
-
-    return IntSlider(round(value), 1, max(largest, round(value)), description="N", layout=_wide())
-
-
-def beta_slider(value: float = 0.5, smallest: float = 0.02, largest: float = 20.0) -> Any:
-    """Return a slider for the KL coefficient β, even in log β."""
-    return log_slider("β", value, smallest, largest)
 
 
 def log_slider(symbol: str, value: float, smallest: float, largest: float) -> Any:

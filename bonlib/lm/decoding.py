@@ -198,11 +198,12 @@ def inverse_cdf(weights: torch.Tensor, uniforms: torch.Tensor, block: int = 64) 
     if size % block:
         weights = torch.nn.functional.pad(weights, (0, block - size % block))
     blocks = weights.view(rows, -1, block)
-    upto = blocks.sum(2).cumsum(1)
+    sums = blocks.sum(2)
+    upto = sums.cumsum(1)
     total = upto[:, -1]
     wanted = (uniforms * total)[:, None]
     # u · total can round up to the total itself; the last block and entry with any weight is then the right one.
-    found = torch.minimum(torch.searchsorted(upto, wanted, right=True), _last_positive(blocks.sum(2)))
+    found = torch.minimum(torch.searchsorted(upto, wanted, right=True), _last_positive(sums))
     before = torch.where(found > 0, upto.gather(1, (found - 1).clamp(min=0)), 0.0)
     inside = blocks.gather(1, found[:, :, None].expand(-1, -1, block))[:, 0]
     entry = torch.searchsorted(inside.cumsum(1), wanted - before, right=True)
