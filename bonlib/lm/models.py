@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from bonlib.lm.gguf import PACKAGED, packaged_file, unpacked
+
 _WITHOUT_EFFECT = {"_name_or_path", "name_or_path", "transformers_version", "dtype", "architectures"}
 BUNDLED = Path(__file__).resolve().parents[2] / "data" / "models"
 
@@ -70,32 +72,63 @@ class LoadedModel:
     @property
     def end_token_ids(self) -> list[int]:
         """The tokens that end a response: those of the generation settings, else the tokenizer's."""
-        generation = getattr(self.model, "generation_config", None)
-        ends = generation.eos_token_id if generation is not None else None
-        if ends is None:
-            ends = self.tokenizer.eos_token_id
-        return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+        return end_token_ids(getattr(self.model, "generation_config", None), self.tokenizer)
+
+
+def end_token_ids(generation_config: Any, tokenizer: Any) -> list[int]:
+    """Return the tokens that end a response: those of the generation settings, else the tokenizer's."""
+    ends = generation_config.eos_token_id if generation_config is not None else None
+    if ends is None:
+        ends = tokenizer.eos_token_id
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+def chat_prompt(tokenizer: Any, request: str) -> str:
+    """Return a user's request as the text that a chat model continues with its answer.
+
+    Args:
+        tokenizer: of the model, with a chat template.
+        request: what the user writes.
+
+    Raises:
+        ValueError: if the tokenizer has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"tokenizer {tokenizer.name_or_path!r} has no chat template: prompt such a model with plain text"
+        )
+    return str(
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": request}], tokenize=False, add_generation_prompt=True
+        )
+    )
 
 
 def locate(name: str | os.PathLike[str]) -> str:
-    """Return where a model is: a bundled folder, a folder of the user's, or unchanged if it is a hub name.
+    """Return where a model is: a folder, or unchanged if it is a hub name.
 
     Args:
-        name: "imdb-gpt2-tiny" (any folder under data/models), a path, or a hub name such as "lvwerra/gpt2-imdb".
+        name: "imdb-gpt2-tiny" (any folder under data/models), "smollm2-135m-instruct" (from the package that carries
+            it), a path to a folder or a GGUF file, or a hub name such as "lvwerra/gpt2-imdb".
 
     Raises:
-        FileNotFoundError: if `name` can only be a folder and there is none.
+        FileNotFoundError: if `name` can only be a folder and there is none, or its package is not installed.
     """
     text = os.fspath(name)
     for folder in (BUNDLED / text, Path(text).expanduser()):
         if (folder / "config.json").is_file():
             return str(folder)
+        if folder.suffix == ".gguf" and folder.is_file():
+            return str(unpacked(folder))
+    if text in PACKAGED:
+        return str(unpacked(packaged_file(text)))
     if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).exists():
         return text
-    bundled = ", ".join(sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))) or "none"
+    ours = [*sorted(path.parent.name for path in BUNDLED.glob("*/config.json")), *PACKAGED]
     raise FileNotFoundError(
-        f"model {text!r} is neither a bundled model ({bundled}), nor a folder with a config.json, nor a hub name "
-        "(owner/name): check the spelling, or make the bundled ones with `python -m bonlib pretrain`"
+        f"model {text!r} is neither one of the workbook's ({', '.join(ours)}), nor a folder with a config.json or a "
+        "GGUF file, nor a hub name (owner/name): check the spelling, or make the bundled ones with "
+        "`python -m bonlib pretrain`"
     )
 
 
@@ -157,23 +190,29 @@ def load_classifier(
 
 
 def _load(auto: Any, name: str | os.PathLike[str], revision: str | None, device: str, dtype: str) -> LoadedModel:
-    from transformers import AutoTokenizer
-    from transformers.utils import logging
-
     keep_freed_memory()
-    where, device = locate(name), pick_device(device)
+    device = pick_device(device)
+    with _without_bars():
+        model, tokenizer, commit = _load_files(auto, name, locate(name), revision, pick_dtype(dtype, device))
+    if tokenizer.pad_token_id is None:  # GPT-2 has none; padded places are masked, so any token will do
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return LoadedModel(model.to(device).eval(), tokenizer, os.fspath(name), commit)
+
+
+def _load_files(auto: Any, name: Any, where: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    """Model, tokenizer and, from the hub, the commit."""
+    from transformers import AutoTokenizer
+
     pinned: Any = None
-    shows_bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # of the weights, which would stay in a notebook's output as a broken widget
     try:
         if not Path(where).is_dir():
             from huggingface_hub import resolve_revision
 
             pinned = resolve_revision(where, revision=revision)
         # Pickled weights can run code on loading, hence safetensors only; the hub offers a conversion of most others.
-        model = auto.from_pretrained(
-            where, revision=pinned, dtype=pick_dtype(dtype, device), use_safetensors=True, trust_remote_code=False
-        )
+        model = auto.from_pretrained(where, revision=pinned, dtype=dtype, use_safetensors=True, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(where, revision=pinned, trust_remote_code=False)
     except Exception as error:  # the hub's client raises a dozen kinds; each means "not to be had"
         if isinstance(error, (ValueError, KeyError)) and Path(where).is_dir():
@@ -182,14 +221,21 @@ def _load(auto: Any, name: str | os.PathLike[str], revision: str | None, device:
             f"model {os.fspath(name)!r} could not be loaded: {error}. Is the machine online, the name right, and the "
             "weights there as safetensors? A folder downloaded elsewhere works too: give its path as the name"
         ) from error
+    return model, tokenizer, getattr(pinned, "resolved", None)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Hide the bars that loading shows: in a notebook's output they would stay as broken widgets."""
+    from transformers.utils import logging
+
+    shows_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
     finally:
         if shows_bars:
             logging.enable_progress_bar()
-    if tokenizer.pad_token_id is None:  # GPT-2 has none; padded places are masked, so any token will do
-        tokenizer.pad_token = tokenizer.eos_token
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-    return LoadedModel(model.to(device).eval(), tokenizer, os.fspath(name), getattr(pinned, "resolved", None))
 
 
 @contextmanager

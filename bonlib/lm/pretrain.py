@@ -149,7 +149,7 @@ class LabelledCrops(Dataset[dict[str, Any]]):
         return {"input_ids": self.prefix + ids[start : start + length], "labels": self.labels[which]}
 
 
-def _fit(model: Any, dataset: Any, recipe: Recipe, scratch: Path, collate: Any = None) -> float:
+def fit(model: Any, dataset: Any, recipe: Recipe, scratch: Path, collate: Any = None) -> float:
     """Train `model` in place, from the newest checkpoint if an interrupted run of the same recipe left one.
 
     Checkpoints are removed when done. Returns the minutes of all its sessions.
@@ -232,7 +232,7 @@ def pretrain_language_model(folder: Path, scratch: Path, recipe: LanguageModelRe
     blocks = TextBlocks(
         reviews, tokenizer, context=recipe.context, size=recipe.steps * recipe.batch_size, seed=recipe.seed
     )
-    minutes = _fit(model, blocks, recipe, scratch)
+    minutes = fit(model, blocks, recipe, scratch)
     _save(model, tokenizer, folder, recipe, minutes)
     write_card(folder)
 
@@ -275,7 +275,7 @@ def pretrain_reward_model(
     lent = {key: value for key, value in donor.items() if key in model.transformer.state_dict()}
     model.transformer.load_state_dict(lent)
     crops = LabelledCrops(load_reviews("train"), tokenizer, recipe=recipe)
-    minutes = _fit(model, crops, recipe, scratch, DataCollatorWithPadding(tokenizer))
+    minutes = fit(model, crops, recipe, scratch, DataCollatorWithPadding(tokenizer))
     balance_judge(model, tokenizer, load_reviews("train"))
     _save(model, tokenizer, folder, recipe, minutes)
     write_card(folder)

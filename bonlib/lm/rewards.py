@@ -11,7 +11,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
-from bonlib.lm.models import LoadedModel, cpu_kernels
+from bonlib.lm.models import LoadedModel
+from bonlib.lm.reading import read
 
 Rewards = NDArray[np.float64]
 
@@ -29,11 +30,107 @@ class RewardModel(Protocol):
         ...
 
 
-class SentimentReward:
+class ClassifierReward:
+    """What a sequence classifier with one output, such as a Bradley–Terry reward model, says of prompt and response.
+
+    One that stands on a causal language model reads a prompt once for all its responses.
+
+    Args:
+        loaded: the classifier.
+        batch_size: texts it reads at once.
+    """
+
+    outputs = 1
+
+    def __init__(self, loaded: LoadedModel, *, batch_size: int = 256) -> None:
+        if loaded.model.config.num_labels != self.outputs:
+            raise ValueError(
+                f"{loaded.name} has {loaded.model.config.num_labels} outputs; {type(self).__name__} takes a classifier "
+                f"with {self.outputs}"
+            )
+        self.loaded, self.batch_size = loaded, batch_size
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of weights and tokenizer."""
+        return hashlib.sha256(f"{self.loaded.fingerprint} {type(self).__name__}".encode()).hexdigest()
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Rewards:
+        """Return the reward of each prompt followed by its response, shape (B,).
+
+        Raises:
+            ValueError: if the lists differ in length, or a text is longer than the classifier's context.
+        """
+        encoded = self._encode([prompt + response for prompt, response in zip(prompts, responses, strict=True)])
+        prompt_ids = {prompt: self.loaded.tokenizer(prompt)["input_ids"] for prompt in dict.fromkeys(prompts)}
+        # The border between prompt and response can change a token, so only what is really there counts as common.
+        heads = [_common(prompt_ids[prompt], ids[:-1]) for prompt, ids in zip(prompts, encoded, strict=True)]
+        return self.score_tokens(encoded, heads)
+
+    def score_texts(self, texts: Sequence[str]) -> Rewards:
+        """Return the reward of whole texts, shape (B,)."""
+        return self.score_tokens(self._encode(texts))
+
+    def score_tokens(self, encoded: Sequence[list[int]], heads: Sequence[int] | None = None) -> Rewards:
+        """Return the reward of texts given as token ids, shape (B,).
+
+        Args:
+            encoded: B lists of token ids, special tokens included.
+            heads: (B,) tokens at the beginning of each text that others may begin with as well; none if not given.
+        """
+        model = self.loaded.model
+        pools_last = hasattr(model, "score")  # as the classifiers on causal models call their last layer
+        batches = read(
+            model.base_model if pools_last else model,
+            encoded,
+            heads if heads is not None and pools_last else [0] * len(encoded),
+            batch_size=self.batch_size,
+            pad_id=self.loaded.tokenizer.pad_token_id,
+        )
+        scores = np.empty((len(encoded), self.outputs))
+        with torch.inference_mode():
+            for places, skipped, output in batches:
+                if pools_last:
+                    last = torch.tensor([len(encoded[place]) for place in places]) - torch.tensor(skipped) - 1
+                    states = output.last_hidden_state[torch.arange(len(places)), last.to(self.loaded.device)]
+                    scores[places] = model.score(states).double().cpu().numpy()
+                else:
+                    scores[places] = output.logits.double().cpu().numpy()
+        return self._rewards(scores)
+
+    def _rewards(self, scores: Rewards) -> Rewards:
+        """Rewards, shape (B,), from the classifier's outputs, shape (B, outputs)."""
+        return scores[:, 0]
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        encoded: list[list[int]] = self.loaded.tokenizer(list(texts))["input_ids"]
+        for index, ids in enumerate(encoded):
+            if not 0 < len(ids) <= self.loaded.context:
+                raise ValueError(
+                    f"text {index} has {len(ids)} tokens ({texts[index][:40]!r}…); {self.loaded.name} reads 1 to "
+                    f"{self.loaded.context}: shorten it, or take a reward model with a longer context"
+                )
+        return encoded
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two texts begin with in common."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+class SentimentReward(ClassifierReward):
     """How positive prompt and response together read, by a sequence classifier of `transformers`.
 
     The reward of vBoN section 5: the probability of the positive class. The logit is there too; both rank alike.
+
+    Args:
+        loaded: a classifier with two classes, one of them called positive.
+        output: which of the two numbers.
+        batch_size: texts it reads at once.
     """
+
+    outputs = 2
 
     def __init__(
         self, loaded: LoadedModel, *, output: Literal["probability", "logit"] = "probability", batch_size: int = 256
@@ -46,52 +143,18 @@ class SentimentReward:
             raise ValueError(
                 f"{loaded.name} has the labels {list(labels.values())}; a judge of sentiment has two, one 'positive'"
             )
+        super().__init__(loaded, batch_size=batch_size)
         self.positive = positive[0] if positive else 1
-        self.loaded, self.output, self.batch_size = loaded, output, batch_size
+        self.output = output
 
     @property
     def fingerprint(self) -> str:
         """A hash of weights, tokenizer and kind of output."""
         return hashlib.sha256(f"{self.loaded.fingerprint} {self.output}".encode()).hexdigest()
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Rewards:
-        """Return p(positive), or its logit, of each prompt followed by its response, shape (B,).
-
-        Raises:
-            ValueError: if the lists differ in length, or a text is longer than the classifier's context.
-        """
-        return self.score_texts([prompt + response for prompt, response in zip(prompts, responses, strict=True)])
-
-    def score_texts(self, texts: Sequence[str]) -> Rewards:
-        """Return p(positive), or its logit, of whole texts, shape (B,)."""
-        encoded = self.loaded.tokenizer(list(texts))["input_ids"]
-        for index, ids in enumerate(encoded):
-            if not 0 < len(ids) <= self.loaded.context:
-                raise ValueError(
-                    f"text {index} has {len(ids)} tokens ({texts[index][:40]!r}…); {self.loaded.name} reads 1 to "
-                    f"{self.loaded.context}: shorten it, or take a reward model with a longer context"
-                )
-        return self.score_tokens(encoded)
-
-    @torch.inference_mode()
-    def score_tokens(self, encoded: Sequence[list[int]]) -> Rewards:
-        """Return p(positive), or its logit, of texts given as token ids (special tokens included), shape (B,)."""
-        # Texts of similar length share a batch: padding would cost as much as reading.
-        order = np.argsort([len(ids) for ids in encoded], kind="stable")
-        logits = np.empty(len(encoded))
-        with cpu_kernels(self.loaded.model):
-            for start in range(0, len(order), self.batch_size):
-                rows = order[start : start + self.batch_size]
-                logits[rows] = self._logits([encoded[row] for row in rows])
-        return logits if self.output == "logit" else expit(logits)
-
-    def _logits(self, encoded: Sequence[list[int]]) -> Rewards:
-        width = max(map(len, encoded))
-        pad = self.loaded.tokenizer.pad_token_id
-        ids = torch.tensor([row + [pad] * (width - len(row)) for row in encoded], device=self.loaded.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in encoded], device=self.loaded.device)
-        scores = self.loaded.model(input_ids=ids, attention_mask=mask).logits.double().cpu().numpy()
-        return np.asarray(scores[:, self.positive] - scores[:, 1 - self.positive])
+    def _rewards(self, scores: Rewards) -> Rewards:
+        logits = scores[:, self.positive] - scores[:, 1 - self.positive]
+        return logits if self.output == "logit" else np.asarray(expit(logits))
 
 
 class FunctionReward:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -124,7 +124,7 @@ class TransformersSampler:
         Raises:
             ValueError: if there is no prompt, or one is empty or too long for the model's context.
         """
-        encoded = self.encode(prompts, settings.max_new_tokens)
+        encoded = encode_prompts(self.loaded.tokenizer, self.loaded.context, prompts, settings.max_new_tokens)
         starts = range(0, len(encoded), self.batch_size)
         seeds = np.random.SeedSequence(seed).generate_state(len(starts), np.uint64)
         return concatenate(
@@ -133,22 +133,6 @@ class TransformersSampler:
                 for start, batch_seed in zip(starts, seeds, strict=True)
             ]
         )
-
-    def encode(self, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
-        """Return the token ids of each prompt, or raise a ValueError that names the one which does not fit."""
-        if isinstance(prompts, str) or len(prompts) == 0:
-            raise ValueError(f"prompts is {prompts!r}; it must be a list of at least one prompt")
-        room = self.loaded.context - max_new_tokens
-        known = {prompt: self.loaded.tokenizer(prompt)["input_ids"] for prompt in dict.fromkeys(prompts)}
-        for index, prompt in enumerate(prompts):
-            if not known[prompt]:
-                raise ValueError(f"prompts[{index}] is {prompt!r}, which has no tokens: give it at least one character")
-            if len(known[prompt]) > room:
-                raise ValueError(
-                    f"prompts[{index}] ({prompt[:40]!r}…) has {len(known[prompt])} tokens; with {max_new_tokens} new "
-                    f"ones the model's context of {self.loaded.context} leaves {room}: shorten it or max_new_tokens"
-                )
-        return [known[prompt] for prompt in prompts]
 
     def _batch(self, encoded: list[list[int]], settings: SamplingSettings, seed: int) -> Responses:
         tokenizer = self.loaded.tokenizer
@@ -174,15 +158,32 @@ class TransformersSampler:
         )
 
 
-def response_texts(tokenizer: object, prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> list[str]:
+def encode_prompts(tokenizer: Any, context: int, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
+    """Return the token ids of each prompt, or raise a ValueError that names the one which does not fit."""
+    if isinstance(prompts, str) or len(prompts) == 0:
+        raise ValueError(f"prompts is {prompts!r}; it must be a list of at least one prompt")
+    room = context - max_new_tokens
+    known = {prompt: tokenizer(prompt)["input_ids"] for prompt in dict.fromkeys(prompts)}
+    for index, prompt in enumerate(prompts):
+        if not known[prompt]:
+            raise ValueError(f"prompts[{index}] is {prompt!r}, which has no tokens: give it at least one character")
+        if len(known[prompt]) > room:
+            raise ValueError(
+                f"prompts[{index}] ({prompt[:40]!r}…) has {len(known[prompt])} tokens; with {max_new_tokens} new "
+                f"ones the model's context of {context} leaves {room}: shorten it or max_new_tokens"
+            )
+    return [known[prompt] for prompt in prompts]
+
+
+def response_texts(tokenizer: Any, prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> list[str]:
     """Return the responses as text.
 
     Prompt and response are decoded together and the prompt cut off, since some tokenizers drop the space at the
     beginning of a text.
     """
     options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    heads = tokenizer.batch_decode(list(prompts), **options)  # type: ignore[attr-defined]
-    whole = tokenizer.batch_decode([p + r for p, r in zip(prompts, responses, strict=True)], **options)  # type: ignore[attr-defined]
+    heads = tokenizer.batch_decode(list(prompts), **options)
+    whole = tokenizer.batch_decode([p + r for p, r in zip(prompts, responses, strict=True)], **options)
     return [text.removeprefix(head) for text, head in zip(whole, heads, strict=True)]
 
 
