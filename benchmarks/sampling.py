@@ -1,8 +1,9 @@
-"""Tokens a second of our decoding loop, as a ratio to `model.generate` in the same run.
+"""Tokens a second of our decoding loop, as a ratio to `model.generate` and to vLLM in the same run.
 
-    python benchmarks/sampling.py [--model imdb-gpt2-tiny] [--batch 256] [--new-tokens 24] [--rounds 5]
+    python benchmarks/sampling.py [--model imdb-gpt2-tiny] [--batch 256] [--new-tokens 24] [--dtype float32]
+    .venv-vllm/bin/python benchmarks/sampling.py --vllm    # after `make test-vllm`, which makes that environment
 
-Both draw from the same model, prompt, batch and number format, in turns, so that a busy machine slows both alike.
+All draw from the same model, prompt, batch and number format, in turns, so that a busy machine slows all alike.
 """
 
 import argparse
@@ -20,17 +21,19 @@ def main():
     parser.add_argument("--model", default="imdb-gpt2-tiny")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--new-tokens", type=int, default=24)
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--vllm", action="store_true", help="with vLLM as a third")
     arguments = parser.parse_args()
-    loaded = load_language_model(arguments.model)
-    sampler = TransformersSampler(loaded, batch_size=arguments.batch)
+    loaded = load_language_model(arguments.model, dtype=arguments.dtype)
     prompt, settings = "I watched this film", SamplingSettings(arguments.new_tokens)
     encoded = loaded.tokenizer([prompt], return_tensors="pt").to(loaded.device)
+    ends = torch.tensor(loaded.end_token_ids, device=loaded.device)
 
-    def ours(seed):
-        return int(sampler.sample([prompt] * arguments.batch, settings, seed=seed).lengths.sum())
+    def with_sampler(sampler):
+        return lambda seed: int(sampler.sample([prompt] * arguments.batch, settings, seed=seed).lengths.sum())
 
-    def peers(seed):
+    def generate(seed):
         torch.manual_seed(seed)
         sequences = loaded.model.generate(
             **encoded,
@@ -41,20 +44,29 @@ def main():
             pad_token_id=loaded.tokenizer.pad_token_id,
         )
         response = sequences[:, encoded["input_ids"].shape[1] :]
-        return int((response != loaded.tokenizer.pad_token_id).sum())
+        ended = torch.isin(response, ends).int().cumsum(1)
+        return int((ended.cumsum(1) <= 1).sum())  # up to the end token and with it
+
+    ways = {"ours": with_sampler(TransformersSampler(loaded, batch_size=arguments.batch)), "generate": generate}
+    if arguments.vllm:
+        from bonlib.lm.vllm import VllmSampler
+
+        dtype = str(loaded.model.dtype).removeprefix("torch.")
+        ways["vLLM"] = with_sampler(VllmSampler(arguments.model, dtype=dtype, engine={"max_model_len": 256}))
 
     def tokens_a_second(draw, seed):
         begun = time.perf_counter()
         return draw(seed) / (time.perf_counter() - begun)
 
-    for draw in (ours, peers):
+    for draw in ways.values():
         draw(0)  # the first call pays for set-up
-    rates = [(tokens_a_second(ours, seed), tokens_a_second(peers, seed)) for seed in range(arguments.rounds)]
-    ratios = sorted(mine / other for mine, other in rates)
+    rounds = [{way: tokens_a_second(draw, seed) for way, draw in ways.items()} for seed in range(arguments.rounds)]
     print(f"{arguments.model}, batch {arguments.batch}, {arguments.new_tokens} new tokens, {loaded.model.dtype}")
-    mine, other = (statistics.median(column) for column in zip(*rates, strict=True))
-    print(f"ours {mine:,.0f} tokens/s, generate {other:,.0f} tokens/s")
-    print(f"ratio {statistics.median(ratios):.2f} (from {ratios[0]:.2f} to {ratios[-1]:.2f} in {len(ratios)} rounds)")
+    print(", ".join(f"{way} {statistics.median(rates[way] for rates in rounds):,.0f} tokens/s" for way in ways))
+    for way in list(ways)[1:]:
+        ratios = sorted(rates["ours"] / rates[way] for rates in rounds)
+        middle = statistics.median(ratios)
+        print(f"ours to {way}: {middle:.2f} (from {ratios[0]:.2f} to {ratios[-1]:.2f} in {len(ratios)} rounds)")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def pinned():
 
 def test_every_dependency_is_pinned_to_a_version_it_allows():
     extras = PROJECT["optional-dependencies"]
-    for text in [*PROJECT["dependencies"], *extras["dev"], *extras["paper"]]:
+    for text in [*PROJECT["dependencies"], *extras["dev"], *extras["paper"], *extras["ray"]]:
         requirement = Requirement(text)
         if requirement.name != PROJECT["name"]:
             assert requirement.specifier.contains(pinned()[requirement.name.lower()]), text

@@ -101,14 +101,7 @@ class SampleStore:
             ValueError: if an argument is out of range.
             DamagedFileError: if a stored chunk cannot be read.
         """
-        if isinstance(prompts, str) or len(prompts) == 0:
-            raise ValueError(f"prompts is {prompts!r}; it must be a list of at least one prompt")
-        prompt, times = Counter(prompts).most_common(1)[0]
-        if times > 1:
-            raise ValueError(f"prompts has {prompt!r} {times} times, each to get the same draws: ask for more draws")
-        for name, value in (("count", count), ("chunk_size", chunk_size)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+        check_request(prompts, count, chunk_size)
         identity = {
             "sampler": sampler.fingerprint,
             "settings": asdict(settings),
@@ -195,6 +188,18 @@ class SampleStore:
         else:
             replace_file(about, json.dumps({"model": name, **identity}, indent=1).encode())
         return tuple(about.with_name(f"{number:05d}.npz") for number in range(count))
+
+
+def check_request(prompts: Sequence[str], count: int, chunk_size: int) -> None:
+    """Raise a ValueError if `SampleStore.draw` would refuse these arguments."""
+    if isinstance(prompts, str) or len(prompts) == 0:
+        raise ValueError(f"prompts is {prompts!r}; it must be a list of at least one prompt")
+    prompt, times = Counter(prompts).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"prompts has {prompt!r} {times} times, each to get the same draws: ask for more draws")
+    for name, value in (("count", count), ("chunk_size", chunk_size)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
 
 
 def _progress(chunks: list[tuple[str, Path]], what: str) -> Iterable[tuple[str, Path]]:
