@@ -9,7 +9,6 @@ import torch
 
 from bonlib.lm.models import (
     BUNDLED,
-    cpu_kernels,
     load_classifier,
     load_language_model,
     locate,
@@ -202,33 +201,3 @@ def test_a_judge_without_two_sentiments_is_refused(classifier):
 
     with pytest.raises(ValueError, match="labels"):
         SentimentReward(dataclasses.replace(classifier, model=odd))
-
-
-def test_the_faster_kernels_compute_the_same_and_leave_no_trace(language_model):
-    model = language_model.model
-    ids = torch.randint(0, 300, (5, 9), generator=torch.Generator().manual_seed(0))
-    plain = [module.forward for module in model.modules()]
-    with torch.inference_mode():
-        want = model(ids).logits
-        with cpu_kernels(model):
-            assert any("forward" in vars(module) for module in model.modules())
-            torch.testing.assert_close(model(ids).logits, want, atol=1e-5, rtol=1e-5)
-    assert [module.forward for module in model.modules()] == plain
-    with cpu_kernels(model):  # gradients are wanted: nothing may change
-        assert not any("forward" in vars(module) for module in model.modules())
-
-
-def test_the_faster_kernels_see_changed_weights_and_survive_an_error(language_model_folder):
-    model = load_language_model(language_model_folder, device="cpu").model
-    ids = torch.arange(6)[None]
-    with torch.inference_mode():
-        for _ in range(2):
-            with cpu_kernels(model):
-                got = model(ids).logits
-            torch.testing.assert_close(got, model(ids).logits, atol=1e-5, rtol=1e-5)
-            model.transformer.h[0].mlp.c_fc.weight.mul_(-2)
-        with torch.autocast("cpu", torch.bfloat16), cpu_kernels(model):
-            assert model(ids).logits.isfinite().all()
-        with pytest.raises(RuntimeError, match="stop"), cpu_kernels(model):
-            raise RuntimeError("stop")
-    assert not any("forward" in vars(module) for module in model.modules())

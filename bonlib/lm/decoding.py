@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bonlib.lm.models import cpu_kernels
+from bonlib.lm.kernels import cpu_kernels
 
 
 class Decoded(NamedTuple):

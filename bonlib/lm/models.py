@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
@@ -10,13 +9,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bonlib.lm.gguf import PACKAGED, packaged_file, unpacked
+from bonlib.lm.kernels import keep_freed_memory
 
 _WITHOUT_EFFECT = {"_name_or_path", "name_or_path", "transformers_version", "dtype", "architectures"}
 BUNDLED = Path(__file__).resolve().parents[2] / "data" / "models"
@@ -236,81 +235,3 @@ def _without_bars() -> Iterator[None]:
     finally:
         if shows_bars:
             logging.enable_progress_bar()
-
-
-@contextmanager
-def cpu_kernels(model: Any) -> Iterator[None]:
-    """Run a model, on a CPU and without gradients, with faster operations for the same formulas.
-
-    Matrix products take weights laid out for oneDNN beforehand, which takes half the time of what PyTorch does by
-    itself where its other library knows the processor less well; GPT-2's activation is one pass instead of eight. The
-    layout is made anew each time, since weights may change between calls. Elsewhere, and where PyTorch lacks the
-    operations, nothing happens.
-
-    Args:
-        model: a `transformers` model; its layers are themselves again afterwards.
-    """
-    replaced = _faster_forwards(model) if _has_cpu_kernels(model) else {}
-    for module, forward in replaced.items():
-        module.forward = forward
-    try:
-        yield
-    finally:
-        for module in replaced:
-            del module.forward  # the instance's; that of its class is there again
-
-
-def _has_cpu_kernels(model: Any) -> bool:
-    weight = next(model.parameters())
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype in (torch.float32, torch.bfloat16)
-        and bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-        and all(hasattr(torch.ops.mkldnn, name) for name in ("_linear_pointwise", "_reorder_linear_weight"))
-        and not torch.is_grad_enabled()
-    )
-
-
-def _faster_forwards(model: Any) -> dict[Any, Any]:
-    from transformers.activations import NewGELUActivation
-    from transformers.pytorch_utils import Conv1D
-
-    forwards: dict[Any, Any] = {}
-    for module in model.modules():
-        if "forward" in vars(module):  # somebody else's, such as a hook of accelerate
-            continue
-        if type(module) is torch.nn.Linear:
-            forwards[module] = _packed_product(module, module.weight)
-        elif type(module) is Conv1D:
-            forwards[module] = _packed_product(module, module.weight.t().contiguous())
-        elif type(module) is NewGELUActivation:
-            forwards[module] = partial(torch.nn.functional.gelu, approximate="tanh")
-    return forwards
-
-
-def _packed_product(module: Any, weight: torch.Tensor) -> Any:
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-
-    def forward(inputs: torch.Tensor) -> Any:
-        if inputs.dtype != weight.dtype:  # under autocast, which knows how to go on
-            return type(module).forward(module, inputs)
-        return torch.ops.mkldnn._linear_pointwise(inputs, packed, module.bias, "none", [], "")
-
-    return forward
-
-
-def keep_freed_memory() -> None:
-    """Ask the C library to keep freed memory instead of handing it back to the system at once.
-
-    On a CPU every step frees and takes tens of megabytes of activations; with glibc's defaults the kernel maps and
-    clears those pages anew each time, which costs a small model a third of its speed. Does nothing elsewhere.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):  # another C library (musl): its allocator has no such settings
-        return
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX in malloc.h
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)

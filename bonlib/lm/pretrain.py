@@ -23,7 +23,8 @@ from scipy.optimize import minimize_scalar
 from torch.utils.data import Dataset
 
 from bonlib.lm.data import Review, load_reviews
-from bonlib.lm.models import LoadedModel, keep_freed_memory, load_classifier, load_language_model
+from bonlib.lm.kernels import keep_freed_memory
+from bonlib.lm.models import LoadedModel, load_classifier, load_language_model
 from bonlib.lm.rewards import SentimentReward
 
 END_OF_TEXT = "<|endoftext|>"

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from bonlib.lm.decoding import share_cache
-from bonlib.lm.models import LoadedModel, cpu_kernels
+from bonlib.lm.kernels import cpu_kernels
+from bonlib.lm.models import LoadedModel
 from bonlib.lm.samplers import Responses, encode_prompts
 
 
