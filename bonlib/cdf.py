@@ -243,23 +243,105 @@ def best_of_n_reward(samples: ArrayLike, n: int) -> Estimate:
 
     Source: Nakano et al. 2021 (WebGPT), section 3.2: Σ_i C(i−1, n−1)/C(m, n) r_(i).
     """
+    rewards, n = _checked_samples(samples, n)
+    m = rewards.shape[-1]
+    rewards = np.sort(rewards, axis=-1)
+    value = rewards @ _subset_weights(m, n)
+    if n == m:
+        return Estimate(value, np.full_like(value, np.nan))
+    # Leaving out sample j keeps the weights of those below it and shifts those above it down by one place.
+    weights = _subset_weights(m - 1, n)
+    below = np.cumsum(rewards[..., :-1] * weights, axis=-1)
+    above = np.cumsum((rewards[..., 1:] * weights)[..., ::-1], axis=-1)[..., ::-1]
+    zero = np.zeros_like(value)[..., None]
+    left_out = np.concatenate([zero, below], axis=-1) + np.concatenate([above, zero], axis=-1)
+    return Estimate(value, np.sqrt((m - 1) * np.var(left_out, axis=-1)))
+
+
+def best_of_n_weights(samples: ArrayLike, n: int) -> Array:
+    """Return how likely best-of-n keeps each of m samples, if its n draws are n of them taken at random.
+
+    With these weights, the mean of anything over the samples estimates its mean over best-of-n, without bias.
+
+    Args:
+        samples: rewards of i.i.d. reference responses, shape (..., m) with m >= n; the last axis is one prompt's.
+        n: number of draws, a whole number from 1 to m.
+
+    Returns:
+        Probabilities, shape (..., m); samples of equal reward have equal ones, as if they came in random order.
+
+    Raises:
+        ValueError: if `n` is out of range or a reward is not finite.
+
+    Source: Nakano et al. 2021 (WebGPT), section 3.2.
+    """
+    rewards, n = _checked_samples(samples, n)
+    upto = np.concatenate([[0.0], np.cumsum(_subset_weights(rewards.shape[-1], n))])
+    ranked = np.sort(rewards, axis=-1)
+    lower, upper = _ranks(ranked, rewards)
+    return (upto[upper] - upto[lower]) / (upper - lower)
+
+
+def best_of_n_kl(samples: ArrayLike, n: int, *, log_mass: ArrayLike | None = None) -> Array:
+    """Return an estimate of KL(π_n ‖ π) in nats from m reference samples: E log((F≤^n − F^n) / (F≤ − F)) over π_n.
+
+    The mean over π_n is taken with `best_of_n_weights`. The i-th smallest of m samples lies, on average, at
+    log F = ψ(i) − ψ(m+1); if it is the last of c samples with one reward, F≤ is further up by what is left of their
+    mass, on average its (c+1)-th part. For a continuous reward the estimate is unbiased; a few heavy outcomes leave it
+    too high, by some hundredths of a nat where m is 4n.
+
+    Args:
+        samples: rewards of i.i.d. reference responses, shape (..., m) with m >= n; take m at least 2n.
+        n: number of draws, a whole number from 1 to m.
+        log_mass: log of F≤ − F, the probability of all responses with a sample's reward, shape (..., m). Counted if
+            None, which needs rewards with few different values; if no two responses have one reward, it is the
+            response's log-probability.
+
+    Raises:
+        ValueError: if `n` is out of range, or a reward or log-probability is not a number in its range.
+
+    Source: Beirami et al., in the spirit of Corollary 4.2.
+    """
+    rewards, n = _checked_samples(samples, n)
+    weights, m = best_of_n_weights(rewards, n), rewards.shape[-1]
+    lower, upper = _ranks(np.sort(rewards, axis=-1), rewards)
+    equal = upper - lower
+    mass = equal / m
+    if log_mass is not None:
+        log_mass = np.asarray(log_mass, dtype=np.float64)
+        if log_mass.shape != rewards.shape or not (log_mass <= 0).all() or not np.isfinite(log_mass).all():
+            raise ValueError(
+                f"log_mass has shape {log_mass.shape} or holds what is no log-probability; it must be finite, at most "
+                f"0, and of the shape {rewards.shape} of samples"
+            )
+        mass = np.exp(log_mass)
+    log_mass = np.log(mass) if log_mass is None else log_mass
+    log_cdf = np.log(np.minimum(np.exp(digamma(upper) - digamma(m + 1)) + mass / (equal + 1), 1.0))
+    share = np.minimum(np.exp(log_mass - log_cdf), 1.0)
+    with np.errstate(divide="ignore"):
+        found = -np.expm1(n * np.log1p(-share))  # 1 − (F/F≤)^n
+    log_found = np.where(n * share < 1e-12, np.log(n) + np.log(share), np.log(found))
+    return np.sum(weights * (n * log_cdf + log_found - log_mass), axis=-1)
+
+
+def _ranks(ranked: Array, rewards: Array) -> tuple[Counts, Counts]:
+    """How many samples are below each reward, and how many are not above it; the last axis is one prompt's."""
+    rows, m = ranked.reshape(-1, ranked.shape[-1]), ranked.shape[-1]
+    values = rewards.reshape(-1, m)
+    both = [[np.searchsorted(r, v, side) for r, v in zip(rows, values, strict=True)] for side in ("left", "right")]
+    lower, upper = (np.stack(counts).reshape(rewards.shape) for counts in both)
+    return lower, upper
+
+
+def _checked_samples(samples: ArrayLike, n: int) -> tuple[Array, int]:
+    """The samples as an array, and n as an integer, or a ValueError."""
     rewards = np.asarray(samples, dtype=np.float64)
     if rewards.ndim == 0 or not np.isfinite(rewards).all():
         raise ValueError("samples must be an array of finite rewards: drop or repair the responses without one")
     m = rewards.shape[-1]
     if not 1 <= n <= m or n != int(n):
         raise ValueError(f"n is {n}; with {m} samples a prompt it must be a whole number from 1 to {m}")
-    rewards = np.sort(rewards, axis=-1)
-    value = rewards @ _subset_weights(m, int(n))
-    if n == m:
-        return Estimate(value, np.full_like(value, np.nan))
-    # Leaving out sample j keeps the weights of those below it and shifts those above it down by one place.
-    weights = _subset_weights(m - 1, int(n))
-    below = np.cumsum(rewards[..., :-1] * weights, axis=-1)
-    above = np.cumsum((rewards[..., 1:] * weights)[..., ::-1], axis=-1)[..., ::-1]
-    zero = np.zeros_like(value)[..., None]
-    left_out = np.concatenate([zero, below], axis=-1) + np.concatenate([above, zero], axis=-1)
-    return Estimate(value, np.sqrt((m - 1) * np.var(left_out, axis=-1)))
+    return rewards, int(n)
 
 
 def _subset_weights(m: int, n: int) -> Array:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.special import digamma
 from scipy.stats import betabinom, binom
 
-from bonlib.cdf import EmpiricalCdf, ExponentialCdf, best_of_n_reward
-from bonlib.exact import Outcomes
+from bonlib.cdf import EmpiricalCdf, ExponentialCdf, best_of_n_kl, best_of_n_reward, best_of_n_weights
+from bonlib.exact import Outcomes, kl_divergence
 
 REWARDS = st.lists(st.floats(-5, 5), min_size=1, max_size=8)
 
@@ -167,3 +167,51 @@ def test_bad_arguments_of_a_cdf_are_named():
         ExponentialCdf.fit([1.0, 1.0])
     with pytest.raises(ValueError, match="both must be positive"):
         ExponentialCdf(1.0, -1.0)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=7), st.data())
+def test_best_of_n_weights_count_the_subsets(rewards, data):
+    n = data.draw(st.integers(1, len(rewards)))
+    counted = np.zeros(len(rewards))
+    subsets = list(itertools.combinations(range(len(rewards)), n))
+    for subset in subsets:
+        best = max(rewards[i] for i in subset)
+        winners = [i for i in range(len(rewards)) if rewards[i] == best and i in subset]
+        for i in winners:
+            counted[i] += 1 / len(winners) / len(subsets)
+    weights = best_of_n_weights(rewards, n)
+    np.testing.assert_allclose(weights, counted, atol=1e-12)
+    assert weights @ np.array(rewards) == pytest.approx(float(best_of_n_reward(rewards, n).value))
+
+
+@pytest.mark.parametrize(
+    ("probs", "log_mass_known"),
+    [
+        (np.full(10, 0.1), True),  # heavy outcomes
+        (np.full(10, 0.1), False),
+        (np.array([0.5, 0.3, 0.15, 0.05]), True),
+        (np.append(np.full(3000, 0.5 / 3000), 0.5), True),  # nearly continuous, with a heavy best
+        (np.append(np.full(3000, 0.98 / 3000), 0.02), True),
+        (np.full(20_000, 1 / 20_000), True),  # nearly continuous
+    ],
+)
+def test_the_estimated_kl_of_best_of_n_is_right_on_average(probs, log_mass_known):
+    model, rng = Outcomes(probs, np.arange(len(probs))), np.random.default_rng(0)
+    drawn = rng.choice(len(probs), p=probs, size=(200, 400))
+    log_mass = np.log(probs)[drawn] if log_mass_known else None
+    for n in (1, 5, 40, 200):
+        found = best_of_n_kl(drawn, n, log_mass=log_mass)
+        exact = kl_divergence(model.best_of(n), model.probs)
+        assert found.shape == (200,)
+        assert found.mean() == pytest.approx(exact, abs=0.06)
+    assert best_of_n_kl(drawn[0], 5, log_mass=None if log_mass is None else log_mass[0]).shape == ()
+
+
+def test_bad_log_masses_and_numbers_of_draws_are_named():
+    with pytest.raises(ValueError, match=r"n is 4; with 3 samples"):
+        best_of_n_kl([1.0, 2.0, 3.0], 4)
+    with pytest.raises(ValueError, match="samples must be an array of finite rewards"):
+        best_of_n_weights([1.0, np.inf], 1)
+    for bad in ([0.1, -1.0], [-1.0], [np.nan, -1.0]):
+        with pytest.raises(ValueError, match="log_mass has shape"):
+            best_of_n_kl([1.0, 2.0], 1, log_mass=bad)

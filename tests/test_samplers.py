@@ -11,7 +11,7 @@ from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
 from bonlib.lm.decoding import inverse_cdf, next_token_probs
 from bonlib.lm.models import LoadedModel, chat_prompt, load_language_model
-from bonlib.lm.samplers import Sampler, SamplingSettings, TransformersSampler, best_of_n, random_of_n
+from bonlib.lm.samplers import Sampler, SamplingSettings, TransformersSampler, best_of_n, random_of_n, soft_best_of_n
 
 PROMPTS = ["the film", "I saw this with my mother", "a", "the film"]
 # `make test-vllm` sets this in an environment that has vLLM, and the same tests then run on its engine.
@@ -199,6 +199,16 @@ def test_random_of_n_chooses_in_the_same_groups_whatever_the_reward():
     np.testing.assert_array_equal(kept // 4, np.tile([0, 1, 2], (500, 1)))
     np.testing.assert_array_equal(kept, random_of_n(-rewards, 4, seed=1))
     assert np.bincount(kept.ravel() % 4).min() > 300
+
+
+def test_soft_best_of_n_keeps_each_as_often_as_its_softmax_says():
+    rewards = np.tile([0.0, 1.0, 2.5], (1, 40_000))
+    kept = soft_best_of_n(rewards, 3, 0.8, seed=0)
+    shares = np.bincount(kept[0] % 3) / 40_000
+    np.testing.assert_allclose(shares, np.exp(rewards[0, :3] / 0.8) / np.exp(rewards[0, :3] / 0.8).sum(), atol=0.01)
+    np.testing.assert_array_equal(soft_best_of_n(rewards, 3, 1e-300, seed=1), best_of_n(rewards, 3))
+    with pytest.raises(ValueError, match="temperature is 0"):
+        soft_best_of_n(rewards, 3, 0, seed=0)
 
 
 @pytest.mark.parametrize("choose", [best_of_n, lambda rewards, n: random_of_n(rewards, n, seed=0)])

@@ -125,6 +125,10 @@ class TransformersSampler:
             ValueError: if there is no prompt, or one is empty or too long for the model's context.
         """
         encoded = encode_prompts(self.loaded.tokenizer, self.loaded.context, prompts, settings.max_new_tokens)
+        return self.sample_tokens(encoded, settings, seed=seed)
+
+    def sample_tokens(self, encoded: Sequence[list[int]], settings: SamplingSettings, *, seed: int) -> Responses:
+        """Return one response to each prompt given as token ids, not empty and with room for the response."""
         starts = range(0, len(encoded), self.batch_size)
         seeds = np.random.SeedSequence(seed).generate_state(len(starts), np.uint64)
         return concatenate(
@@ -134,7 +138,7 @@ class TransformersSampler:
             ]
         )
 
-    def _batch(self, encoded: list[list[int]], settings: SamplingSettings, seed: int) -> Responses:
+    def _batch(self, encoded: Sequence[list[int]], settings: SamplingSettings, seed: int) -> Responses:
         tokenizer = self.loaded.tokenizer
         decoded = decode(
             self.loaded.model,
@@ -213,6 +217,33 @@ def random_of_n(rewards: ArrayLike, n: int, *, seed: int) -> NDArray[np.intp]:
     groups = _groups(rewards, n)
     choice = np.random.default_rng(seed).integers(n, size=groups.shape[:2])
     return choice + n * np.arange(groups.shape[1])
+
+
+def soft_best_of_n(rewards: ArrayLike, n: int, temperature: float, *, seed: int) -> NDArray[np.intp]:
+    """Return which draws soft best-of-n keeps: of each n, one with probability ∝ exp(reward / temperature).
+
+    Args:
+        rewards: as in `best_of_n`.
+        n: draws to choose among.
+        temperature: λ > 0 in units of reward; towards 0 it is best-of-n, towards infinity random-of-n.
+        seed: of the choice.
+
+    Returns:
+        Indices of the kept draws, shape (prompts, m // n).
+
+    Raises:
+        ValueError: if `n` or `temperature` is out of range, or a reward is not finite.
+
+    Source: Verdun et al. 2025.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; it must be positive (its limit 0 is best_of_n)")
+    groups = _groups(rewards, n)
+    gumbel = np.random.default_rng(seed).gumbel(size=groups.shape)
+    # The largest of scores with Gumbel noise is a draw from their softmax.
+    with np.errstate(over="ignore"):
+        advantage = (groups - groups.max(axis=2, keepdims=True)) / temperature
+    return (advantage + gumbel).argmax(axis=2) + n * np.arange(groups.shape[1])
 
 
 def _groups(rewards: ArrayLike, n: int) -> NDArray[np.float64]:
