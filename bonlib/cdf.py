@@ -285,11 +285,6 @@ def best_of_n_weights(samples: ArrayLike, n: int) -> Array:
 def best_of_n_kl(samples: ArrayLike, n: int, *, log_mass: ArrayLike | None = None) -> Array:
     """Return an estimate of KL(π_n ‖ π) in nats from m reference samples: E log((F≤^n − F^n) / (F≤ − F)) over π_n.
 
-    The mean over π_n is taken with `best_of_n_weights`. The i-th smallest of m samples lies, on average, at
-    log F = ψ(i) − ψ(m+1); if it is the last of c samples with one reward, F≤ is further up by what is left of their
-    mass, on average its (c+1)-th part. For a continuous reward the estimate is unbiased; a few heavy outcomes leave it
-    too high, by some hundredths of a nat where m is 4n.
-
     Args:
         samples: rewards of i.i.d. reference responses, shape (..., m) with m >= n; take m at least 2n.
         n: number of draws, a whole number from 1 to m.
@@ -300,28 +295,49 @@ def best_of_n_kl(samples: ArrayLike, n: int, *, log_mass: ArrayLike | None = Non
     Raises:
         ValueError: if `n` is out of range, or a reward or log-probability is not a number in its range.
 
-    Source: Beirami et al., in the spirit of Corollary 4.2.
+    Source: Beirami et al., in the spirit of Corollary 4.2; the weights are those of Horvitz and Thompson (1952).
     """
     rewards, n = _checked_samples(samples, n)
-    weights, m = best_of_n_weights(rewards, n), rewards.shape[-1]
-    lower, upper = _ranks(np.sort(rewards, axis=-1), rewards)
-    equal = upper - lower
-    mass = equal / m
-    if log_mass is not None:
+    m = rewards.shape[-1]
+    if log_mass is None:
+        masses = [None] * (rewards.size // m)
+    else:
         log_mass = np.asarray(log_mass, dtype=np.float64)
         if log_mass.shape != rewards.shape or not (log_mass <= 0).all() or not np.isfinite(log_mass).all():
             raise ValueError(
                 f"log_mass has shape {log_mass.shape} or holds what is no log-probability; it must be finite, at most "
                 f"0, and of the shape {rewards.shape} of samples"
             )
-        mass = np.exp(log_mass)
-    log_mass = np.log(mass) if log_mass is None else log_mass
-    log_cdf = np.log(np.minimum(np.exp(digamma(upper) - digamma(m + 1)) + mass / (equal + 1), 1.0))
-    share = np.minimum(np.exp(log_mass - log_cdf), 1.0)
+        masses = list(log_mass.reshape(-1, m))
+    found = [_kl_of_row(row, n, mass) for row, mass in zip(rewards.reshape(-1, m), masses, strict=True)]
+    return np.reshape(found, rewards.shape[:-1])
+
+
+def _kl_of_row(rewards: Array, n: int, log_mass: Array | None) -> float:
+    """The estimate for one prompt.
+
+    A reward of mass g is among m samples with chance s = 1 − (1−g)^m. So one that was seen stands for the mass g/s: for
+    itself if it is likely, for 1/m of the distribution if it is not, and the interval of F that this takes has the
+    reward's own, of length g, in its middle.
+    """
+    m = len(rewards)
+    _, first, times = np.unique(rewards, return_index=True, return_counts=True)
+    log_g, unseen = np.log(times / m), np.zeros(len(times))
+    if log_mass is not None:
+        log_g = log_mass[first]
+        with np.errstate(divide="ignore"):
+            chance = -np.expm1(m * np.log1p(-np.exp(log_g)))
+        g = np.exp(log_g)
+        unseen = np.maximum(np.where(m * g < 1e-9, 1 / m, g / np.maximum(chance, 1e-300)) - g, 0.0)
+        unseen *= max(1.0 - g.sum(), 0.0) / max(unseen.sum(), 1e-300)
+    stands_for = np.exp(log_g) + unseen
+    log_cdf = np.log(np.minimum(np.cumsum(stands_for) - unseen / 2, 1.0))
+    share = np.minimum(np.exp(log_g - log_cdf), 1.0)
     with np.errstate(divide="ignore"):
-        found = -np.expm1(n * np.log1p(-share))  # 1 − (F/F≤)^n
-    log_found = np.where(n * share < 1e-12, np.log(n) + np.log(share), np.log(found))
-    return np.sum(weights * (n * log_cdf + log_found - log_mass), axis=-1)
+        log_found = np.log(-np.expm1(n * np.log1p(-share)))  # 1 − (F/F≤)^n
+    log_lift = n * log_cdf + np.where(n * share < 1e-12, np.log(n) + log_g - log_cdf, log_found) - log_g
+    weights = stands_for * np.exp(log_lift)
+    return float(weights @ log_lift / weights.sum())
 
 
 def _ranks(ranked: Array, rewards: Array) -> tuple[Counts, Counts]:

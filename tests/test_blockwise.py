@@ -60,7 +60,7 @@ def test_the_kl_is_that_of_the_tree_of_blocks(sampler, n):
     found = blockwise_best_of_n(sampler, REWARD, [PROMPT] * 200, n, 1, settings, seed=0, candidates=200)
     noise = found.kl.std() / np.sqrt(200)
     assert found.kl.mean() == pytest.approx(exact, abs=4 * noise + 0.02)
-    assert found.kl_from_winners.mean() >= exact - 4 * noise
+    assert found.kl_from_winners.mean() >= exact - 4 * noise - 1e-12
     assert found.kl.mean() <= blockwise_kl_bound(n, found.lengths, 1) + 1e-9
 
 

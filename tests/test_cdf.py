@@ -203,7 +203,9 @@ def test_the_estimated_kl_of_best_of_n_is_right_on_average(probs, log_mass_known
         found = best_of_n_kl(drawn, n, log_mass=log_mass)
         exact = kl_divergence(model.best_of(n), model.probs)
         assert found.shape == (200,)
-        assert found.mean() == pytest.approx(exact, abs=0.06)
+        # Known probabilities make it nearly exact, until n nears m; counting them costs accuracy and scatter.
+        assert found.mean() == pytest.approx(exact, abs=0.01 + 0.05 * (n == 200) if log_mass_known else 0.06)
+        assert not log_mass_known or found.std() < 0.05
     assert best_of_n_kl(drawn[0], 5, log_mass=None if log_mass is None else log_mass[0]).shape == ()
 
 

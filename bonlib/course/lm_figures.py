@@ -1,0 +1,162 @@
+"""The figures of the notebook on instruct models and the neighbours of best-of-n, in the style of `figures`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from bonlib.bounds import kl_bound, win_rate_frontier
+from bonlib.course.figures import COLOURS, CURVE, new_figure
+from bonlib.exact import Array
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+HOUR = 3600.0
+
+
+class SampledKL(NamedTuple):
+    """The KL of best-of-n to its reference, estimated from samples of one prompt; nats, shape (points,).
+
+    Attributes:
+        n: numbers of draws.
+        identity: by the identity with the estimated CDF.
+        winner: mean of K̂_n over the winners.
+        band: tilted minimum and maximum of K̂_n.
+        winner_of_ties: mean of K̂_n with the probability of all responses of the winner's reward, or None.
+    """
+
+    n: Array
+    identity: Array
+    winner: Array
+    band: tuple[Array, Array]
+    winner_of_ties: Array | None = None
+
+
+def sampled_kl(panels: Mapping[str, SampledKL]) -> Figure:
+    """Draw the KL of best-of-n against n as the formula, the estimator K̂ and the identity have it.
+
+    Args:
+        panels: title to curves, one panel an entry.
+    """
+    figure, axes = new_figure(len(panels), width=4.1, height=4.2)
+    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+        axis.plot(curves.n, kl_bound(curves.n), "--", color=COLOURS["bound"], label=r"formula  $\log n - (n-1)/n$")
+        axis.plot(curves.n, curves.identity, color=COLOURS["best-of-n"], lw=3, label="identity, estimated CDF")
+        axis.plot(curves.n, curves.winner, ":", color=COLOURS["estimate"], lw=3, label=r"$\hat K_n$ of the response")
+        style = {"color": COLOURS["estimate"], "alpha": 0.2, "lw": 0}
+        axis.fill_between(curves.n, *curves.band, label=r"$\hat K_n$, tilted min to max", **style)
+        if curves.winner_of_ties is not None:
+            label = r"$\hat K_n$ of the tie"
+            axis.plot(curves.n, curves.winner_of_ties, "-.", color=COLOURS["crude"], lw=2, label=label)
+        axis.set(xscale="log", xlabel="number of draws  $n$")
+        axis.set_title(title, fontsize=11)
+    axes[0].set_ylabel("KL to the reference  (nats)")
+    axes[0].legend(frameon=False, fontsize=10, loc="upper left")
+    highest = max(axis.get_ylim()[1] for axis in axes)
+    for axis in axes:
+        axis.set_ylim(-0.1, highest)
+    return figure
+
+
+def repeats_figure(texts: Mapping[str, Sequence[str]]) -> Figure:
+    """Draw how many different responses there are among the first draws of each prompt.
+
+    Args:
+        texts: label of a prompt to its responses, in the order drawn.
+    """
+    import seaborn as sns
+
+    figure, (axis,) = new_figure(width=7.4, height=4.4)
+    for shade, (label, responses) in zip(sns.color_palette("colorblind", len(texts)), texts.items(), strict=True):
+        _, first = np.unique(np.asarray(responses), return_index=True)
+        different = np.searchsorted(np.sort(first), np.arange(1, len(responses) + 1), side="left")
+        axis.plot(np.arange(1, len(responses) + 1), different, color=shade, lw=2.5, label=label)
+    drawn = np.array([1, max(map(len, texts.values()))])
+    axis.plot(drawn, drawn, "--", color=COLOURS["bound"], lw=1.5, label="no repetition")
+    axis.set(xscale="log", yscale="log", xlabel="draws", ylabel="different responses among them")
+    axis.legend(frameon=False, fontsize=10)
+    return figure
+
+
+def blockwise_figure(
+    ns: Sequence[int], kl: Mapping[int, ArrayLike], bound: Mapping[int, ArrayLike], rewards: Mapping[int, ArrayLike]
+) -> Figure:
+    """Draw what blockwise best-of-n costs in KL and gains in reward.
+
+    Args:
+        ns: numbers of draws for each block.
+        kl: tokens of a block to the estimated KL in nats for each n, shape (len(ns),).
+        bound: likewise, E⌈T/m⌉ A_n.
+        rewards: likewise, mean reward.
+    """
+    import seaborn as sns
+
+    figure, (left, right) = new_figure(2, width=5.6, height=4.2)
+    for shade, size in zip(sns.color_palette("viridis", len(kl)), kl, strict=True):
+        label = f"block of {size} token{'s' if size > 1 else ''}"
+        left.plot(ns, bound[size], "--", color=shade, lw=1.5)
+        left.plot(ns, kl[size], "o-", color=shade, lw=2.5, ms=4, label=label)
+        right.plot(kl[size], rewards[size], "o-", color=shade, lw=2.5, ms=4, label=label)
+    left.plot([], [], "--", color=COLOURS["bound"], label="bound")
+    left.set(xscale="log", yscale="log", xlabel="draws for each block  $n$", ylabel="KL to the reference  (nats)")
+    left.set_xticks(ns, [str(n) for n in ns])
+    left.minorticks_off()
+    right.set(xscale="log", xlabel="KL to the reference  (nats)", ylabel="mean reward")
+    left.legend(frameon=False, fontsize=10)
+    return figure
+
+
+def neighbours_figure(
+    estimates: Mapping[str, tuple[ArrayLike, ArrayLike, ArrayLike]], curves: Mapping[str, CURVE]
+) -> Figure:
+    """Draw estimated against exact KL, and the trade-offs of policies that choose among draws.
+
+    Args:
+        estimates: name in COLOURS to exact KL, estimated KL and its standard error in nats, each of shape (points,).
+        curves: name in COLOURS to KL in nats, win rate, and keyword arguments of `Axes.plot`.
+    """
+    figure, (left, right) = new_figure(2, width=5.6, height=4.2)
+    top = max(float(np.max(exact)) for exact, _, _ in estimates.values())
+    left.plot([0, top], [0, top], "--", color=COLOURS["bound"], lw=1)
+    for name, (exact, estimate, error) in estimates.items():
+        left.errorbar(exact, estimate, 2 * np.asarray(error), fmt="o", ms=5, capsize=3, color=COLOURS[name], label=name)
+    left.set(xlabel="KL by exact theory  (nats)", ylabel="KL estimated from draws  (nats)")
+    left.legend(frameon=False)
+    grid = np.linspace(0, top, 200)
+    right.plot(grid, win_rate_frontier(grid), "--", color=COLOURS["bound"], lw=1.5, label="best possible")
+    for name, (kl, win, style) in curves.items():
+        right.plot(kl, win, label=name, color=COLOURS[name], **style)
+    right.set(xlabel="KL to the reference  (nats)", ylabel="win rate against the reference")
+    right.legend(frameon=False)
+    return figure
+
+
+def job_figure(rates: Mapping[str, float], samples: int, length: float, jobs: Mapping[str, int]) -> Figure:
+    """Draw how long drawing and scoring takes against the number of prompts, by model and number of machines.
+
+    Args:
+        rates: label to tokens a second of one machine.
+        samples: responses to each prompt.
+        length: tokens of a response.
+        jobs: label to number of prompts, to mark.
+    """
+    figure, (axis,) = new_figure(width=7.4, height=4.6)
+    prompts = np.geomspace(100, 3e6, 100)
+    for colour, (label, rate) in zip(("#0173b2", "#d55e00", "#029e73"), rates.items(), strict=False):
+        for machines, style in ((1, "-"), (10, "--"), (100, ":")):
+            hours = prompts * samples * length / rate / machines / HOUR
+            name = f"{label}, {machines} machine{'s' if machines > 1 else ''}"
+            axis.plot(prompts, hours, style, color=colour, lw=2, label=name)
+    for label, count in jobs.items():
+        axis.axvline(count, color=COLOURS["reference"], lw=1)
+        axis.annotate(label, (count, 0.02), xycoords=axis.get_xaxis_transform(), rotation=90, ha="right", va="bottom")
+    for label, mark in (("an hour", 1.0), ("a day", 24.0), ("a year", 8766.0)):
+        axis.axhline(mark, color="#dddddd", lw=1, zorder=0)
+        axis.annotate(label, (100, mark), va="bottom", color="#777777")
+    axis.set(xscale="log", yscale="log", xlabel=f"prompts, with {samples} responses each", ylabel="hours")
+    axis.legend(frameon=False, fontsize=10, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
