@@ -53,7 +53,7 @@ def sampled_kl(panels: Mapping[str, SampledKL]) -> Figure:
             label = r"$\hat K_n$ of the tie"
             axis.plot(curves.n, curves.winner_of_ties, "-.", color=COLOURS["crude"], lw=2, label=label)
         axis.set(xscale="log", xlabel="number of draws  $n$")
-        axis.set_title(title, fontsize=11)
+        axis.set_title(title if len(title) <= 36 else title[:35] + "…", fontsize=11)
     axes[0].set_ylabel("KL to the reference  (nats)")
     axes[0].legend(frameon=False, fontsize=10, loc="upper left")
     highest = max(axis.get_ylim()[1] for axis in axes)
@@ -63,22 +63,21 @@ def sampled_kl(panels: Mapping[str, SampledKL]) -> Figure:
 
 
 def repeats_figure(texts: Mapping[str, Sequence[str]]) -> Figure:
-    """Draw how many different responses there are among the first draws of each prompt.
+    """Draw which share of the draws of each prompt had come before, against their number.
 
     Args:
         texts: label of a prompt to its responses, in the order drawn.
     """
     import seaborn as sns
 
-    figure, (axis,) = new_figure(width=7.4, height=4.4)
+    figure, (axis,) = new_figure(width=7.4, height=4.0)
     for shade, (label, responses) in zip(sns.color_palette("colorblind", len(texts)), texts.items(), strict=True):
         _, first = np.unique(np.asarray(responses), return_index=True)
-        different = np.searchsorted(np.sort(first), np.arange(1, len(responses) + 1), side="left")
-        axis.plot(np.arange(1, len(responses) + 1), different, color=shade, lw=2.5, label=label)
-    drawn = np.array([1, max(map(len, texts.values()))])
-    axis.plot(drawn, drawn, "--", color=COLOURS["bound"], lw=1.5, label="no repetition")
-    axis.set(xscale="log", yscale="log", xlabel="draws", ylabel="different responses among them")
-    axis.legend(frameon=False, fontsize=10)
+        drawn = np.arange(1, len(responses) + 1)
+        different = np.searchsorted(np.sort(first), drawn, side="left")
+        axis.plot(drawn, 100 * (1 - different / drawn), color=shade, lw=2.5, label=label)
+    axis.set(xscale="log", xlabel="draws", ylabel="repetitions among them  (%)")
+    axis.legend(frameon=False, fontsize=10, loc="upper left")
     return figure
 
 
@@ -144,7 +143,7 @@ def job_figure(rates: Mapping[str, float], samples: int, length: float, jobs: Ma
         length: tokens of a response.
         jobs: label to number of prompts, to mark.
     """
-    figure, (axis,) = new_figure(width=7.4, height=4.6)
+    figure, (axis,) = new_figure(width=9.4, height=4.4)
     prompts = np.geomspace(100, 3e6, 100)
     for colour, (label, rate) in zip(("#0173b2", "#d55e00", "#029e73"), rates.items(), strict=False):
         for machines, style in ((1, "-"), (10, "--"), (100, ":")):
@@ -153,10 +152,12 @@ def job_figure(rates: Mapping[str, float], samples: int, length: float, jobs: Ma
             axis.plot(prompts, hours, style, color=colour, lw=2, label=name)
     for label, count in jobs.items():
         axis.axvline(count, color=COLOURS["reference"], lw=1)
-        axis.annotate(label, (count, 0.02), xycoords=axis.get_xaxis_transform(), rotation=90, ha="right", va="bottom")
+        axis.annotate(label, (count, 1), xycoords=axis.get_xaxis_transform(), ha="center", va="bottom", color="#555555")
     for label, mark in (("an hour", 1.0), ("a day", 24.0), ("a year", 8766.0)):
         axis.axhline(mark, color="#dddddd", lw=1, zorder=0)
         axis.annotate(label, (100, mark), va="bottom", color="#777777")
-    axis.set(xscale="log", yscale="log", xlabel=f"prompts, with {samples} responses each", ylabel="hours")
+    axis.set(
+        xscale="log", yscale="log", xlabel=f"prompts, with {samples} responses each", ylabel="hours", ylim=(1e-3, 1e5)
+    )
     axis.legend(frameon=False, fontsize=10, loc="upper left", bbox_to_anchor=(1, 1))
     return figure

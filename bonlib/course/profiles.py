@@ -79,6 +79,7 @@ class Instruct:
         prompts: openings of reviews that the neighbours of best-of-n are tried on.
         prompt_draws: responses to each of those.
         block_ns: numbers of draws n for each block of blockwise best-of-n.
+        block_responses: responses that it writes to each prompt.
         chunk_size: draws made and stored together.
         max_new_tokens: length of an instruct model's response, in tokens.
     """
@@ -86,7 +87,8 @@ class Instruct:
     draws: int
     prompts: int
     prompt_draws: int
-    block_ns: tuple[int, ...] = (2, 4, 8, 16)
+    block_ns: tuple[int, ...] = (2, 4, 8)
+    block_responses: int = 4
     chunk_size: int = 128
     max_new_tokens: int = 32
 
@@ -148,7 +150,7 @@ PROFILES = {
             "laptop",
             Imdb(train_prompts=256, test_prompts=256, draws=256, opponents=128, chunk_size=128),
             Cdf(512, 20_000),
-            Instruct(draws=4096, prompts=32, prompt_draws=4096, block_ns=(2, 4, 8, 16, 32, 64)),
+            Instruct(draws=4096, prompts=32, prompt_draws=4096, block_ns=(2, 4, 8, 16, 32), block_responses=2),
             THOROUGH,
         ),
         Profile(
