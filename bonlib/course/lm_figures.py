@@ -98,14 +98,14 @@ def blockwise_figure(
     for shade, size in zip(sns.color_palette("viridis", len(kl)), kl, strict=True):
         label = f"block of {size} token{'s' if size > 1 else ''}"
         left.plot(ns, bound[size], "--", color=shade, lw=1.5)
-        left.plot(ns, kl[size], "o-", color=shade, lw=2.5, ms=4, label=label)
+        left.plot(ns, kl[size], "o-", color=shade, lw=2.5, ms=4)
         right.plot(kl[size], rewards[size], "o-", color=shade, lw=2.5, ms=4, label=label)
-    left.plot([], [], "--", color=COLOURS["bound"], label="bound")
+    right.plot([], [], "--", color=COLOURS["bound"], label="bound, on the left")
     left.set(xscale="log", yscale="log", xlabel="draws for each block  $n$", ylabel="KL to the reference  (nats)")
     left.set_xticks(ns, [str(n) for n in ns])
     left.minorticks_off()
     right.set(xscale="log", xlabel="KL to the reference  (nats)", ylabel="mean reward")
-    left.legend(frameon=False, fontsize=10)
+    right.legend(frameon=False, fontsize=10)
     return figure
 
 
