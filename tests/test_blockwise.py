@@ -64,17 +64,24 @@ def test_the_kl_is_that_of_the_tree_of_blocks(sampler, n):
     assert found.kl.mean() <= blockwise_kl_bound(n, found.lengths, 1) + 1e-9
 
 
+@pytest.mark.parametrize("n", [2, 8])
+def test_a_reward_that_prefers_nothing_costs_nothing(sampler, n):
+    nothing = FunctionReward(lambda prompt, response: 1.0, name="nothing")
+    found = blockwise_best_of_n(sampler, nothing, [PROMPT] * 2, n, 2, SamplingSettings(6), seed=0)
+    np.testing.assert_allclose(found.kl, 0, atol=1e-9)
+
+
 def test_a_block_as_long_as_the_response_is_best_of_n(sampler):
     settings = SamplingSettings(8)
     found = blockwise_best_of_n(sampler, REWARD, ["a", PROMPT], 4, 8, settings, seed=3)
     again = blockwise_best_of_n(sampler, REWARD, ["a", PROMPT], 4, 8, settings, seed=3)
     assert found.texts.tolist() == again.texts.tolist()
-    heads = [ids for p in ("a", PROMPT) for ids in [sampler.loaded.tokenizer(p)["input_ids"]] * 16]
+    heads = [ids for p in ("a", PROMPT) for ids in [sampler.loaded.tokenizer(p)["input_ids"]] * 64]
     seed = np.random.SeedSequence(3).generate_state(8).tolist()[0]
     drawn = sampler.sample_tokens(heads, settings, seed=seed)
-    rewards = REWARD.score(["a"] * 16 + [PROMPT] * 16, drawn.texts).reshape(2, 16)
+    rewards = REWARD.score(["a"] * 64 + [PROMPT] * 64, drawn.texts).reshape(2, 64)
     kept = best_of_n(rewards[:, :4], 4)[:, 0]
-    assert found.texts.tolist() == drawn.texts.reshape(2, 16)[[0, 1], kept].tolist()
+    assert found.texts.tolist() == drawn.texts.reshape(2, 64)[[0, 1], kept].tolist()
     np.testing.assert_allclose(found.rewards, rewards[[0, 1], kept])
 
 

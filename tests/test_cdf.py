@@ -217,3 +217,15 @@ def test_bad_log_masses_and_numbers_of_draws_are_named():
     for bad in ([0.1, -1.0], [-1.0], [np.nan, -1.0]):
         with pytest.raises(ValueError, match="log_mass has shape"):
             best_of_n_kl([1.0, 2.0], 1, log_mass=bad)
+
+
+def test_ties_of_different_responses_are_counted():
+    """Their probabilities are known one by one; what counts is that of the tie."""
+    assert best_of_n_kl(np.zeros(32), 8, log_mass=np.full(32, -9.0) - np.arange(32)) == pytest.approx(0)
+    rng = np.random.default_rng(0)
+    probs, levels = rng.dirichlet(np.ones(200)), rng.integers(5, size=200)
+    drawn = rng.choice(200, p=probs, size=(100, 400))
+    found = best_of_n_kl(levels[drawn], 16, log_mass=np.log(probs)[drawn])
+    model = Outcomes(probs, levels)
+    assert found.mean() == pytest.approx(kl_divergence(model.best_of(16), model.probs), abs=0.04)
+    np.testing.assert_allclose(found, best_of_n_kl(levels[drawn], 16), atol=1e-9)

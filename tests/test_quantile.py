@@ -42,4 +42,11 @@ def test_it_learns_what_words_are_worth_and_knows_it_of_a_new_prompt(language_mo
         assert fitted.weak([prompt] * 3, endings.tolist()) == pytest.approx([1 / 3, 2 / 3, 1], abs=0.1)
     np.testing.assert_allclose(np.exp(fitted.log_weak(["this"], [" was bad"])), fitted.weak(["this"], [" was bad"]))
     assert QuantileModel(fitted.loaded).fingerprint == fitted.fingerprint
-    assert not list(tmp_path.glob("*/checkpoint-*"))
+    assert not list(tmp_path.rglob("checkpoint-*"))
+
+
+def test_a_text_longer_than_the_context_is_named(language_model_folder, tmp_path):
+    with pytest.raises(ValueError, match=r"'the film film.* have \d+ tokens; .* reads 48: shorten"):
+        fit_quantile_model(
+            str(language_model_folder), ["the film"], [[" film" * 60, " x"]], [[0.0, 1.0]], scratch=tmp_path
+        )

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from bonlib.lm.rewards import FunctionReward, SentimentReward, checked_score
+from bonlib.lm.models import LoadedModel
+from bonlib.lm.rewards import ClassifierReward, FunctionReward, SentimentReward, checked_score
 
 PROMPTS = ["the film", "a bad", "I saw this with my", "nobody"]
 RESPONSES = [" was good", " film, a very bad film indeed", " mother", " knows why this was made and we laughed"]
@@ -69,3 +70,27 @@ def test_a_bad_shape_is_named(classifier):
         SentimentReward(classifier).score_texts(["short", "film " * 60])
     with pytest.raises(ValueError, match="argument 2"):
         SentimentReward(classifier).score(["a", "b"], ["c"])
+
+
+def test_nothing_to_score_gives_no_scores(classifier):
+    judge = SentimentReward(classifier)
+    assert judge.score([], []).shape == judge.score_texts([]).shape == (0,)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        SentimentReward(classifier, batch_size=0)
+
+
+def test_a_classifier_with_an_encoder_is_read_whole(language_model):
+    from transformers import BartConfig, BartForSequenceClassification
+
+    torch.manual_seed(0)
+    config = BartConfig(
+        vocab_size=300, d_model=32, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, num_labels=1,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, eos_token_id=0, pad_token_id=1,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    loaded = LoadedModel(BartForSequenceClassification(config).eval(), language_model.tokenizer, "random bart")
+    rewards = ClassifierReward(loaded, batch_size=2).score(["the film"] * 3, [" was good", " was", " and sad"])
+    for response, reward in zip([" was good", " was", " and sad"], rewards, strict=True):
+        ids = torch.tensor([loaded.tokenizer("the film" + response)["input_ids"]])
+        with torch.inference_mode():
+            assert reward == pytest.approx(float(loaded.model(ids).logits[0, 0]), abs=1e-4)

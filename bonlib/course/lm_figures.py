@@ -135,7 +135,7 @@ def neighbours_figure(
 
 
 def job_figure(rates: Mapping[str, float], samples: int, length: float, jobs: Mapping[str, int]) -> Figure:
-    """Draw how long drawing and scoring takes against the number of prompts, by model and number of machines.
+    """Draw how long drawing takes against the number of prompts, by model and number of machines.
 
     Args:
         rates: label to tokens a second of one machine.
@@ -143,9 +143,11 @@ def job_figure(rates: Mapping[str, float], samples: int, length: float, jobs: Ma
         length: tokens of a response.
         jobs: label to number of prompts, to mark.
     """
+    import seaborn as sns
+
     figure, (axis,) = new_figure(width=9.4, height=4.4)
     prompts = np.geomspace(100, 3e6, 100)
-    for colour, (label, rate) in zip(("#0173b2", "#d55e00", "#029e73"), rates.items(), strict=False):
+    for colour, (label, rate) in zip(sns.color_palette("colorblind", len(rates)), rates.items(), strict=True):
         for machines, style in ((1, "-"), (10, "--"), (100, ":")):
             hours = prompts * samples * length / rate / machines / HOUR
             name = f"{label}, {machines} machine{'s' if machines > 1 else ''}"

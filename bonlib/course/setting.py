@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bonlib.course.profiles import Profile
 from bonlib.lm.data import resolve_reviews, review_prompts
 from bonlib.lm.kernels import has_bfloat16
-from bonlib.lm.models import LoadedModel, load_classifier, load_language_model
+from bonlib.lm.models import LoadedModel, load_classifier, load_language_model, pick_device
 from bonlib.lm.rewards import SentimentReward
 from bonlib.lm.samplers import SamplingSettings, TransformersSampler
 
@@ -73,9 +73,10 @@ TRANSLATIONS = {
 
 def instruct_sampler(profile: Profile) -> TransformersSampler:
     """Load the instruct model of a profile, in bfloat16 where the machine computes in it."""
-    dtype = "bfloat16" if profile.dtype == "auto" and has_bfloat16() else profile.dtype
+    device = pick_device(profile.device)
+    dtype = "bfloat16" if profile.dtype == "auto" and has_bfloat16(device) else profile.dtype
     loaded = load_language_model(
-        profile.instruct_model, revision=profile.instruct_model_revision, device=profile.device, dtype=dtype
+        profile.instruct_model, revision=profile.instruct_model_revision, device=device, dtype=dtype
     )
     return TransformersSampler(loaded, batch_size=profile.instruct.chunk_size)
 

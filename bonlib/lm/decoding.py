@@ -22,7 +22,7 @@ class Decoded(NamedTuple):
     Attributes:
         tokens: (B, T) token ids; the padding token after the end token.
         lengths: (B,) tokens of each response, the end token included.
-        log_probs: (B,) log-probability of each response under the model as it is, float64.
+        log_probs: (B,) log-probability of each response under the model as it is.
         sampling_log_probs: (B,) the same under the distribution that was sampled from (temperature, top-p).
     """
 
@@ -80,7 +80,8 @@ def decode(
     uniforms = torch.rand(rows, max_new_tokens, generator=generator).to(device)
     tokens = torch.full((rows, max_new_tokens), pad_id, device=device)
     lengths = torch.zeros(rows, dtype=torch.long, device=device)
-    log_probs = torch.zeros(rows, dtype=torch.float64, device=device)
+    # Apple's GPUs have no float64.
+    log_probs = torch.zeros(rows, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     sampling_log_probs = torch.zeros_like(log_probs)
     running = torch.arange(rows, device=device)  # the rows of the batch, by their place in the results
     ends = torch.tensor(list(end_ids), device=device)

@@ -39,7 +39,7 @@ class FleetReport:
     Attributes:
         prompts: that have all their draws, and their rewards if a reward model was given.
         chunks: that hold these draws.
-        drawn: how many of the chunks this job drew, lost actors included; the others were in the store.
+        drawn: how many of the chunks were drawn meanwhile, by lost actors too (and by another job on the same store).
         tokens: of the responses that this job drew.
         lost: how often an actor was lost and another one took over its prompts.
         seconds: at work, of each process that finished some prompts, by host and process number; loading is left out.
@@ -86,7 +86,7 @@ def draw_everywhere(
         actors: how many processes draw.
         cpus_per_actor: what Ray reserves for each, and its number of threads. The draws are those of a process with as
             many: another number rounds differently, and now and then a response takes another turn.
-        gpus_per_actor: what Ray reserves for each.
+        gpus_per_actor: what Ray reserves for each; with 0 on a machine with GPUs, all actors find the same one.
         prompts_at_once: prompts given to an actor at a time; what it does not finish waits for it if it is lost.
         chunk_size: draws made and kept together; part of what identifies a draw.
 

@@ -116,11 +116,12 @@ def _one_token_attention() -> str:
     return name
 
 
-def has_bfloat16() -> bool:
-    """Whether this machine's processor, or its GPU, multiplies in bfloat16 faster than in float32."""
-    if torch.cuda.is_available():
+def has_bfloat16(device: str) -> bool:
+    """Whether a device of this machine multiplies in bfloat16 faster than in float32."""
+    if device.startswith("cuda"):
         return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())  # type: ignore[no-untyped-call]
+    mkldnn = device == "cpu" and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(mkldnn and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def keep_freed_memory() -> None:

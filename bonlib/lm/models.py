@@ -96,11 +96,11 @@ def chat_prompt(tokenizer: Any, request: str) -> str:
         raise ValueError(
             f"tokenizer {tokenizer.name_or_path!r} has no chat template: prompt such a model with plain text"
         )
-    return str(
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": request}], tokenize=False, add_generation_prompt=True
-        )
-    )
+    messages = [{"role": "user", "content": request}]
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    # Some templates write the first token that their tokenizer puts before every text anyway.
+    begins = tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return text.removeprefix(tokenizer.bos_token) if begins else text
 
 
 def locate(name: str | os.PathLike[str]) -> str:

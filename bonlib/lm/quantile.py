@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from bonlib.lm.rewards import ClassifierReward
 
 @dataclass(frozen=True)
 class QuantileRecipe(Recipe):
-    """How the model is trained; `context` is that of the language model it starts from."""
+    """How the model is trained. Texts are read whole, so `context` plays no part."""
 
     steps: int = 1000
     batch_size: int = 64
@@ -96,10 +98,10 @@ def fit_quantile_model(
 
     recipe = recipe or QuantileRecipe()
     texts, targets = np.asarray(responses), leave_one_out_cdf(rewards)
-    if texts.shape != targets.shape or len(texts) != len(prompts):
+    if isinstance(prompts, str) or texts.shape != targets.shape or len(texts) != len(prompts):
         raise ValueError(
             f"responses has shape {texts.shape} and rewards {targets.shape}, for {len(prompts)} prompts; both must be "
-            "(prompts, samples)"
+            "(prompts, samples), and prompts a list"
         )
     set_seed(recipe.seed)
     where = locate(language_model)
@@ -115,9 +117,20 @@ def fit_quantile_model(
     )
     torch.nn.init.zeros_(model.score.weight)  # it starts from "half of the others are better"
     whole = [prompt + str(text) for prompt, row in zip(prompts, texts, strict=True) for text in row]
-    pairs = _Ranked(tokenizer(whole)["input_ids"], targets.ravel(), recipe)
-    fit(model, pairs, recipe, scratch, DataCollatorWithPadding(tokenizer))
-    return QuantileModel(LoadedModel(model.eval(), tokenizer, f"quantiles of {language_model}"))
+    fitted = LoadedModel(model, tokenizer, f"quantiles of {language_model}")
+    encoded = tokenizer(whole)["input_ids"]
+    longest = max(range(len(whole)), key=lambda place: len(encoded[place]))
+    if len(encoded[longest]) > fitted.context:
+        raise ValueError(
+            f"prompt and response {whole[longest][:40]!r}… have {len(encoded[longest])} tokens; {language_model} reads "
+            f"{fitted.context}: shorten them, or start from a model with a longer context"
+        )
+    # Other data have other checkpoints.
+    data = hashlib.sha256(json.dumps([encoded, targets.tolist()]).encode()).hexdigest()[:12]
+    pairs = _Ranked(encoded, targets.ravel(), recipe)
+    fit(model, pairs, recipe, scratch / data, DataCollatorWithPadding(tokenizer))
+    model.eval()
+    return QuantileModel(fitted)
 
 
 def leave_one_out_cdf(rewards: ArrayLike) -> NDArray[np.float64]:

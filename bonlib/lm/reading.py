@@ -46,18 +46,18 @@ def read(
     """
     beginnings = [tuple(text[:head]) for text, head in zip(texts, heads, strict=True)]
     times = Counter(beginnings)
-    if not _keeps_a_cache(model):
-        times.clear()
     beginnings = [beginning if times[beginning] > 1 else () for beginning in beginnings]
+    if any(beginnings) and not _keeps_a_cache(model):
+        beginnings = [()] * len(texts)
     skipped = np.array([len(beginning) for beginning in beginnings])
     # Texts of like length share a batch: padding would cost as much as reading.
     order = sorted(range(len(texts)), key=lambda i: (skipped[i], beginnings[i], len(texts[i])))
-    with cpu_kernels(model):
-        for start in range(0, len(order), batch_size):
-            places = np.array(order[start : start + batch_size])
-            rest = [list(texts[i][skipped[i] :]) for i in places]
+    for start in range(0, len(order), batch_size):
+        places = np.array(order[start : start + batch_size])
+        rest = [list(texts[i][skipped[i] :]) for i in places]
+        with cpu_kernels(model):  # for this batch alone: in between, the model is the caller's
             output = _read_batch(model, [beginnings[i] for i in places], rest, pad_id)
-            yield Read(places, skipped[places], output)
+        yield Read(places, skipped[places], output)
 
 
 def _read_batch(model: Any, beginnings: list[tuple[int, ...]], rest: list[list[int]], pad_id: int) -> Any:
@@ -72,7 +72,8 @@ def _read_batch(model: Any, beginnings: list[tuple[int, ...]], rest: list[list[i
     row_of = torch.tensor([distinct.index(beginning) for beginning in beginnings], device=device)
     before = torch.tensor([[pad_id] * (longest - len(b)) + list(b) for b in distinct], device=device)
     before_mask = torch.tensor([[0] * (longest - len(b)) + [1] * len(b) for b in distinct], device=device)
-    cache = model(before, use_cache=True, **_places(model, before_mask, longest)).past_key_values
+    only_last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    cache = model(before, use_cache=True, **only_last, **_places(model, before_mask, longest)).past_key_values
     share_cache(cache, row_of, room=width)
     return model(ids, past_key_values=cache, **_places(model, torch.cat([before_mask[row_of], mask], 1), width))
 
@@ -120,5 +121,5 @@ def response_log_probs(
             tail = torch.tensor(tails[place], device=output.logits.device)
             begin = first[place] - count
             logits = output.logits[row, begin : begin + len(tail)].float()
-            log_probs[place] = float(logits.log_softmax(1).gather(1, tail[:, None]).double().sum())
+            log_probs[place] = logits.log_softmax(1).gather(1, tail[:, None]).cpu().double().sum()
     return log_probs

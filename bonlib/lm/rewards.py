@@ -48,6 +48,8 @@ class ClassifierReward:
                 f"{loaded.name} has {loaded.model.config.num_labels} outputs; {type(self).__name__} takes a classifier "
                 f"with {self.outputs}"
             )
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         self.loaded, self.batch_size = loaded, batch_size
 
     @property
@@ -79,7 +81,8 @@ class ClassifierReward:
             heads: (B,) tokens at the beginning of each text that others may begin with as well; none if not given.
         """
         model = self.loaded.model
-        pools_last = hasattr(model, "score")  # as the classifiers on causal models call their last layer
+        # So the classifiers on causal models call their last layer.
+        pools_last = hasattr(model, "score") and not model.config.is_encoder_decoder
         batches = read(
             model.base_model if pools_last else model,
             encoded,
@@ -91,11 +94,11 @@ class ClassifierReward:
         with torch.inference_mode():
             for places, skipped, output in batches:
                 if pools_last:
-                    last = torch.tensor([len(encoded[place]) for place in places]) - torch.tensor(skipped) - 1
-                    states = output.last_hidden_state[torch.arange(len(places)), last.to(self.loaded.device)]
-                    scores[places] = model.score(states).double().cpu().numpy()
+                    last = np.array([len(encoded[place]) for place in places]) - skipped - 1
+                    states = output.last_hidden_state[np.arange(len(places)), last]
+                    scores[places] = model.score(states).cpu().double().numpy()
                 else:
-                    scores[places] = output.logits.double().cpu().numpy()
+                    scores[places] = output.logits.cpu().double().numpy()
         return self._rewards(scores)
 
     def _rewards(self, scores: Rewards) -> Rewards:
@@ -103,12 +106,12 @@ class ClassifierReward:
         return scores[:, 0]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        encoded: list[list[int]] = self.loaded.tokenizer(list(texts))["input_ids"]
+        encoded: list[list[int]] = self.loaded.tokenizer(list(texts))["input_ids"] if len(texts) else []
         for index, ids in enumerate(encoded):
             if not 0 < len(ids) <= self.loaded.context:
                 raise ValueError(
                     f"text {index} has {len(ids)} tokens ({texts[index][:40]!r}…); {self.loaded.name} reads 1 to "
-                    f"{self.loaded.context}: shorten it, or take a reward model with a longer context"
+                    f"{self.loaded.context}: change it, or take a reward model with a longer context"
                 )
         return encoded
 

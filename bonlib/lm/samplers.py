@@ -157,8 +157,8 @@ class TransformersSampler:
         return Responses(
             np.array(texts, dtype=np.str_),
             token_ids,
-            decoded.log_probs.cpu().numpy(),
-            decoded.sampling_log_probs.cpu().numpy(),
+            decoded.log_probs.cpu().double().numpy(),
+            decoded.sampling_log_probs.cpu().double().numpy(),
         )
 
 
@@ -168,6 +168,9 @@ def encode_prompts(tokenizer: Any, context: int, prompts: Sequence[str], max_new
         raise ValueError(f"prompts is {prompts!r}; it must be a list of at least one prompt")
     room = context - max_new_tokens
     known = {prompt: tokenizer(prompt)["input_ids"] for prompt in dict.fromkeys(prompts)}
+    for prompt, ids in known.items():  # some tokenizers end every text, but this one is to be continued
+        if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(tokenizer.eos_token):
+            known[prompt] = ids[:-1]
     for index, prompt in enumerate(prompts):
         if not known[prompt]:
             raise ValueError(f"prompts[{index}] is {prompt!r}, which has no tokens: give it at least one character")

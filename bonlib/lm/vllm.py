@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from bonlib.lm.models import end_token_ids, locate
 from bonlib.lm.samplers import Responses, SamplingSettings, encode_prompts, response_texts
 
+_KINDS = (".safetensors", ".json", ".txt", ".model", ".jinja")  # files that a model is made of
 # Defaults for what the user has not set. An engine in the process itself is gone when the sampler is; on a CPU it would
 # reserve nearly all of the machine's memory for its cache, of which a few GiB are enough.
 _ENVIRONMENT = {
@@ -69,10 +70,15 @@ class VllmSampler:
         if not Path(where).is_dir():
             from huggingface_hub import snapshot_download
 
-            where = snapshot_download(where, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.txt"])
+            try:
+                where = snapshot_download(where, revision=revision, allow_patterns=[f"*{kind}" for kind in _KINDS])
+            except Exception as error:  # the hub's client raises a dozen kinds; each means "not to be had"
+                raise FileNotFoundError(
+                    f"model {os.fspath(name)!r} could not be fetched: {error}. Is the machine online, the name right? "
+                    "A folder downloaded elsewhere works too: give its path as the name"
+                ) from error
             self.commit = Path(where).name  # a snapshot's folder is called after its commit
         self._where = Path(where)
-        self._identity = [f"vllm {vllm.__version__}", dtype, engine or {}]
         self._name = os.fspath(name)
         self.tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
@@ -84,6 +90,8 @@ class VllmSampler:
         settings = {"dtype": dtype, "disable_log_stats": True, "seed": 0, **(engine or {})}
         with torch.random.fork_rng():  # an engine seeds the process that it lives in, and draws there
             self.engine = vllm.LLM(where, logprobs_mode="processed_logprobs", trust_remote_code=False, **settings)
+        number_format, device = self.engine.llm_engine.model_config.dtype, vllm.platforms.current_platform.device_type
+        self._identity = [f"vllm {vllm.__version__}", str(number_format), device, engine or {}]
         # To read a response the engine must draw a token after it, so one place is kept free.
         self.context = int(self.engine.llm_engine.model_config.max_model_len) - 1
 
@@ -97,7 +105,7 @@ class VllmSampler:
         """A hash of the model's files, the engine's version and its settings."""
         digest = hashlib.sha256(json.dumps([*self._identity, self.end_token_ids], sort_keys=True, default=str).encode())
         for file in sorted(self._where.glob("*")):
-            if file.suffix in (".safetensors", ".json"):
+            if file.suffix in _KINDS:
                 with file.open("rb") as content:
                     digest.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
         return digest.hexdigest()
