@@ -70,14 +70,14 @@ def repeats_figure(texts: Mapping[str, Sequence[str]]) -> Figure:
     """
     import seaborn as sns
 
-    figure, (axis,) = new_figure(width=7.4, height=4.0)
+    figure, (axis,) = new_figure(width=8.4, height=4.0)
     for shade, (label, responses) in zip(sns.color_palette("colorblind", len(texts)), texts.items(), strict=True):
         _, first = np.unique(np.asarray(responses), return_index=True)
-        drawn = np.arange(1, len(responses) + 1)
+        drawn = np.arange(10, len(responses) + 1)  # of fewer, one repetition would be a large share
         different = np.searchsorted(np.sort(first), drawn, side="left")
         axis.plot(drawn, 100 * (1 - different / drawn), color=shade, lw=2.5, label=label)
     axis.set(xscale="log", xlabel="draws", ylabel="repetitions among them  (%)")
-    axis.legend(frameon=False, fontsize=10, loc="upper left")
+    axis.legend(frameon=False, fontsize=10, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
