@@ -144,7 +144,7 @@ PROFILES = {
             "quick",
             Imdb(train_prompts=64, test_prompts=32, draws=128, opponents=64, chunk_size=64),
             Cdf(16, 3000),
-            Instruct(draws=256, prompts=8, prompt_draws=2048),
+            Instruct(draws=256, prompts=8, prompt_draws=1024, block_responses=2),
         ),
         Profile(
             "laptop",
