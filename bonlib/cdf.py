@@ -282,13 +282,13 @@ def best_of_n_weights(samples: ArrayLike, n: int) -> Array:
     return (upto[upper] - upto[lower]) / (upper - lower)
 
 
-def best_of_n_kl(samples: ArrayLike, n: int, *, log_mass: ArrayLike | None = None) -> Array:
+def best_of_n_kl(samples: ArrayLike, n: int, *, log_probs: ArrayLike | None = None) -> Array:
     """Return an estimate of KL(π_n ‖ π) in nats from m reference samples: E log((F≤^n − F^n) / (F≤ − F)) over π_n.
 
     Args:
         samples: rewards of i.i.d. reference responses, shape (..., m) with m >= n; take m at least 2n.
         n: number of draws, a whole number from 1 to m.
-        log_mass: log-probability of each sample, shape (..., m), which makes the estimate much more accurate where
+        log_probs: log-probability of each sample, shape (..., m), which makes the estimate much more accurate where
             responses repeat. Rewards that different responses share have a mass F≤ − F that is counted, as all have if
             None.
 
@@ -299,21 +299,21 @@ def best_of_n_kl(samples: ArrayLike, n: int, *, log_mass: ArrayLike | None = Non
     """
     rewards, n = _checked_samples(samples, n)
     m = rewards.shape[-1]
-    if log_mass is None:
-        masses = [None] * (rewards.size // m)
+    if log_probs is None:
+        rows = [None] * (rewards.size // m)
     else:
-        log_mass = np.asarray(log_mass, dtype=np.float64)
-        if log_mass.shape != rewards.shape or not (log_mass <= 0).all() or not np.isfinite(log_mass).all():
+        log_probs = np.asarray(log_probs, dtype=np.float64)
+        if log_probs.shape != rewards.shape or not (log_probs <= 0).all() or not np.isfinite(log_probs).all():
             raise ValueError(
-                f"log_mass has shape {log_mass.shape} or holds what is no log-probability; it must be finite, at most "
-                f"0, and of the shape {rewards.shape} of samples"
+                f"log_probs has shape {log_probs.shape} or holds what is no log-probability; it must be finite, at "
+                f"most 0, and of the shape {rewards.shape} of samples"
             )
-        masses = list(log_mass.reshape(-1, m))
-    found = [_kl_of_row(row, n, mass) for row, mass in zip(rewards.reshape(-1, m), masses, strict=True)]
+        rows = list(log_probs.reshape(-1, m))
+    found = [_kl_of_row(row, n, mass) for row, mass in zip(rewards.reshape(-1, m), rows, strict=True)]
     return np.reshape(found, rewards.shape[:-1])
 
 
-def _kl_of_row(rewards: Array, n: int, log_mass: Array | None) -> float:
+def _kl_of_row(rewards: Array, n: int, log_probs: Array | None) -> float:
     """The estimate for one prompt.
 
     A reward of mass g is among m samples with chance s = 1 − (1−g)^m. So one that was seen stands for the mass g/s: for
@@ -323,10 +323,10 @@ def _kl_of_row(rewards: Array, n: int, log_mass: Array | None) -> float:
     m = len(rewards)
     _, group, times = np.unique(rewards, return_inverse=True, return_counts=True)
     log_g, unseen = np.log(times / m), np.zeros(len(times))
-    if log_mass is not None:
+    if log_probs is not None:
         highest, lowest = np.full(len(times), -np.inf), np.full(len(times), np.inf)
-        np.maximum.at(highest, group, log_mass)
-        np.minimum.at(lowest, group, log_mass)
+        np.maximum.at(highest, group, log_probs)
+        np.minimum.at(lowest, group, log_probs)
         one_response = highest - lowest < 0.01  # else different responses share the reward, and counting is right
         log_g = np.where(one_response, highest, log_g)
         with np.errstate(divide="ignore"):

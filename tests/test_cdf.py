@@ -185,7 +185,7 @@ def test_best_of_n_weights_count_the_subsets(rewards, data):
 
 
 @pytest.mark.parametrize(
-    ("probs", "log_mass_known"),
+    ("probs", "known"),
     [
         (np.full(10, 0.1), True),  # heavy outcomes
         (np.full(10, 0.1), False),
@@ -195,37 +195,37 @@ def test_best_of_n_weights_count_the_subsets(rewards, data):
         (np.full(20_000, 1 / 20_000), True),  # nearly continuous
     ],
 )
-def test_the_estimated_kl_of_best_of_n_is_right_on_average(probs, log_mass_known):
+def test_the_estimated_kl_of_best_of_n_is_right_on_average(probs, known):
     model, rng = Outcomes(probs, np.arange(len(probs))), np.random.default_rng(0)
     drawn = rng.choice(len(probs), p=probs, size=(200, 400))
-    log_mass = np.log(probs)[drawn] if log_mass_known else None
+    log_probs = np.log(probs)[drawn] if known else None
     for n in (1, 5, 40, 200):
-        found = best_of_n_kl(drawn, n, log_mass=log_mass)
+        found = best_of_n_kl(drawn, n, log_probs=log_probs)
         exact = kl_divergence(model.best_of(n), model.probs)
         assert found.shape == (200,)
         # Known probabilities make it nearly exact, until n nears m; counting them costs accuracy and scatter.
-        assert found.mean() == pytest.approx(exact, abs=0.01 + 0.05 * (n == 200) if log_mass_known else 0.06)
-        assert not log_mass_known or found.std() < 0.05
-    assert best_of_n_kl(drawn[0], 5, log_mass=None if log_mass is None else log_mass[0]).shape == ()
+        assert found.mean() == pytest.approx(exact, abs=0.01 + 0.05 * (n == 200) if known else 0.06)
+        assert not known or found.std() < 0.05
+    assert best_of_n_kl(drawn[0], 5, log_probs=None if log_probs is None else log_probs[0]).shape == ()
 
 
-def test_bad_log_masses_and_numbers_of_draws_are_named():
+def test_bad_log_probs_and_numbers_of_draws_are_named():
     with pytest.raises(ValueError, match=r"n is 4; with 3 samples"):
         best_of_n_kl([1.0, 2.0, 3.0], 4)
     with pytest.raises(ValueError, match="samples must be an array of finite rewards"):
         best_of_n_weights([1.0, np.inf], 1)
     for bad in ([0.1, -1.0], [-1.0], [np.nan, -1.0]):
-        with pytest.raises(ValueError, match="log_mass has shape"):
-            best_of_n_kl([1.0, 2.0], 1, log_mass=bad)
+        with pytest.raises(ValueError, match="log_probs has shape"):
+            best_of_n_kl([1.0, 2.0], 1, log_probs=bad)
 
 
 def test_ties_of_different_responses_are_counted():
     """Their probabilities are known one by one; what counts is that of the tie."""
-    assert best_of_n_kl(np.zeros(32), 8, log_mass=np.full(32, -9.0) - np.arange(32)) == pytest.approx(0)
+    assert best_of_n_kl(np.zeros(32), 8, log_probs=np.full(32, -9.0) - np.arange(32)) == pytest.approx(0)
     rng = np.random.default_rng(0)
     probs, levels = rng.dirichlet(np.ones(200)), rng.integers(5, size=200)
     drawn = rng.choice(200, p=probs, size=(100, 400))
-    found = best_of_n_kl(levels[drawn], 16, log_mass=np.log(probs)[drawn])
+    found = best_of_n_kl(levels[drawn], 16, log_probs=np.log(probs)[drawn])
     model = Outcomes(probs, levels)
     assert found.mean() == pytest.approx(kl_divergence(model.best_of(16), model.probs), abs=0.04)
     np.testing.assert_allclose(found, best_of_n_kl(levels[drawn], 16), atol=1e-9)

@@ -91,7 +91,7 @@ def blockwise_best_of_n(
         kept = scores[:, :n].argmax(axis=1)
         every = np.arange(len(kept))
         rewards[going_on] = scores[every, kept]
-        kl[going_on] += best_of_n_kl(scores, n, log_mass=log_probs)
+        kl[going_on] += best_of_n_kl(scores, n, log_probs=log_probs)
         kl_from_winners[going_on] += kl_from_winner(log_probs[every, kept], n)
         for place, (i, choice) in enumerate(zip(going_on, kept, strict=True)):
             written[i] = written[i] + blocks[place * m + choice]

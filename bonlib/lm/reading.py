@@ -88,9 +88,9 @@ def _places(model: Any, mask: torch.Tensor, width: int) -> dict[str, torch.Tenso
 
 def _keeps_a_cache(model: Any) -> bool:
     """Whether tokens see only what is before them, so that a beginning can be read by itself."""
-    one = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
     if "use_cache" not in inspect.signature(model.forward).parameters:
         return False
+    one = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
     return getattr(model(one, use_cache=True), "past_key_values", None) is not None
 
 
