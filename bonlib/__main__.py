@@ -1,4 +1,4 @@
-"""The command line: `python -m bonlib run | pretrain | check | store`."""
+"""The command line: `python -m bonlib run | train | pretrain | check | store`."""
 
 from __future__ import annotations
 
@@ -97,6 +97,54 @@ def _pretrain(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _train(arguments: argparse.Namespace) -> int:
+    from dataclasses import fields
+
+    from bonlib.align.methods import METHODS
+    from bonlib.align.trainer import DivergedError, TrainSettings
+    from bonlib.course import sentiment
+    from bonlib.course.profiles import get_profile
+
+    profile = get_profile(arguments.profile)
+    unknown = [method for method in arguments.method if method not in METHODS]
+    if unknown:
+        raise ValueError(f"method is {unknown[0]!r}; it must be one of {', '.join(METHODS)}")
+    names = {field.name for field in fields(TrainSettings)}
+    changes = dict(_assignment(text) for text in arguments.set)
+    if not set(changes) <= names:
+        raise ValueError(
+            f"setting {min(set(changes) - names)!r} is unknown; it must be one of {', '.join(sorted(names))}"
+        )
+    harness = sentiment.Harness(profile)
+    if arguments.sweep:
+        runs = (
+            sentiment.grid(profile, arguments.method) if arguments.sweep == "sentiment" else sentiment.cdf_grid(profile)
+        )
+        share, of = (int(number) for number in arguments.share.split("/"))
+        if not 0 <= share < of or changes or arguments.out:
+            raise ValueError("a sweep takes --share I/K with I from 0 to K-1, and neither --set nor --out")
+        harness.run_all(runs[share::of])
+        return 0
+    if len(arguments.method) != 1:
+        raise ValueError(f"name one method of {', '.join(METHODS)}, or a --sweep")
+    (method,) = arguments.method
+    setting = METHODS[method].setting
+    value = getattr(arguments, setting)
+    if value is None:
+        raise ValueError(f"{method} is regularised by {setting}: give --{setting}")
+    run = sentiment.Run(method, value, arguments.seed, changes=tuple(sorted(changes.items())))
+    try:
+        trained = harness.train(run, folder=arguments.out)
+    except DivergedError as error:
+        print(f"bonlib: {error}", file=sys.stderr)
+        return 1
+    if trained.main_process:
+        for name, figure in harness.row(run, trained, harness.evaluate(trained.policy)).items():
+            print(f"{name:15s} {figure:.4g}" if isinstance(figure, float) else f"{name:15s} {figure}")
+        print(f"policy in {trained.folder / 'policy'}")
+    return 0
+
+
 def _store(arguments: argparse.Namespace) -> int:
     from bonlib.lm.store import SampleStore
 
@@ -136,6 +184,20 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="say what is missing, and which profile this machine can run")
     check.add_argument("--profile", default="quick")
     check.set_defaults(command=_check)
+
+    train = commands.add_parser("train", help="train a policy by one method, or a whole sweep; resumes")
+    train.add_argument(
+        "method", nargs="*", help="one of bonlib.align.methods.METHODS; for a sweep several, or none for all"
+    )
+    train.add_argument("--profile", default="quick")
+    train.add_argument("--n", type=float, help="number of draws N to imitate")
+    train.add_argument("--beta", type=float, help="KL coefficient, or DPO's β")
+    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a field of TrainSettings")
+    train.add_argument("--out", type=Path, help="folder of the run, instead of one under _build/train")
+    train.add_argument("--sweep", choices=["sentiment", "cdf"], help="all runs of notebook 07 or 08, into data/results")
+    train.add_argument("--share", default="0/1", metavar="I/K", help="of a sweep, every K-th run from the I-th")
+    train.set_defaults(command=_train)
 
     pretrain = commands.add_parser("pretrain", help="train or evaluate the bundled models; resumes")
     pretrain.add_argument("what", choices=["language-model", "reward-model", "evaluate"])

@@ -94,6 +94,39 @@ class Instruct:
 
 
 @dataclass(frozen=True)
+class Training:
+    """Sizes of the notebooks that train policies on movie reviews.
+
+    Attributes:
+        draws: reference responses to each training prompt, from which off-policy methods learn.
+        cdf_samples: how many of them a reward CDF is estimated from (M).
+        ms: values of M whose cost and use is compared.
+        ns: numbers of draws N, the regularisers of best-of-n methods.
+        betas: KL coefficients of reinforcement learning.
+        dpo_betas: β of DPO.
+        seeds: training seeds.
+        steps: gradient steps.
+        test_prompts: how many of the test prompts policies are measured on.
+        responses: drawn for each of those.
+        lora_rank: of the adapter; 0 trains all weights.
+        precision: "no" or "bf16", of the matrix products in training.
+    """
+
+    draws: int
+    cdf_samples: int
+    ms: tuple[int, ...]
+    ns: tuple[int, ...]
+    betas: tuple[float, ...]
+    dpo_betas: tuple[float, ...]
+    seeds: tuple[int, ...]
+    steps: int
+    test_prompts: int
+    responses: int = 4
+    lora_rank: int = 0
+    precision: str = "bf16"
+
+
+@dataclass(frozen=True)
 class Profile:
     """One size of the whole workbook.
 
@@ -110,6 +143,7 @@ class Profile:
         imdb: sizes of the notebooks on movie reviews.
         cdf: sizes of the notebook on the reward CDF.
         instruct: sizes of the notebook on instruct models.
+        training: sizes of the notebooks that train policies.
         theory: sizes of the notebooks on finite outcome sets.
         device: "auto", "cpu", "cuda" or "mps".
         dtype: "auto", "float32" or "bfloat16".
@@ -121,6 +155,7 @@ class Profile:
     imdb: Imdb
     cdf: Cdf
     instruct: Instruct
+    training: Training
     theory: Theory = Theory()
     language_model: str = "imdb-gpt2-tiny"
     language_model_revision: str | None = None
@@ -145,12 +180,34 @@ PROFILES = {
             Imdb(train_prompts=64, test_prompts=32, draws=128, opponents=64, chunk_size=64),
             Cdf(16, 3000),
             Instruct(draws=256, prompts=8, prompt_draws=1024, block_responses=2),
+            Training(
+                draws=64,
+                cdf_samples=64,
+                ms=(8, 64),
+                ns=(8,),
+                betas=(0.1,),
+                dpo_betas=(0.1,),
+                seeds=(0,),
+                steps=10,
+                test_prompts=32,
+            ),
         ),
         Profile(
             "laptop",
-            Imdb(train_prompts=256, test_prompts=256, draws=256, opponents=128, chunk_size=128),
+            Imdb(train_prompts=512, test_prompts=256, draws=256, opponents=128, chunk_size=128),
             Cdf(512, 20_000),
             Instruct(draws=4096, prompts=32, prompt_draws=4096, block_ns=(2, 4, 8, 16, 32), block_responses=2),
+            Training(
+                draws=512,
+                cdf_samples=200,
+                ms=(2, 8, 32, 128, 512),
+                ns=(2, 8, 32, 128, 512),
+                betas=(0.005, 0.02, 0.1, 0.4, 2.0),
+                dpo_betas=(0.01, 0.1, 0.4, 1.0, 5.0),
+                seeds=(0, 1),
+                steps=150,
+                test_prompts=256,
+            ),
             THOROUGH,
         ),
         Profile(
@@ -166,6 +223,17 @@ PROFILES = {
             ),
             Cdf(5000, 20_000),
             Instruct(20_000, prompts=128, prompt_draws=4096, block_ns=(2, 4, 8, 16, 32, 64), max_new_tokens=256),
+            Training(
+                draws=600,
+                cdf_samples=200,
+                ms=(2, 4, 8, 16, 32, 64, 128, 256, 512),
+                ns=(1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512),
+                betas=(0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0),
+                dpo_betas=(0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0),
+                seeds=(0, 1, 2),
+                steps=2000,
+                test_prompts=512,
+            ),
             THOROUGH,
             language_model="lvwerra/gpt2-imdb",
             reward_model="lvwerra/distilbert-imdb",

@@ -187,7 +187,8 @@ def _source_hash(path: Path, values: Mapping[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _commit() -> str:
+def commit_of_workbook() -> str:
+    """Return the commit of the workbook, with -dirty if files differ from it."""
     command = ["git", "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
@@ -220,7 +221,7 @@ def _execute(path: Path, build: Path, values: Mapping[str, Any], source: str) ->
         error=error,
         figures=figures,
         source=source,
-        commit=_commit(),
+        commit=commit_of_workbook(),
         date=time.strftime("%Y-%m-%d"),
     )
 

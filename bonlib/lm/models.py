@@ -108,14 +108,15 @@ def locate(name: str | os.PathLike[str]) -> str:
 
     Args:
         name: "imdb-gpt2-tiny" (any folder under data/models), "smollm2-135m-instruct" (from the package that carries
-            it), a path to a folder or a GGUF file, or a hub name such as "lvwerra/gpt2-imdb".
+            it), a path to a folder (of a model, or of an adapter that names its model) or a GGUF file, or a hub name
+            such as "lvwerra/gpt2-imdb".
 
     Raises:
         FileNotFoundError: if `name` can only be a folder and there is none, or its package is not installed.
     """
     text = os.fspath(name)
     for folder in (BUNDLED / text, Path(text).expanduser()):
-        if (folder / "config.json").is_file():
+        if any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
             return str(folder)
         if folder.suffix == ".gguf" and folder.is_file():
             return str(unpacked(folder))
@@ -191,7 +192,7 @@ def load_classifier(
 def _load(auto: Any, name: str | os.PathLike[str], revision: str | None, device: str, dtype: str) -> LoadedModel:
     keep_freed_memory()
     device = pick_device(device)
-    with _without_bars():
+    with without_bars():
         model, tokenizer, commit = _load_files(auto, name, locate(name), revision, pick_dtype(dtype, device))
     if tokenizer.pad_token_id is None:  # GPT-2 has none; padded places are masked, so any token will do
         tokenizer.pad_token = tokenizer.eos_token
@@ -224,7 +225,7 @@ def _load_files(auto: Any, name: Any, where: str, revision: str | None, dtype: t
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """Hide the bars that loading shows: in a notebook's output they would stay as broken widgets."""
     from transformers.utils import logging
 

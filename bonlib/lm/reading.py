@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,3 +124,52 @@ def response_log_probs(
             logits = output.logits[row, begin : begin + len(tail)].float()
             log_probs[place] = logits.log_softmax(1).gather(1, tail[:, None]).cpu().double().sum()
     return log_probs
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBatch:
+    """Prompts and responses as tensors: prompts padded on the left, responses on the right.
+
+    Attributes:
+        ids: (B, W + T) token ids.
+        mask: (B, W + T) 1 for a token, 0 for padding.
+        responses: (B, T) the responses' tokens.
+        response_mask: (B, T) likewise.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    responses: torch.Tensor
+    response_mask: torch.Tensor
+
+
+def token_batch(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, pad_id: int, device: torch.device
+) -> TokenBatch:
+    """Return prompts and responses, B lists of token ids each, as one padded batch."""
+    width, length = max(map(len, prompts)), max(map(len, responses))
+    before = [[pad_id] * (width - len(ids)) + list(ids) for ids in prompts]
+    after = [list(ids) + [pad_id] * (length - len(ids)) for ids in responses]
+    shown = [
+        [0] * (width - len(p)) + [1] * (len(p) + len(r)) + [0] * (length - len(r))
+        for p, r in zip(prompts, responses, strict=True)
+    ]
+    ids = torch.tensor([p + r for p, r in zip(before, after, strict=True)], device=device)
+    mask = torch.tensor(shown, device=device)
+    return TokenBatch(ids, mask, ids[:, width:], mask[:, width:])
+
+
+def response_logits(model: Any, batch: TokenBatch, **options: Any) -> Any:
+    """Return a causal model's output with `logits` for each response token alone, shape (B, T, V); gradients flow.
+
+    Args:
+        model: a `transformers` model.
+        batch: what it reads.
+        options: for the model, such as output_hidden_states.
+    """
+    length = batch.responses.shape[1]
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        options["logits_to_keep"] = length + 1
+    output = model(batch.ids, use_cache=False, **_places(model, batch.mask, batch.ids.shape[1]), **options)
+    output.logits = output.logits[:, -length - 1 : -1].float()
+    return output

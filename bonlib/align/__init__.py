@@ -1,0 +1,1 @@
+"""Training a policy: which method samples and minimises what, the one loop, and the measurement of what comes out."""

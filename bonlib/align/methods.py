@@ -1,0 +1,340 @@
+"""What each method needs and does: one frozen dataclass a method, its settings as fields.
+
+There are two kinds. An *on-policy* method draws from the policy while it learns and ascends E[return]; `returns` says
+what a response is worth. An *off-policy* method learns from draws of the reference; `examples` says which of them, and
+`loss` what is minimised. All formulas are those of `bonlib.losses`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from bonlib import losses
+from bonlib.cdf import EmpiricalCdf, Smoothing
+from bonlib.lm.samplers import best_of_n
+
+Array = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+
+class LogCdf(Protocol):
+    """Where a response's reward stands among those of the reference; each returns logarithms, shape (B,)."""
+
+    def log_strict(self, prompts: Sequence[str], responses: Sequence[str], rewards: ArrayLike) -> Array:
+        """Return log F of each response."""
+        ...
+
+    def log_weak(self, prompts: Sequence[str], responses: Sequence[str], rewards: ArrayLike) -> Array:
+        """Return log F≤ of each response."""
+        ...
+
+
+class SampledCdf:
+    """The reward CDF of each prompt, estimated from M samples of the reference.
+
+    Args:
+        prompts: P, all different.
+        samples: rewards of M reference responses to each, shape (P, M).
+        smoothing: as in `bonlib.cdf.EmpiricalCdf`.
+        prior: likewise.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[str],
+        samples: ArrayLike,
+        smoothing: Smoothing = "posterior",
+        *,
+        prior: tuple[float, float] = (1.0, 1.0),
+    ) -> None:
+        self.samples = np.sort(np.asarray(samples, dtype=np.float64), axis=-1)
+        if self.samples.ndim != 2 or len(self.samples) != len(prompts):
+            raise ValueError(
+                f"samples has shape {self.samples.shape} for {len(prompts)} prompts; it must be (prompts, samples)"
+            )
+        self.smoothing, self.prior = smoothing, prior
+        self._row = {prompt: row for row, prompt in enumerate(prompts)}
+
+    def log_strict(self, prompts: Sequence[str], responses: Sequence[str], rewards: ArrayLike) -> Array:
+        """Return the estimate of log F of each response, shape (B,)."""
+        return self._of(prompts).log_strict(rewards)
+
+    def log_weak(self, prompts: Sequence[str], responses: Sequence[str], rewards: ArrayLike) -> Array:
+        """Return the estimate of log F≤ of each response, shape (B,)."""
+        return self._of(prompts).log_weak(rewards)
+
+    def _of(self, prompts: Sequence[str]) -> EmpiricalCdf:
+        try:
+            rows = [self._row[prompt] for prompt in prompts]
+        except KeyError as error:
+            raise ValueError(f"prompt {error.args[0]!r} has no samples: draw some, or take it out") from error
+        return EmpiricalCdf(self.samples[rows], self.smoothing, prior=self.prior)
+
+
+class Judged(NamedTuple):
+    """Responses of the policy and what is known about them, B of each.
+
+    Attributes:
+        prompts: what each answers.
+        texts: the responses.
+        log_probs: under the policy, no gradient, shape (B,).
+        ref_log_probs: under the reference, shape (B,).
+        rewards: shape (B,), float64.
+    """
+
+    prompts: Sequence[str]
+    texts: Sequence[str]
+    log_probs: Tensor
+    ref_log_probs: Tensor
+    rewards: Tensor
+
+
+class OnPolicy(Protocol):
+    """A method that draws from the policy as it learns."""
+
+    kl_coefficient: float  # what its return takes off for each nat of log πθ − log π; PPO spreads that over tokens
+    needs_cdf: ClassVar[bool]
+
+    def returns(self, judged: Judged, cdf: LogCdf | None) -> Tensor:
+        """Return what each response is worth, shape (B,); the policy gradient ascends its mean."""
+        ...
+
+
+class OffPolicy(Protocol):
+    """A method that learns from draws of the reference."""
+
+    @property
+    def needs_draws(self) -> int:
+        """How many draws a prompt it needs."""
+        ...
+
+    def examples(self, rewards: Array, *, seed: int) -> tuple[Indices, Indices]:
+        """Choose what to learn from.
+
+        Args:
+            rewards: of the draws of each prompt, shape (P, M).
+            seed: of random choices.
+
+        Returns:
+            Which prompt each example has, shape (E,), and which of its draws, shape (E, 1) or (E, 2).
+        """
+        ...
+
+    def loss(self, log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
+        """Return the loss of each example, shape (B,), from log-probabilities of shape (B, 1) or (B, 2)."""
+        ...
+
+
+@dataclass(frozen=True)
+class KlRl:
+    """KL-regularised reinforcement learning: reward minus β times the KL. Trained by RLOO or PPO."""
+
+    beta: float
+    needs_cdf: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        _check_beta(self.beta)
+
+    @property
+    def kl_coefficient(self) -> float:
+        """Its β."""
+        return self.beta
+
+    def returns(self, judged: Judged, cdf: LogCdf | None) -> Tensor:
+        """Return r − β (log πθ − log π)."""
+        return losses.kl_rl_return(judged.log_probs, judged.ref_log_probs, judged.rewards, beta=self.beta)
+
+
+@dataclass(frozen=True)
+class Vbon:
+    """Variational best-of-N: the reverse KL to best-of-N itself, J (Amini et al., Eq. 5)."""
+
+    n: float
+    needs_cdf: ClassVar[bool] = True
+    kl_coefficient: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        _check_n(self.n)
+
+    def returns(self, judged: Judged, cdf: LogCdf | None) -> Tensor:
+        """Return log π_N − log πθ."""
+        log_cdf = _known(cdf).log_strict(judged.prompts, judged.texts, judged.rewards.cpu().numpy())
+        # An estimate may leave less room above F than the response itself takes.
+        room = torch.log1p(-judged.ref_log_probs.exp().clamp(max=1 - 1e-12))
+        log_strict_cdf = torch.minimum(torch.as_tensor(log_cdf).to(room), room)
+        return losses.vbon_return(judged.log_probs, judged.ref_log_probs, log_strict_cdf, n=self.n)
+
+
+@dataclass(frozen=True)
+class VbonBound:
+    """Variational best-of-N by its lower bound L: KL-RL with reward log F≤ (Amini et al., Theorem 2, weak CDF)."""
+
+    n: float
+    needs_cdf: ClassVar[bool] = True
+    kl_coefficient: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        _check_n(self.n)
+
+    def returns(self, judged: Judged, cdf: LogCdf | None) -> Tensor:
+        """Return (N−1) log F≤ − (log πθ − log π)."""
+        log_cdf = _known(cdf).log_weak(judged.prompts, judged.texts, judged.rewards.cpu().numpy())
+        log_cdf_tensor = torch.as_tensor(log_cdf).to(judged.log_probs)
+        return losses.vbon_bound_return(judged.log_probs, judged.ref_log_probs, log_cdf_tensor, n=self.n)
+
+
+@dataclass(frozen=True)
+class BonSft:
+    """Likelihood of best-of-N samples: of every N draws of a prompt, the best is learned (the forward KL)."""
+
+    n: int
+
+    def __post_init__(self) -> None:
+        _check_n(self.n)
+
+    @property
+    def needs_draws(self) -> int:
+        """N of them make one example."""
+        return self.n
+
+    def examples(self, rewards: Array, *, seed: int) -> tuple[Indices, Indices]:
+        """Return the best of each N draws."""
+        best = best_of_n(rewards, self.n)
+        return np.repeat(np.arange(len(best)), best.shape[1]), best.reshape(-1, 1)
+
+    def loss(self, log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
+        """Return −log πθ of the best."""
+        return losses.nll(log_probs[:, 0])
+
+
+@dataclass(frozen=True)
+class Bonbon:
+    """BoNBoN: likelihood of the best of N draws, and the log-ratio of best to worst brought to its target.
+
+    Attributes:
+        n: number of draws.
+        sft_weight: share of the likelihood; None for the one with which both terms are equal at the reference, as its
+            authors advise.
+    """
+
+    n: int
+    sft_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_n(self.n)
+        if self.sft_weight is not None and not 0 <= self.sft_weight <= 1:
+            raise ValueError(f"sft_weight is {self.sft_weight}; it must be from 0 to 1, or None for equal terms")
+
+    @property
+    def needs_draws(self) -> int:
+        """N of them make one example."""
+        return self.n
+
+    def examples(self, rewards: Array, *, seed: int) -> tuple[Indices, Indices]:
+        """Return the best and the worst of each N draws."""
+        pairs = np.stack([best_of_n(rewards, self.n), best_of_n(-rewards, self.n)], axis=2)
+        return np.repeat(np.arange(len(pairs)), pairs.shape[1]), pairs.reshape(-1, 2)
+
+    def loss(self, log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
+        """Return a NLL(best) + (1−a) (Δθ − Δπ − t_n)²."""
+        weight = self.sft_weight
+        if weight is None:  # at the reference the second term is t_n², whatever the pair
+            gap = losses.bonbon_target(self.n) ** 2
+            weight = gap / (gap + float(-ref_log_probs[:, 0].mean()))
+        return losses.bonbon(*log_probs.T, *ref_log_probs.T, n=self.n, sft_weight=weight)
+
+
+@dataclass(frozen=True)
+class Dpo:
+    """Direct preference optimisation on pairs of a prompt's draws.
+
+    Attributes:
+        beta: β.
+        generations: draws a prompt that pairs are made of.
+        pairs: how many of these pairs a prompt are kept, at random. The paper takes 12 of 15 without saying which.
+        identity: IPO's squared loss in place of the logistic one.
+    """
+
+    beta: float
+    generations: int = 6
+    pairs: int = 12
+    identity: bool = False
+
+    def __post_init__(self) -> None:
+        _check_beta(self.beta)
+        possible = self.generations * (self.generations - 1) // 2
+        if not 1 <= self.pairs <= possible:
+            raise ValueError(f"pairs is {self.pairs}; {self.generations} generations make 1 to {possible}")
+
+    @property
+    def needs_draws(self) -> int:
+        """As many as its generations."""
+        return self.generations
+
+    def examples(self, rewards: Array, *, seed: int) -> tuple[Indices, Indices]:
+        """Return chosen and rejected draws; a pair with equal rewards says nothing and is left out."""
+        rng = np.random.default_rng(seed)
+        first, second = np.triu_indices(self.generations, 1)
+        prompts, pairs = [], []
+        for prompt, row in enumerate(rewards):
+            drawn = rng.choice(len(row), self.generations, replace=False)
+            kept = rng.permutation(len(first))[: self.pairs]
+            a, b = drawn[first[kept]], drawn[second[kept]]
+            chosen, rejected = np.where(row[a] >= row[b], a, b), np.where(row[a] >= row[b], b, a)
+            told_apart = row[chosen] > row[rejected]
+            pairs.append(np.stack([chosen, rejected], axis=1)[told_apart])
+            prompts.append(np.full(told_apart.sum(), prompt))
+        return np.concatenate(prompts), np.concatenate(pairs)
+
+    def loss(self, log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
+        """Return −log σ(β (Δθ − Δπ)), or IPO's (Δθ − Δπ − 1/2β)²."""
+        function = losses.ipo if self.identity else losses.dpo
+        return function(*log_probs.T, *ref_log_probs.T, beta=self.beta)
+
+
+class Entry(NamedTuple):
+    """A method as the command line and the tables know it.
+
+    Attributes:
+        make: its settings, from the number that regularises it.
+        setting: what that number is called, "n" or "beta".
+        algorithm: "rloo", "ppo" or "offline".
+    """
+
+    make: Any
+    setting: str
+    algorithm: str
+
+
+METHODS = {
+    "bon-sft": Entry(BonSft, "n", "offline"),
+    "dpo": Entry(Dpo, "beta", "offline"),
+    "bonbon": Entry(Bonbon, "n", "offline"),
+    "kl-rl-ppo": Entry(KlRl, "beta", "ppo"),
+    "kl-rl-rloo": Entry(KlRl, "beta", "rloo"),
+    "vbon": Entry(Vbon, "n", "rloo"),
+    "vbon-bound": Entry(VbonBound, "n", "rloo"),
+}
+
+
+def _known(cdf: LogCdf | None) -> LogCdf:
+    if cdf is None:
+        raise ValueError("cdf is None; vBoN needs the reward's distribution: give a SampledCdf of reference samples")
+    return cdf
+
+
+def _check_n(n: float) -> None:
+    if not 1 <= n < np.inf:
+        raise ValueError(f"n is {n}; the number of draws must be finite and at least 1")
+
+
+def _check_beta(beta: float) -> None:
+    if not 0 < beta < np.inf:
+        raise ValueError(f"beta is {beta}; it must be positive and finite")

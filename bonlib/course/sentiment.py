@@ -1,0 +1,289 @@
+"""Every method on sentiment control: the grid of runs, each with one stored row, for notebooks 07 and 08."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from bonlib.align.evaluate import Evaluation, TestSet, evaluate
+from bonlib.align.methods import METHODS, LogCdf, SampledCdf
+from bonlib.align.results import add_rows, read_rows
+from bonlib.align.trainer import Ppo, Trained, TrainingData, TrainSettings, train
+from bonlib.course.profiles import Profile
+from bonlib.course.runner import BUILD, ROOT, commit_of_workbook
+from bonlib.course.setting import ImdbSetting, imdb_setting
+from bonlib.lm.data import review_prompts
+from bonlib.lm.models import LoadedModel
+from bonlib.lm.quantile import QuantileModel
+from bonlib.lm.store import Draws, SampleStore
+
+RESULTS = ROOT / "data" / "results"
+TEXTS_KEPT = 4  # test prompts whose responses are kept as text
+
+# The best of a search over 1e-5, 3e-5, 1e-4 and 3e-4 at the middle regulariser of each method.
+LEARNING_RATES = {
+    "bon-sft": 1e-4,
+    "dpo": 1e-4,
+    "bonbon": 1e-4,
+    "kl-rl-ppo": 1e-4,
+    "kl-rl-rloo": 1e-4,
+    "vbon": 1e-4,
+    "vbon-bound": 1e-4,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a sweep.
+
+    Attributes:
+        method: a key of `bonlib.align.methods.METHODS`.
+        value: of its regulariser, n or beta.
+        seed: of training.
+        sweep: which table it belongs to: "sentiment" or "cdf".
+        cdf: "samples" for a CDF estimated from samples, "learned" for a quantile model.
+        m: samples behind it.
+        changes: settings of training that differ from the profile's, as pairs.
+    """
+
+    method: str
+    value: float
+    seed: int
+    sweep: str = "sentiment"
+    cdf: str = "samples"
+    m: int | None = None
+    changes: tuple[tuple[str, Any], ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method is {self.method!r}; it must be one of {', '.join(METHODS)}")
+
+
+class Harness:
+    """Reference, reward model, draws and test prompts of a profile, the same for every method.
+
+    Args:
+        profile: names models and sizes.
+        store: of draws; the user's own if None.
+    """
+
+    def __init__(self, profile: Profile, store: SampleStore | None = None) -> None:
+        self.profile, self.store = profile, store or SampleStore()
+
+    @cached_property
+    def setting(self) -> ImdbSetting:
+        """Models and test prompts."""
+        return imdb_setting(self.profile, self.profile.training.test_prompts)
+
+    @cached_property
+    def prompts(self) -> list[str]:
+        """Openings of training reviews."""
+        return review_prompts(
+            self.setting.reference.tokenizer,
+            self.profile.imdb.train_prompts,
+            seed=self.profile.seed,
+            split="train",
+            lengths=self.profile.imdb.prompt_tokens,
+            source=self.profile.reviews,
+            revision=self.setting.reviews.partition("@")[2] or None,
+        )
+
+    def draw(self, prompts: Sequence[str], count: int, seed: int) -> tuple[Draws, Any]:
+        """Return draws of the reference and their rewards, from the store as far as it has them."""
+        chunk_size = self.profile.imdb.chunk_size
+        draws = self.store.draw(
+            self.setting.sampler, prompts, count, self.setting.sampling, seed=seed, chunk_size=chunk_size
+        )
+        return draws, self.store.score(self.setting.reward_model, draws)
+
+    @cached_property
+    def reference_draws(self) -> tuple[Draws, Any]:
+        """Draws of the training prompts, and their rewards."""
+        return self.draw(self.prompts, self.profile.training.draws, self.profile.seed)
+
+    @cached_property
+    def test(self) -> TestSet:
+        """Test prompts, with opponents that no best-of-n of notebook 05 has chosen from."""
+        imdb = self.profile.imdb
+        _, rewards = self.draw(self.setting.prompts, imdb.draws + imdb.opponents, self.profile.seed)
+        opponents = rewards[:, imdb.draws :]
+        responses = self.profile.training.responses
+        return TestSet(self.setting.prompts, opponents, self.setting.sampling, responses, self.profile.seed)
+
+    def cdf(self, m: int | None = None) -> LogCdf:
+        """Return the CDF estimated from the first m draws of each training prompt."""
+        return SampledCdf(self.prompts, self.reference_draws[1][:, : m or self.profile.training.cdf_samples])
+
+    def settings(self, run: Run) -> TrainSettings:
+        """Return the settings of a run: the profile's, with the method's learning rate."""
+        sizes = self.profile.training
+        chosen: dict[str, Any] = {
+            "steps": sizes.steps,
+            "learning_rate": LEARNING_RATES[run.method],
+            "lora_rank": sizes.lora_rank,
+            "precision": sizes.precision,
+            "measure_every": max(sizes.steps // 10, 1),
+            "ppo": Ppo() if METHODS[run.method].algorithm == "ppo" else None,
+            "seed": run.seed,
+        }
+        return TrainSettings(**(chosen | dict(run.changes)))
+
+    def identity(self, run: Run) -> str:
+        """Return a hash of all that the run's numbers depend on."""
+        sizes = self.profile.training
+        about = {
+            **asdict(run),
+            "settings": asdict(self.settings(run)),
+            "draws": sizes.draws,
+            "cdf_samples": run.m or sizes.cdf_samples,
+            "train_prompts": self.profile.imdb.train_prompts,
+            "test": [sizes.test_prompts, sizes.responses],
+            "models": [self.profile.language_model, self.profile.reward_model, self.profile.reviews],
+        }
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+
+    def train(self, run: Run, *, folder: Path | None = None, cdf: LogCdf | None = None, show: bool = True) -> Trained:
+        """Train the policy of a run; it goes on where it was interrupted."""
+        entry = METHODS[run.method]
+        draws, rewards = self.reference_draws
+        data = TrainingData(
+            self.prompts,
+            self.setting.reward_model,
+            self.setting.sampling,
+            draws,
+            rewards,
+            cdf if cdf is not None else self.cdf(run.m),
+        )
+        small = self.test.first(128, 1)
+
+        def measure(policy: LoadedModel) -> dict[str, float]:
+            found = evaluate(policy, self.setting.reference, self.setting.reward_model, small).summary()
+            return {f"test_{name}": found[name] for name in ("reward", "win_rate", "kl", "entropy")}
+
+        value = int(run.value) if entry.algorithm == "offline" and entry.setting == "n" else run.value
+        name = f"{run.method}-{run.value:g}-{run.seed}-{self.identity(run)}"
+        where = folder or BUILD / "train" / self.profile.name / name
+        settings = self.settings(run)
+        return train(self.setting.reference, entry.make(value), data, settings, where, measure=measure, show=show)
+
+    def evaluate(self, policy: LoadedModel) -> Evaluation:
+        """Measure a policy on the test prompts."""
+        return evaluate(policy, self.setting.reference, self.setting.reward_model, self.test)
+
+    def row(self, run: Run, trained: Trained, evaluation: Evaluation) -> dict[str, Any]:
+        """Return the row that is stored of a run."""
+        settings, entry = self.settings(run), METHODS[run.method]
+        reference = self.setting.reference
+        return {
+            "profile": self.profile.name,
+            "method": run.method,
+            "setting": entry.setting,
+            "value": run.value,
+            "seed": run.seed,
+            "algorithm": entry.algorithm,
+            "cdf": run.cdf if run.method.startswith("vbon") else "",
+            "m": run.m or self.profile.training.cdf_samples if run.method.startswith("vbon") else "",
+            "learning_rate": settings.learning_rate,
+            "steps": settings.steps,
+            "responses": trained.responses,
+            "seconds": trained.seconds,
+            **evaluation.summary(),
+            "train_prompts": len(self.prompts),
+            "test_prompts": len(self.test.prompts),
+            "precision": settings.precision,
+            "lora_rank": settings.lora_rank,
+            "reference": f"{reference.name}@{reference.commit or reference.fingerprint[:12]}",
+            "device": describe_device(reference.device),
+            "commit": commit_of_workbook(),
+            "date": time.strftime("%Y-%m-%d"),
+        }
+
+    def run_all(self, runs: Iterable[Run], *, results: Path = RESULTS, quantiles: QuantileModel | None = None) -> None:
+        """Train and measure every run that has no row yet, and store its row, curve, prompts and texts."""
+        for run in runs:
+            identity, table = self.identity(run), results / f"{run.sweep}.csv"
+            if identity in set(read_rows(table)["run"]):
+                continue
+            trained = self.train(run, cdf=_Learned(quantiles) if run.cdf == "learned" and quantiles else None)
+            evaluation = self.evaluate(trained.policy)
+            row = self.row(run, trained, evaluation)
+            add_rows(results / f"{run.sweep}_curves.csv", identity, trained.curve)
+            add_rows(results / f"{run.sweep}_prompts.csv", identity, _by_prompt(evaluation))
+            add_rows(results / f"{run.sweep}_texts.csv", identity, _texts(self.test, evaluation))
+            add_rows(table, identity, [row])  # the last, as it says that the run is done
+            print(
+                f"{run.method:11s} {row['setting']} = {run.value:g}, seed {run.seed}: reward {row['reward']:.3f}, win "
+                f"rate {row['win_rate']:.3f}, KL {row['kl']:.2f}, {trained.seconds:.0f} s",
+                flush=True,
+            )
+
+
+class _Learned:
+    """A quantile model as a CDF of responses."""
+
+    def __init__(self, model: QuantileModel) -> None:
+        self.model = model
+
+    def log_weak(self, prompts: Sequence[str], responses: Sequence[str], rewards: Any) -> Any:
+        return self.model.log_weak(prompts, responses)
+
+    log_strict = log_weak  # it knows no ties
+
+
+def grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
+    """Return the runs of notebook 07, all methods at each regulariser before the next seed begins."""
+    sizes = profile.training
+    values = {"n": sizes.ns, "beta": sizes.betas}
+    return [
+        Run(method, value, seed)
+        for seed in sizes.seeds
+        for place in range(max(map(len, (sizes.ns, sizes.betas, sizes.dpo_betas))))
+        for method in methods or METHODS
+        for value in (sizes.dpo_betas if method == "dpo" else values[METHODS[method].setting])[place : place + 1]
+    ]
+
+
+def cdf_grid(profile: Profile) -> list[Run]:
+    """Return the runs of notebook 08: vBoN at N = 10 with M reference samples, or a learned quantile model."""
+    seeds = (0, 1, 2) if len(profile.training.seeds) > 1 else (0,)
+    return [
+        *(Run("vbon-bound", 10, seed, "cdf", m=m) for seed in seeds for m in profile.training.ms),
+        *(Run("vbon-bound", 10, seed, "cdf", cdf="learned", m=max(profile.training.ms)) for seed in seeds),
+    ]
+
+
+def describe_device(device: torch.device) -> str:
+    """Return what a result was computed on, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _by_prompt(evaluation: Evaluation) -> list[dict[str, Any]]:
+    figures = {"reward": evaluation.rewards, "win_rate": evaluation.wins, "kl": evaluation.kl}
+    means = pd.DataFrame({name: table.mean(axis=1) for name, table in figures.items()})
+    return [{"prompt": place, **dict(row)} for place, row in means.iterrows()]
+
+
+def _texts(test: TestSet, evaluation: Evaluation) -> list[dict[str, Any]]:
+    k = evaluation.rewards.shape[1]
+    return [
+        {
+            "prompt": test.prompts[i],
+            "response": str(evaluation.responses.texts[i * k]),
+            "reward": evaluation.rewards[i, 0],
+            "log_prob": evaluation.responses.log_probs[i * k],
+            "ref_log_prob": evaluation.ref_log_probs[i, 0],
+        }
+        for i in range(min(TEXTS_KEPT, len(test.prompts)))
+    ]

@@ -1,0 +1,253 @@
+"""The training loop on small random models: the same numbers after an interruption and on two processes."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from bonlib.align import trainer
+from bonlib.align.methods import METHODS, Bonbon, BonSft, Dpo, KlRl, SampledCdf, Vbon, VbonBound
+from bonlib.align.trainer import DivergedError, Ppo, TrainingData, TrainSettings, train
+from bonlib.lm.models import load_language_model
+from bonlib.lm.rewards import FunctionReward
+from bonlib.lm.samplers import SamplingSettings, TransformersSampler
+from bonlib.lm.store import SampleStore
+
+PROMPTS = ["the film", "a bad", "I saw", "nobody knows"]
+SHORT = TrainSettings(steps=6, prompts=4, group=4, learning_rate=3e-3, warmup=1, measure_every=2, checkpoint_every=3)
+
+
+@pytest.fixture(autouse=True)
+def one_accelerator():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def vowels(prompt, response):
+    return sum(letter in "aeiou" for letter in response) / 10 + len(response) / 1000
+
+
+@pytest.fixture(scope="module")
+def data(language_model, tmp_path_factory):
+    reward, sampling = FunctionReward(vowels, name="vowels"), SamplingSettings(8)
+    store = SampleStore(tmp_path_factory.mktemp("store"))
+    draws = store.draw(TransformersSampler(language_model), PROMPTS, 64, sampling, seed=0)
+    rewards = store.score(reward, draws)
+    return TrainingData(PROMPTS, reward, sampling, draws, rewards, SampledCdf(PROMPTS, rewards))
+
+
+def weights_of(loaded):
+    return torch.cat([p.detach().flatten() for p in loaded.model.parameters()])
+
+
+def weights(trained):
+    return weights_of(trained.policy)
+
+
+ALL = [
+    (KlRl(0.1), SHORT),
+    (KlRl(0.1), replace(SHORT, ppo=Ppo(epochs=2))),
+    (Vbon(4), SHORT),
+    (VbonBound(4), SHORT),
+    (BonSft(4), SHORT),
+    (Bonbon(4), SHORT),
+    (Dpo(0.1), SHORT),
+    (Dpo(0.5, generations=24, pairs=200, identity=True), SHORT),
+]
+
+
+@pytest.mark.parametrize(("method", "settings"), ALL, ids=lambda x: str(x)[:24])
+def test_every_method_improves_the_reward_and_is_saved_for_transformers(
+    method, settings, language_model, data, tmp_path
+):
+    longer = replace(settings, steps=30, measure_every=15, checkpoint_every=100)
+
+    def measure(policy):
+        drawn = TransformersSampler(policy).sample(PROMPTS * 64, data.sampling, seed=1)
+        return {"measured": float(data.reward_model.score(PROMPTS * 64, drawn.texts.tolist()).mean())}
+
+    trained = train(language_model, method, data, longer, tmp_path / "run", measure=measure, show=False)
+    before = measure(language_model)["measured"]
+    assert trained.curve[-1]["measured"] > before + 0.02
+    assert [row["step"] for row in trained.curve] == [15, 30]
+    from transformers import AutoModelForCausalLM
+
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "policy", use_safetensors=True)
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.allclose(again(ids).logits, trained.policy.model(ids).logits, atol=1e-5)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    loaded = train(language_model, method, data, longer, tmp_path / "run", measure=measure, show=False)
+    assert loaded.curve == trained.curve  # finished: nothing is trained again
+
+
+@pytest.mark.parametrize(("method", "settings"), [ALL[1], ALL[3], ALL[6]], ids=["ppo", "vbon", "dpo"])
+def test_an_interrupted_run_comes_to_the_same_numbers(method, settings, language_model, data, tmp_path, monkeypatch):
+    whole = train(language_model, method, data, settings, tmp_path / "whole", show=False)
+    calls = 0
+    original = trainer._Run._train_step
+
+    def interrupted(self):
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise KeyboardInterrupt
+        return original(self)
+
+    monkeypatch.setattr(trainer._Run, "_train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(language_model, method, data, settings, tmp_path / "halves", show=False)
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "halves" / "checkpoints").iterdir()] == ["step-000003"]
+    resumed = train(language_model, method, data, settings, tmp_path / "halves", show=False)
+    assert torch.equal(weights(whole), weights(resumed))
+    for a, b in zip(whole.curve, resumed.curve, strict=True):
+        assert {k: v for k, v in a.items() if k != "seconds"} == {k: v for k, v in b.items() if k != "seconds"}
+
+
+def test_the_reference_is_not_changed(language_model, data, tmp_path):
+    before = language_model.fingerprint
+    train(language_model, VbonBound(4), data, SHORT, tmp_path, show=False)
+    assert language_model.fingerprint == before
+
+
+def test_shards_do_not_change_what_off_policy_methods_learn(language_model, data, tmp_path):
+    one = train(language_model, Dpo(0.1), data, SHORT, tmp_path / "1", show=False)
+    two = train(language_model, Dpo(0.1), data, replace(SHORT, shards=2), tmp_path / "2", show=False)
+    # Adam turns rounding into steps where a gradient is all but 0, so single weights may differ a little.
+    assert [row["loss"] for row in one.curve] == pytest.approx([row["loss"] for row in two.curve], rel=1e-4)
+    assert torch.dist(weights(one), weights(two)) < 0.01 * torch.dist(weights(one), weights_of(language_model))
+
+
+def test_an_adapter_alone_is_trained_and_saved(language_model, data, tmp_path):
+    settings = replace(SHORT, lora_rank=2, learning_rate=1e-2)
+    trained = train(language_model, VbonBound(4), data, settings, tmp_path / "run", show=False)
+    names = {path.name for path in (tmp_path / "run" / "policy").iterdir()}
+    assert "adapter_model.safetensors" in names
+    assert "model.safetensors" not in names
+    loaded = load_language_model(tmp_path / "run" / "policy", device="cpu")
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.allclose(loaded.model(ids).logits, trained.policy.model(ids).logits, atol=1e-5)
+    assert not torch.allclose(loaded.model(ids).logits, language_model.model(ids).logits, atol=1e-3)
+    resumed = train(language_model, VbonBound(4), data, settings, tmp_path / "run", show=False)
+    assert resumed.curve == trained.curve
+
+
+def test_a_diverging_run_stops_and_says_where(language_model, data, tmp_path):
+    wild = replace(SHORT, learning_rate=50.0, checkpoint_every=1, max_kl=5.0)
+    with pytest.raises(DivergedError, match=r"step \d of run: .*Batch: \[.*Likely cause: .*learning_rate.*step-0000"):
+        train(language_model, KlRl(0.1), data, wild, tmp_path / "run", show=False)
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*"))
+
+
+def test_a_return_that_is_not_finite_is_found_before_it_does_harm(language_model, data, tmp_path):
+    class Broken(SampledCdf):
+        def log_weak(self, prompts, responses, rewards):
+            return np.where(np.arange(len(prompts)) == 3, -np.inf, super().log_weak(prompts, responses, rewards))
+
+    broken = replace(data, cdf=Broken(PROMPTS, data.rewards))
+    with pytest.raises(DivergedError, match="log F of a response is −inf"):
+        train(language_model, VbonBound(4), broken, SHORT, tmp_path / "run", show=False)
+
+
+def test_a_folder_of_another_run_is_refused(language_model, data, tmp_path):
+    train(language_model, Dpo(0.1), data, SHORT, tmp_path, show=False)
+    with pytest.raises(ValueError, match="other settings"):
+        train(language_model, Dpo(0.2), data, SHORT, tmp_path, show=False)
+
+
+def test_bad_input_is_named(language_model, data, tmp_path):
+    with pytest.raises(ValueError, match="group is 1"):
+        TrainSettings(group=1)
+    with pytest.raises(ValueError, match="shards is 3"):
+        TrainSettings(prompts=16, shards=3)
+    with pytest.raises(ValueError, match="learning_rate is 0"):
+        TrainSettings(learning_rate=0)
+    with pytest.raises(ValueError, match="prompts is empty"):
+        replace(data, prompts=[])
+    with pytest.raises(ValueError, match="temperature"):
+        replace(data, sampling=SamplingSettings(8, temperature=0.7))
+    with pytest.raises(ValueError, match="draw more"):
+        train(language_model, BonSft(65), data, SHORT, tmp_path / "a", show=False)
+    with pytest.raises(ValueError, match="cdf is None"):
+        train(language_model, Vbon(4), replace(data, cdf=None), SHORT, tmp_path / "b", show=False)
+    with pytest.raises(ValueError, match="n is 0"):
+        Vbon(0)
+    with pytest.raises(ValueError, match="beta is 0"):
+        KlRl(0)
+    with pytest.raises(ValueError, match="has no samples"):
+        SampledCdf(PROMPTS, data.rewards).log_weak(["unknown"], ["x"], np.zeros(1))
+
+
+def test_dpo_pairs_are_ordered_different_and_without_ties():
+    rewards = np.array([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], [0.0] * 7])
+    prompts, pairs = Dpo(0.1).examples(rewards, seed=0)
+    assert len(pairs) == 12
+    assert not prompts.any()
+    assert len({tuple(sorted(pair)) for pair in pairs}) == 12
+    assert (rewards[prompts, pairs[:, 0]] > rewards[prompts, pairs[:, 1]]).all()
+
+
+def test_bonbon_learns_from_best_and_worst_of_the_same_draws():
+    rewards = np.array([[3.0, 1.0, 2.0, 5.0, 9.0, 7.0]])
+    prompts, pairs = Bonbon(3).examples(rewards, seed=0)
+    assert pairs.tolist() == [[0, 1], [4, 3]]
+    assert prompts.tolist() == [0, 0]
+
+
+def test_every_method_has_an_entry():
+    for name, entry in METHODS.items():
+        method = entry.make(4 if entry.setting == "n" else 0.1)
+        assert hasattr(method, "returns") == (entry.algorithm != "offline"), name
+
+
+SCRIPT = """
+import sys, json
+from pathlib import Path
+import torch
+from accelerate.state import PartialState
+sys.path.insert(0, {tests!r})
+from test_trainer import PROMPTS, SHORT, vowels
+from dataclasses import replace
+from bonlib.align.methods import KlRl, VbonBound, SampledCdf
+from bonlib.align.trainer import Ppo, TrainingData, train
+from bonlib.lm.models import load_language_model
+from bonlib.lm.rewards import FunctionReward
+from bonlib.lm.samplers import SamplingSettings, TransformersSampler
+torch.set_num_threads(1)
+model = load_language_model({model!r}, device="cpu")
+data = TrainingData(PROMPTS, FunctionReward(vowels, name="vowels"), SamplingSettings(8))
+out = Path({out!r})
+settings = replace(SHORT, shards=2)
+result = {{}}
+for name, changed in (("rloo", settings), ("ppo", replace(settings, ppo=Ppo(epochs=2)))):
+    trained = train(model, KlRl(0.1), data, changed, out / name, show=False)
+    flat = torch.cat([p.detach().flatten() for p in trained.policy.model.parameters()])
+    result[name] = [trained.curve[-1][k] for k in ("reward", "kl", "loss")] + [float(flat.double().norm())]
+if PartialState().is_main_process:
+    (out / "result.json").write_text(json.dumps(result))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_come_to_the_same_result_as_one(language_model_folder, tmp_path):
+    results = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        out.mkdir()
+        script = out / "script.py"
+        names = {"tests": str(Path(__file__).parent), "model": str(language_model_folder), "out": str(out)}
+        script.write_text(SCRIPT.format(**names))
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
+        launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes", str(processes), str(script)]
+        done = subprocess.run(launch, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+        results.append(json.loads((out / "result.json").read_text()))
+    for name in ("rloo", "ppo"):
+        assert np.allclose(results[0][name], results[1][name], rtol=1e-4, atol=1e-5), (name, results)
