@@ -117,14 +117,10 @@ def _train(arguments: argparse.Namespace) -> int:
         )
     harness = sentiment.Harness(profile)
     if arguments.sweep:
-        runs = (
-            sentiment.grid(profile, arguments.method) if arguments.sweep == "sentiment" else sentiment.cdf_grid(profile)
-        )
-        share, of = (int(number) for number in arguments.share.split("/"))
-        if not 0 <= share < of or changes or arguments.out:
-            raise ValueError("a sweep takes --share I/K with I from 0 to K-1, and neither --set nor --out")
-        harness.run_all(runs[share::of])
-        return 0
+        if changes or arguments.out:
+            raise ValueError("a sweep has its own settings and folders: leave out --set and --out")
+        grids = {"sentiment": sentiment.grid, "learning_rates": sentiment.rate_grid, "cdf": sentiment.cdf_grid}
+        return 0 if harness.run_all(grids[arguments.sweep](profile, arguments.method)) else 1
     if len(arguments.method) != 1:
         raise ValueError(f"name one method of {', '.join(METHODS)}, or a --sweep")
     (method,) = arguments.method
@@ -195,8 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a field of TrainSettings")
     train.add_argument("--out", type=Path, help="folder of the run, instead of one under _build/train")
-    train.add_argument("--sweep", choices=["sentiment", "cdf"], help="all runs of notebook 07 or 08, into data/results")
-    train.add_argument("--share", default="0/1", metavar="I/K", help="of a sweep, every K-th run from the I-th")
+    train.add_argument("--sweep", choices=["learning_rates", "sentiment", "cdf"], help="many runs, into data/results")
     train.set_defaults(command=_train)
 
     pretrain = commands.add_parser("pretrain", help="train or evaluate the bundled models; resumes")

@@ -91,7 +91,7 @@ def test_every_method_improves_the_reward_and_is_saved_for_transformers(
 def test_an_interrupted_run_comes_to_the_same_numbers(method, settings, language_model, data, tmp_path, monkeypatch):
     whole = train(language_model, method, data, settings, tmp_path / "whole", show=False)
     calls = 0
-    original = trainer._Run._train_step
+    original = trainer.TrainingRun.train_step
 
     def interrupted(self):
         nonlocal calls
@@ -100,7 +100,7 @@ def test_an_interrupted_run_comes_to_the_same_numbers(method, settings, language
             raise KeyboardInterrupt
         return original(self)
 
-    monkeypatch.setattr(trainer._Run, "_train_step", interrupted)
+    monkeypatch.setattr(trainer.TrainingRun, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(language_model, method, data, settings, tmp_path / "halves", show=False)
     monkeypatch.undo()

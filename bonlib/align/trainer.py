@@ -245,10 +245,10 @@ def train(
         ValueError: if method, data and settings do not fit, or the folder holds a run with others.
         DivergedError: if a loss or gradient is not finite, or the policy runs away. The last checkpoint is kept.
     """
-    return _Run(reference, method, data, settings, folder, measure, show).go()
+    return TrainingRun(reference, method, data, settings, folder, measure, show).go()
 
 
-class _Run:
+class TrainingRun:
     """One training run."""
 
     def __init__(
@@ -318,7 +318,7 @@ class _Run:
         with bar:
             while self.step < self.settings.steps:
                 begun = time.perf_counter()
-                figures = self._train_step()
+                figures = self.train_step()
                 self.recent.append(figures)
                 self.step += 1
                 self.seconds += time.perf_counter() - begun
@@ -343,7 +343,7 @@ class _Run:
         self.recent = []
         return row | dict(self.measure(self.loaded) if self.measure and self.accelerator.is_main_process else {})
 
-    def _train_step(self) -> dict[str, float]:
+    def train_step(self) -> dict[str, float]:
         """One batch of responses or examples, and the gradient steps it is used for."""
         settings, accelerator = self.settings, self.accelerator
         rate = settings.learning_rate_at(self.step)

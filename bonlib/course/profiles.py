@@ -205,7 +205,7 @@ PROFILES = {
                 betas=(0.005, 0.02, 0.1, 0.4, 2.0),
                 dpo_betas=(0.01, 0.1, 0.4, 1.0, 5.0),
                 seeds=(0, 1),
-                steps=150,
+                steps=200,
                 test_prompts=256,
             ),
             THOROUGH,

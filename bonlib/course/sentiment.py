@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,24 +19,26 @@ import torch
 from bonlib.align.evaluate import Evaluation, TestSet, evaluate
 from bonlib.align.methods import METHODS, LogCdf, SampledCdf
 from bonlib.align.results import add_rows, read_rows
-from bonlib.align.trainer import Ppo, Trained, TrainingData, TrainSettings, train
+from bonlib.align.trainer import DivergedError, Ppo, Trained, TrainingData, TrainSettings, train
 from bonlib.course.profiles import Profile
 from bonlib.course.runner import BUILD, ROOT, commit_of_workbook
 from bonlib.course.setting import ImdbSetting, imdb_setting
 from bonlib.lm.data import review_prompts
 from bonlib.lm.models import LoadedModel
-from bonlib.lm.quantile import QuantileModel
+from bonlib.lm.quantile import QuantileModel, fit_quantile_model
 from bonlib.lm.store import Draws, SampleStore
 
 RESULTS = ROOT / "data" / "results"
+FEW = 32  # reference samples a prompt that a quantile model learns from
 TEXTS_KEPT = 4  # test prompts whose responses are kept as text
 
-# The best of a search over 1e-5, 3e-5, 1e-4 and 3e-4 at the middle regulariser of each method.
+RATES = (3e-5, 1e-4, 3e-4)
+# The best of them by the method's own objective (`python -m bonlib train --sweep learning_rates`).
 LEARNING_RATES = {
     "bon-sft": 1e-4,
     "dpo": 1e-4,
-    "bonbon": 1e-4,
-    "kl-rl-ppo": 1e-4,
+    "bonbon": 3e-4,
+    "kl-rl-ppo": 3e-5,
     "kl-rl-rloo": 1e-4,
     "vbon": 1e-4,
     "vbon-bound": 1e-4,
@@ -49,7 +53,7 @@ class Run:
         method: a key of `bonlib.align.methods.METHODS`.
         value: of its regulariser, n or beta.
         seed: of training.
-        sweep: which table it belongs to: "sentiment" or "cdf".
+        sweep: which table it belongs to: "sentiment", "cdf" or "learning_rates".
         cdf: "samples" for a CDF estimated from samples, "learned" for a quantile model.
         m: samples behind it.
         changes: settings of training that differ from the profile's, as pairs.
@@ -78,6 +82,8 @@ class Harness:
 
     def __init__(self, profile: Profile, store: SampleStore | None = None) -> None:
         self.profile, self.store = profile, store or SampleStore()
+        self.commit = commit_of_workbook()  # now: the code that runs is the code that was loaded
+        self._learned: dict[int, LogCdf] = {}
 
     @cached_property
     def setting(self) -> ImdbSetting:
@@ -123,6 +129,17 @@ class Harness:
         """Return the CDF estimated from the first m draws of each training prompt."""
         return SampledCdf(self.prompts, self.reference_draws[1][:, : m or self.profile.training.cdf_samples])
 
+    def learned_cdf(self, m: int) -> LogCdf:
+        """Return the CDF of a quantile model that was fitted on the first m draws of each training prompt."""
+        if m not in self._learned:
+            draws, rewards = self.reference_draws
+            scratch = BUILD / "quantiles" / str(os.getpid())
+            model = fit_quantile_model(
+                self.profile.language_model, self.prompts, draws.texts[:, :m], rewards[:, :m], scratch=scratch
+            )
+            self._learned[m] = _Learned(model)
+        return self._learned[m]
+
     def settings(self, run: Run) -> TrainSettings:
         """Return the settings of a run: the profile's, with the method's learning rate."""
         sizes = self.profile.training
@@ -131,7 +148,7 @@ class Harness:
             "learning_rate": LEARNING_RATES[run.method],
             "lora_rank": sizes.lora_rank,
             "precision": sizes.precision,
-            "measure_every": max(sizes.steps // 10, 1),
+            "measure_every": max(int(dict(run.changes).get("steps", sizes.steps)) // 10, 1),
             "ppo": Ppo() if METHODS[run.method].algorithm == "ppo" else None,
             "seed": run.seed,
         }
@@ -151,7 +168,12 @@ class Harness:
         }
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
 
-    def train(self, run: Run, *, folder: Path | None = None, cdf: LogCdf | None = None, show: bool = True) -> Trained:
+    def folder(self, run: Run) -> Path:
+        """Return where a run keeps its checkpoints and its policy."""
+        name = f"{run.method}-{run.value:g}-{run.seed}-{self.identity(run)}"
+        return BUILD / "train" / self.profile.name / name
+
+    def train(self, run: Run, *, folder: Path | None = None, show: bool = True) -> Trained:
         """Train the policy of a run; it goes on where it was interrupted."""
         entry = METHODS[run.method]
         draws, rewards = self.reference_draws
@@ -161,7 +183,7 @@ class Harness:
             self.setting.sampling,
             draws,
             rewards,
-            cdf if cdf is not None else self.cdf(run.m),
+            self.learned_cdf(run.m or FEW) if run.cdf == "learned" else self.cdf(run.m),
         )
         small = self.test.first(128, 1)
 
@@ -170,9 +192,7 @@ class Harness:
             return {f"test_{name}": found[name] for name in ("reward", "win_rate", "kl", "entropy")}
 
         value = int(run.value) if entry.algorithm == "offline" and entry.setting == "n" else run.value
-        name = f"{run.method}-{run.value:g}-{run.seed}-{self.identity(run)}"
-        where = folder or BUILD / "train" / self.profile.name / name
-        settings = self.settings(run)
+        where, settings = folder or self.folder(run), self.settings(run)
         return train(self.setting.reference, entry.make(value), data, settings, where, measure=measure, show=show)
 
     def evaluate(self, policy: LoadedModel) -> Evaluation:
@@ -203,28 +223,50 @@ class Harness:
             "lora_rank": settings.lora_rank,
             "reference": f"{reference.name}@{reference.commit or reference.fingerprint[:12]}",
             "device": describe_device(reference.device),
-            "commit": commit_of_workbook(),
+            "commit": self.commit,
             "date": time.strftime("%Y-%m-%d"),
         }
 
-    def run_all(self, runs: Iterable[Run], *, results: Path = RESULTS, quantiles: QuantileModel | None = None) -> None:
-        """Train and measure every run that has no row yet, and store its row, curve, prompts and texts."""
+    def run_all(self, runs: Iterable[Run], *, results: Path = RESULTS) -> bool:
+        """Train and measure every run that has no row yet; several processes may do so at once.
+
+        Args:
+            runs: in the order of their importance.
+            results: folder of the tables.
+
+        Returns:
+            Whether all went well; a run that diverged is reported, and the others go on.
+        """
+        from filelock import FileLock, Timeout
+
+        went_well = True
         for run in runs:
-            identity, table = self.identity(run), results / f"{run.sweep}.csv"
-            if identity in set(read_rows(table)["run"]):
+            try:
+                with FileLock(self.folder(run).with_suffix(".lock"), timeout=0):  # released if the process dies
+                    self._run_one(run, results)
+            except Timeout:
                 continue
-            trained = self.train(run, cdf=_Learned(quantiles) if run.cdf == "learned" and quantiles else None)
-            evaluation = self.evaluate(trained.policy)
-            row = self.row(run, trained, evaluation)
-            add_rows(results / f"{run.sweep}_curves.csv", identity, trained.curve)
-            add_rows(results / f"{run.sweep}_prompts.csv", identity, _by_prompt(evaluation))
-            add_rows(results / f"{run.sweep}_texts.csv", identity, _texts(self.test, evaluation))
-            add_rows(table, identity, [row])  # the last, as it says that the run is done
-            print(
-                f"{run.method:11s} {row['setting']} = {run.value:g}, seed {run.seed}: reward {row['reward']:.3f}, win "
-                f"rate {row['win_rate']:.3f}, KL {row['kl']:.2f}, {trained.seconds:.0f} s",
-                flush=True,
-            )
+            except DivergedError as error:
+                print(f"bonlib: {error}", file=sys.stderr, flush=True)
+                went_well = False
+        return went_well
+
+    def _run_one(self, run: Run, results: Path) -> None:
+        identity, table = self.identity(run), results / f"{run.sweep}.csv"
+        if identity in set(read_rows(table)["run"]):
+            return
+        trained = self.train(run)
+        evaluation = self.evaluate(trained.policy)
+        row = self.row(run, trained, evaluation)
+        add_rows(results / f"{run.sweep}_curves.csv", identity, trained.curve)
+        add_rows(results / f"{run.sweep}_prompts.csv", identity, _by_prompt(evaluation))
+        add_rows(results / f"{run.sweep}_texts.csv", identity, _texts(self.test, evaluation))
+        add_rows(table, identity, [row])  # the last, as it says that the run is done
+        print(
+            f"{run.method:11s} {row['setting']} = {run.value:g}, seed {run.seed}: reward {row['reward']:.3f}, win "
+            f"rate {row['win_rate']:.3f}, KL {row['kl']:.2f}, {trained.seconds:.0f} s",
+            flush=True,
+        )
 
 
 class _Learned:
@@ -252,12 +294,27 @@ def grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
     ]
 
 
-def cdf_grid(profile: Profile) -> list[Run]:
-    """Return the runs of notebook 08: vBoN at N = 10 with M reference samples, or a learned quantile model."""
-    seeds = (0, 1, 2) if len(profile.training.seeds) > 1 else (0,)
+def rate_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
+    """Return the runs of the search for learning rates: half as long, at the middle regulariser."""
+    sizes = profile.training
+    middle = {"n": sizes.ns[len(sizes.ns) // 2], "beta": sizes.betas[len(sizes.betas) // 2]}
+    dpo = sizes.dpo_betas[len(sizes.dpo_betas) // 2]
     return [
-        *(Run("vbon-bound", 10, seed, "cdf", m=m) for seed in seeds for m in profile.training.ms),
-        *(Run("vbon-bound", 10, seed, "cdf", cdf="learned", m=max(profile.training.ms)) for seed in seeds),
+        Run(method, dpo if method == "dpo" else middle[METHODS[method].setting], 0, "learning_rates", changes=changes)
+        for method in methods or METHODS
+        for rate in RATES
+        for changes in [(("learning_rate", rate), ("steps", max(sizes.steps // 2, 1)))]
+    ]
+
+
+def cdf_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
+    """Return the runs of notebook 08: vBoN at N = 10 with M reference samples, or a learned quantile model."""
+    seeds, ms = (0, 1, 2) if len(profile.training.seeds) > 1 else (0,), profile.training.ms
+    return [
+        Run(method, 10, seed, "cdf", cdf=cdf, m=m)
+        for seed in seeds
+        for method in methods or ("vbon-bound",)
+        for cdf, m in [*(("samples", m) for m in ms), ("learned", min(FEW, max(ms)))]
     ]
 
 

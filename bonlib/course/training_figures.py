@@ -1,0 +1,224 @@
+"""The figures of the notebooks that train policies, in the style of `figures`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from bonlib.course.figures import COLOURS, CURVE, new_figure
+from bonlib.metrics import ShareEstimate, pareto_front
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Label, colour and marker of a method, wherever it appears.
+METHOD_STYLES: dict[str, tuple[str, str, str]] = {
+    "vbon": ("vBoN, J", "#d55e00", "o"),
+    "vbon-bound": ("vBoN, L", "#cc78bc", "s"),
+    "kl-rl-rloo": ("KL-RL, RLOO", "#de8f05", "D"),
+    "kl-rl-ppo": ("KL-RL, PPO", "#ece133", "P"),
+    "dpo": ("DPO", "#029e73", "^"),
+    "bonbon": ("BoNBoN", "#56b4e9", "v"),
+    "bon-sft": ("BoN-SFT", "#fbafe4", "X"),
+}
+SCORES = {"win_rate": "win rate against the reference", "reward": "mean reward, p(positive)"}
+
+
+def fronts_figure(
+    runs: pd.DataFrame,
+    curves: Mapping[str, Mapping[str, CURVE]],
+    fresh: pd.DataFrame | None = None,
+    *,
+    methods: Sequence[str] = tuple(METHOD_STYLES),
+    kl_limit: float = 12.0,
+) -> Figure:
+    """Draw win rate and mean reward of trained policies against their KL to the reference.
+
+    Args:
+        runs: a row a run, with method, kl, win_rate and reward. Runs that another is better than in both are faded.
+        curves: "win_rate" and "reward" to label to curve, as in `figures.trade_off`.
+        fresh: runs to mark with a ring, such as those just made.
+        methods: which to draw.
+        kl_limit: right end of the axis in nats; what is beyond stands at the edge, with its KL beside it.
+    """
+    figure, axes = new_figure(2, width=6.2, height=4.8)
+    shown = runs[runs["method"].isin(methods)]
+    for axis, (score, label) in zip(axes, SCORES.items(), strict=True):
+        on_front = pareto_front(shown["kl"], shown[score])
+        for method in methods:
+            name, colour, marker = METHOD_STYLES[method]
+            for best, alpha, edge in ((False, 0.35, "none"), (True, 1.0, "#222222")):
+                rows = shown[(shown["method"] == method) & (on_front == best)]
+                style = {"color": colour, "marker": marker, "s": 52, "alpha": alpha, "edgecolors": edge}
+                axis.scatter(rows["kl"].clip(upper=kl_limit), rows[score], linewidths=0.8, zorder=3, **style)
+            axis.scatter([], [], color=colour, marker=marker, s=52, edgecolors="#222222", linewidths=0.8, label=name)
+        for name, (kl, values, curve_style) in curves[score].items():
+            axis.plot(kl, values, label=name, **curve_style)
+        beyond = shown[shown["kl"] > kl_limit]
+        for kl, value in zip(beyond["kl"], beyond[score], strict=True):
+            axis.annotate(
+                f"{kl:.0f} →",
+                (kl_limit, value),
+                xytext=(-6, 0),
+                textcoords="offset points",
+                ha="right",
+                va="center",
+                fontsize=8,
+            )
+        if fresh is not None and len(fresh):
+            where = (fresh["kl"].clip(upper=kl_limit), fresh[score])
+            axis.scatter(
+                *where, s=150, facecolors="none", edgecolors="#222222", linewidths=1.2, zorder=4, label="just now"
+            )
+        axis.set(xlabel="KL to the reference  (nats)", ylabel=label, xlim=(-0.03 * kl_limit, 1.04 * kl_limit))
+    axes[1].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def learning_curves(
+    curves: pd.DataFrame, columns: Mapping[str, str], *, regularisers: Sequence[float] | None = None
+) -> Figure:
+    """Draw figures measured while training against the step, a panel a method and figure.
+
+    Args:
+        curves: a row a measurement, with method, value, seed, step and the columns.
+        columns: name of a column to the label of its axis; a row of panels each.
+        regularisers: values to draw, all if None; darker is stronger within a method.
+    """
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    methods = [method for method in METHOD_STYLES if method in set(curves["method"])]
+    new_figure()  # sets the style
+    figure, axes = plt.subplots(
+        len(columns),
+        len(methods),
+        figsize=(2.1 * len(methods) + 0.6, 2.2 * len(columns)),
+        sharex="col",
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
+    )
+    plt.close(figure)
+    for place, method in enumerate(methods):
+        mine = curves[curves["method"] == method]
+        values = sorted(mine["value"].unique() if regularisers is None else set(regularisers) & set(mine["value"]))
+        shades = sns.light_palette(METHOD_STYLES[method][1], len(values) + 2)[2:]
+        for row, (column, label) in enumerate(columns.items()):
+            axis = axes[row, place]
+            for value, shade in zip(values, shades, strict=True):
+                for _, run in mine[mine["value"] == value].groupby("seed"):
+                    axis.plot(run["step"], run[column], color=shade, lw=1.6)
+            if place == 0:
+                axis.set_ylabel(label, fontsize=10)
+        axes[0, place].set_title(METHOD_STYLES[method][0], fontsize=11)
+        axes[-1, place].set_xlabel("step")
+    return figure
+
+
+def shares_figure(panels: Mapping[str, tuple[Mapping[str, ShareEstimate], Mapping[str, float]]]) -> Figure:
+    """Draw which share of the Pareto front each method has, beside the paper's.
+
+    Args:
+        panels: title to our shares and the paper's, method to share.
+    """
+    figure, axes = new_figure(len(panels), width=6.0, height=3.8)
+    for axis, (title, (ours, theirs)) in zip(axes, panels.items(), strict=True):
+        for place, (method, share) in enumerate(ours.items()):
+            axis.barh(place - 0.17, share.value, 0.34, color=METHOD_STYLES[method][1], edgecolor="#222222", lw=0.6)
+            axis.plot([share.low, share.high], [place - 0.17] * 2, color="#222222", lw=1.5)
+            if method in theirs:
+                style: dict[str, Any] = {"color": "white", "edgecolor": COLOURS["reference"], "hatch": "///", "lw": 0.8}
+                axis.barh(place + 0.19, theirs[method], 0.3, **style)
+        axis.set_yticks(range(len(ours)), [METHOD_STYLES[method][0] for method in ours])
+        axis.invert_yaxis()
+        axis.set(title=title, xlabel="share of the Pareto front", xlim=(0, 1))
+    axes[0].barh([], [], color=COLOURS["reference"], label="here (line: 5 to 95 % of the bootstrap)")
+    axes[0].barh([], [], color="white", edgecolor=COLOURS["reference"], hatch="///", label="paper, where it says")
+    axes[0].legend(frameon=False, fontsize=9, loc="lower right")
+    return figure
+
+
+def cost_figure(table: pd.DataFrame, learned: pd.DataFrame, baselines: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Draw reward and win rate of trained policies against the seconds that their reward CDF took.
+
+    Args:
+        table: a row a number of samples M, with m, seconds, and mean and spread over seeds as SCORE and SCORE_sd.
+        learned: one row, likewise, for a learned quantile model.
+        baselines: score to label to a height to draw a line at.
+    """
+    figure, axes = new_figure(2, width=5.6, height=4.2)
+    for axis, (score, label) in zip(axes, SCORES.items(), strict=True):
+        style = {"capsize": 3, "ms": 6}
+        colour = METHOD_STYLES["vbon-bound"][1]
+        axis.errorbar(
+            table["seconds"],
+            table[score],
+            table[f"{score}_sd"],
+            fmt="s-",
+            color=colour,
+            label="vBoN, L, M samples",
+            **style,
+        )
+        for _, row in table.iterrows():
+            axis.annotate(
+                f"{row['m']:.0f}",
+                (row["seconds"], row[score]),
+                xytext=(0, 9),
+                textcoords="offset points",
+                ha="center",
+                fontsize=9,
+            )
+        axis.errorbar(
+            learned["seconds"],
+            learned[score],
+            learned[f"{score}_sd"],
+            fmt="*",
+            color=COLOURS["estimate"],
+            mec="#222222",
+            label="vBoN, L, learned quantiles",
+            **(style | {"ms": 13}),
+        )
+        for name, height in baselines[score].items():
+            axis.axhline(height, ls="--", lw=1, color=COLOURS["bound"])
+            axis.annotate(name, (1, height), xycoords=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize=9)
+        axis.set(xscale="log", xlabel="seconds spent on F, all prompts together", ylabel=label)
+    axes[0].legend(frameon=False, fontsize=9, loc="lower right")
+    return figure
+
+
+def exact_ends_figure(rows: pd.DataFrame, floor: float) -> Figure:
+    """Draw how far from best-of-N each method ends on the enumerable language model.
+
+    Args:
+        rows: a row a method and way of training, with method, training, kl_to_target (nats) and kl (to the reference).
+        floor: of the architecture, in nats.
+    """
+    figure, (left, right) = new_figure(2, width=5.8, height=4.2)
+    methods = list(dict.fromkeys(rows["method"]))
+    for place, method in enumerate(methods):
+        _, colour, marker = METHOD_STYLES.get(method, (method, COLOURS["reference"], "o"))
+        mine = rows[rows["method"] == method]
+        for training, filled in (("exact gradient", False), ("samples", True)):
+            some = mine[mine["training"] == training]
+            face = colour if filled else "white"
+            left.scatter(
+                some["kl_to_target"],
+                [place] * len(some),
+                marker=marker,
+                s=70,
+                facecolors=face,
+                edgecolors=colour,
+                linewidths=2,
+            )
+            right.scatter(
+                some["kl"], some["win_rate"], marker=marker, s=70, facecolors=face, edgecolors=colour, linewidths=2
+            )
+    left.axvline(floor, ls="--", lw=1, color=COLOURS["bound"])
+    left.set_yticks(range(len(methods)), [METHOD_STYLES.get(method, (method,))[0] for method in methods])
+    left.invert_yaxis()
+    left.set(xscale="log", xlabel=r"exact $\mathrm{KL}(\pi_\theta \| \pi_N)$  (nats)")
+    right.set(xlabel="exact KL to the reference  (nats)", ylabel="exact win rate")
+    return figure
