@@ -78,10 +78,11 @@ class Harness:
     Args:
         profile: names models and sizes.
         store: of draws; the user's own if None.
+        build: where checkpoints and policies go.
     """
 
-    def __init__(self, profile: Profile, store: SampleStore | None = None) -> None:
-        self.profile, self.store = profile, store or SampleStore()
+    def __init__(self, profile: Profile, store: SampleStore | None = None, *, build: Path = BUILD) -> None:
+        self.profile, self.store, self.build = profile, store or SampleStore(), build
         self.commit = commit_of_workbook()  # now: the code that runs is the code that was loaded
         self._learned: dict[int, LogCdf] = {}
 
@@ -133,7 +134,7 @@ class Harness:
         """Return the CDF of a quantile model that was fitted on the first m draws of each training prompt."""
         if m not in self._learned:
             draws, rewards = self.reference_draws
-            scratch = BUILD / "quantiles" / str(os.getpid())
+            scratch = self.build / "quantiles" / str(os.getpid())
             model = fit_quantile_model(
                 self.profile.language_model, self.prompts, draws.texts[:, :m], rewards[:, :m], scratch=scratch
             )
@@ -171,11 +172,13 @@ class Harness:
     def folder(self, run: Run) -> Path:
         """Return where a run keeps its checkpoints and its policy."""
         name = f"{run.method}-{run.value:g}-{run.seed}-{self.identity(run)}"
-        return BUILD / "train" / self.profile.name / name
+        return self.build / "train" / self.profile.name / name
 
     def train(self, run: Run, *, folder: Path | None = None, show: bool = True) -> Trained:
         """Train the policy of a run; it goes on where it was interrupted."""
         entry = METHODS[run.method]
+        value = int(run.value) if entry.algorithm == "offline" and entry.setting == "n" else run.value
+        method = entry.make(value)  # refuses what makes no sense before anything is drawn
         draws, rewards = self.reference_draws
         data = TrainingData(
             self.prompts,
@@ -191,9 +194,8 @@ class Harness:
             found = evaluate(policy, self.setting.reference, self.setting.reward_model, small).summary()
             return {f"test_{name}": found[name] for name in ("reward", "win_rate", "kl", "entropy")}
 
-        value = int(run.value) if entry.algorithm == "offline" and entry.setting == "n" else run.value
         where, settings = folder or self.folder(run), self.settings(run)
-        return train(self.setting.reference, entry.make(value), data, settings, where, measure=measure, show=show)
+        return train(self.setting.reference, method, data, settings, where, measure=measure, show=show)
 
     def evaluate(self, policy: LoadedModel) -> Evaluation:
         """Measure a policy on the test prompts."""
