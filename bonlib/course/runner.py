@@ -188,10 +188,14 @@ def _source_hash(path: Path, values: Mapping[str, Any]) -> str:
 
 
 def commit_of_workbook() -> str:
-    """Return the commit of the workbook, with -dirty if files differ from it."""
-    command = ["git", "describe", "--always", "--dirty"]
+    """Return the commit of the workbook, with -dirty if code, notebooks or models differ from it."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "bonlib", "notebooks", "data/models")
+        return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
