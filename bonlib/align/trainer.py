@@ -312,7 +312,7 @@ class TrainingRun:
             desc=self.folder.name,
             unit="step",
             disable=not (self.show and self.accelerator.is_main_process),
-            mininterval=2,
+            mininterval=5,  # every refresh stays in a notebook's output for good
             leave=False,
         )
         with bar:
@@ -327,7 +327,8 @@ class TrainingRun:
                     self.curve.append(self._point())
                 if not last and self.step % self.settings.checkpoint_every == 0:
                     self._save_checkpoint()
-                bar.set_postfix({k: f"{figures[k]:.3g}" for k in ("reward", "kl", "entropy", "loss") if k in figures})
+                shown = [name for name in ("reward", "kl", "entropy", "loss") if name in figures]
+                bar.set_postfix({name: f"{figures[name]:.3g}" for name in shown}, refresh=False)
                 bar.update()
         self._save_policy()
         return self._trained(self.loaded)

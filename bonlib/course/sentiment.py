@@ -149,7 +149,7 @@ class Harness:
             "learning_rate": LEARNING_RATES[run.method],
             "lora_rank": sizes.lora_rank,
             "precision": sizes.precision,
-            "measure_every": max(int(dict(run.changes).get("steps", sizes.steps)) // 10, 1),
+            "measure_every": max(int(dict(run.changes).get("steps", sizes.steps)) // 10, 5),
             "ppo": Ppo() if METHODS[run.method].algorithm == "ppo" else None,
             "seed": run.seed,
         }
