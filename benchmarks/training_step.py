@@ -14,7 +14,8 @@ import numpy as np
 from scipy.stats import bootstrap
 
 from bonlib.align.methods import KlRl, SampledCdf, Vbon, VbonBound
-from bonlib.align.trainer import TrainingData, TrainingRun, TrainSettings
+from bonlib.align.settings import TrainingData, TrainSettings
+from bonlib.align.trainer import TrainingRun
 from bonlib.course.profiles import get_profile
 from bonlib.course.setting import imdb_setting
 

@@ -101,7 +101,8 @@ def _train(arguments: argparse.Namespace) -> int:
     from dataclasses import fields
 
     from bonlib.align.methods import METHODS
-    from bonlib.align.trainer import DivergedError, TrainSettings
+    from bonlib.align.settings import TrainSettings
+    from bonlib.align.trainer import DivergedError
     from bonlib.course import sentiment
     from bonlib.course.profiles import get_profile
 

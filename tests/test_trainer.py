@@ -13,7 +13,8 @@ from accelerate.state import AcceleratorState
 
 from bonlib.align import trainer
 from bonlib.align.methods import METHODS, Bonbon, BonSft, Dpo, KlRl, SampledCdf, Vbon, VbonBound
-from bonlib.align.trainer import DivergedError, Ppo, TrainingData, TrainSettings, train
+from bonlib.align.settings import Ppo, TrainingData, TrainSettings
+from bonlib.align.trainer import DivergedError, train
 from bonlib.lm.models import load_language_model
 from bonlib.lm.rewards import FunctionReward
 from bonlib.lm.samplers import SamplingSettings, TransformersSampler
@@ -216,7 +217,8 @@ sys.path.insert(0, {tests!r})
 from test_trainer import PROMPTS, SHORT, vowels
 from dataclasses import replace
 from bonlib.align.methods import KlRl, VbonBound, SampledCdf
-from bonlib.align.trainer import Ppo, TrainingData, train
+from bonlib.align.settings import Ppo, TrainingData
+from bonlib.align.trainer import train
 from bonlib.lm.models import load_language_model
 from bonlib.lm.rewards import FunctionReward
 from bonlib.lm.samplers import SamplingSettings, TransformersSampler

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from bonlib.lm.kernels import cpu_kernels
 from bonlib.lm.models import LoadedModel
@@ -142,30 +142,3 @@ def _along_responses(
         figures = torch.stack([next_token_kl(logits, ref_logits), next_token_entropy(logits), ref_log_probs])
         found[:, places] = (figures.double() * batch.response_mask).sum(2).cpu().numpy()
     return found[0], found[1], found[2]
-
-
-def text_table(
-    prompts: Sequence[str], responses: dict[str, Evaluation], shown: ArrayLike
-) -> list[dict[str, str | float]]:
-    """Return one response of each policy to some prompts, with reward and log π, as rows of a table.
-
-    Args:
-        prompts: of the test set.
-        responses: name of a policy to its evaluation.
-        shown: which prompts.
-    """
-    rows: list[dict[str, str | float]] = []
-    for place in np.asarray(shown, dtype=int):
-        for name, found in responses.items():
-            first = place * found.rewards.shape[1]
-            rows.append(
-                {
-                    "prompt": prompts[place],
-                    "method": name,
-                    "response": str(found.responses.texts[first]),
-                    "reward": float(found.rewards[place, 0]),
-                    "log π": float(found.ref_log_probs[place, 0]),
-                    "log πθ": float(found.responses.log_probs[first]),
-                }
-            )
-    return rows

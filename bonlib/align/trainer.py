@@ -10,7 +10,6 @@ import copy
 import hashlib
 import json
 import logging
-import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,118 +25,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bonlib import losses
-from bonlib.align.methods import Judged, LogCdf, OffPolicy, OnPolicy
+from bonlib.align.methods import Judged, OffPolicy, OnPolicy
+from bonlib.align.settings import Ppo, TrainingData, TrainSettings
 from bonlib.lm.kernels import cpu_kernels, keep_freed_memory
 from bonlib.lm.models import LoadedModel, load_language_model, without_bars
 from bonlib.lm.reading import TokenBatch, response_logits, token_batch
-from bonlib.lm.rewards import RewardModel, checked_score
-from bonlib.lm.samplers import SamplingSettings, TransformersSampler, encode_prompts
-from bonlib.lm.store import Draws, replace_file
+from bonlib.lm.rewards import checked_score
+from bonlib.lm.samplers import TransformersSampler, encode_prompts
+from bonlib.lm.store import replace_file
 
 Measure = Callable[[LoadedModel], Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class Ppo:
-    """Settings of proximal policy optimisation; the defaults are those of vBoN's Table 3.
-
-    Attributes:
-        epochs: gradient steps on the same responses.
-        clip: of the probability ratio.
-        value_clip: of the value function's change.
-        value_weight: of its loss.
-        trace: λ of the generalised advantage estimate; the discount is 1.
-    """
-
-    epochs: int = 4
-    clip: float = 0.2
-    value_clip: float = 0.2
-    value_weight: float = 0.2
-    trace: float = 0.95
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """How long, with what and how fast a policy is trained.
-
-    Attributes:
-        steps: gradient steps (with PPO: batches of responses, each used `ppo.epochs` times).
-        prompts: prompts a step.
-        group: responses to each of them; the leave-one-out baseline of one is the mean of the others.
-        learning_rate: at its peak; it falls linearly to 0 at the last step.
-        warmup: steps over which it rises.
-        max_grad_norm: longer gradients are cut to this length.
-        ppo: settings of PPO, or None for REINFORCE with a leave-one-out baseline.
-        lora_rank: rank of the adapter that is trained in place of the weights; 0 trains the weights.
-        precision: "no" (float32) or "bf16" for matrix products in bfloat16.
-        shards: parts that a step is worked in; processes share them out, so it is a multiple of their number.
-        measure_every: steps between two measurements.
-        checkpoint_every: steps between two checkpoints.
-        max_kl: mean log πθ − log π of a step, in nats, above which the run counts as diverged.
-        seed: of everything random.
-    """
-
-    steps: int = 200
-    prompts: int = 16
-    group: int = 4
-    learning_rate: float = 1e-4
-    warmup: int = 10
-    max_grad_norm: float = 1.0
-    ppo: Ppo | None = None
-    lora_rank: int = 0
-    precision: str = "no"
-    shards: int = 1
-    measure_every: int = 20
-    checkpoint_every: int = 50
-    max_kl: float = 300.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "prompts", "shards", "measure_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.prompts % self.shards:
-            raise ValueError(f"shards is {self.shards}; it must divide the {self.prompts} prompts of a step")
-        if self.group < 2 and self.ppo is None:
-            raise ValueError(f"group is {self.group}; the leave-one-out baseline needs at least 2 responses a prompt")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be positive and finite")
-
-    def learning_rate_at(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 0."""
-        rising = (step + 1) / max(self.warmup, 1)
-        falling = (self.steps - step) / max(self.steps - self.warmup, 1)
-        return self.learning_rate * min(rising, falling, 1.0)
-
-
-@dataclass(frozen=True, eq=False)
-class TrainingData:
-    """What there is to learn from.
-
-    Attributes:
-        prompts: P, all different.
-        reward_model: judges responses.
-        sampling: length of responses; training draws at temperature 1 from all tokens.
-        draws: of the reference, at least as many a prompt as the method needs; on-policy methods need none.
-        rewards: of these draws, shape (P, M).
-        cdf: of the rewards, for methods that use it.
-    """
-
-    prompts: Sequence[str]
-    reward_model: RewardModel
-    sampling: SamplingSettings
-    draws: Draws | None = None
-    rewards: NDArray[np.float64] | None = None
-    cdf: LogCdf | None = None
-
-    def __post_init__(self) -> None:
-        if not len(self.prompts):
-            raise ValueError("prompts is empty; training needs at least one")
-        if (self.sampling.temperature, self.sampling.top_p) != (1.0, 1.0):
-            raise ValueError(
-                f"sampling is {self.sampling}; a policy gradient holds for draws of the policy itself: temperature 1 "
-                "and top_p 1"
-            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,8 @@ import torch
 from bonlib.align.evaluate import Evaluation, TestSet, evaluate
 from bonlib.align.methods import METHODS, LogCdf, SampledCdf
 from bonlib.align.results import add_rows, read_rows
-from bonlib.align.trainer import DivergedError, Ppo, Trained, TrainingData, TrainSettings, train
+from bonlib.align.settings import Ppo, TrainingData, TrainSettings
+from bonlib.align.trainer import DivergedError, Trained, train
 from bonlib.course.profiles import Profile
 from bonlib.course.runner import BUILD, ROOT, commit_of_workbook
 from bonlib.course.setting import ImdbSetting, imdb_setting
