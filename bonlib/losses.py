@@ -38,7 +38,9 @@ def kl_rl_return(log_probs: Tensor, ref_log_probs: Tensor, rewards: Tensor, *, b
     return rewards - beta * (log_probs - ref_log_probs)
 
 
-def vbon_return(log_probs: Tensor, ref_log_probs: Tensor, log_strict_cdf: Tensor, *, n: float) -> Tensor:
+def vbon_return(
+    log_probs: Tensor, ref_log_probs: Tensor, log_strict_cdf: Tensor, *, n: float, log_tied: Tensor | None = None
+) -> Tensor:
     """Return log π_N(y) − log πθ(y), whose expectation is vBoN's J = −KL(πθ ‖ π_N).
 
     Its optimum is best-of-N exactly.
@@ -49,21 +51,25 @@ def vbon_return(log_probs: Tensor, ref_log_probs: Tensor, log_strict_cdf: Tensor
         log_strict_cdf: log F(y), shape (B,); −inf for the worst response is allowed, and then log π_N is N log π. An
             estimate must leave room for π(y): where F + π exceeds 1, so does the "probability" of best-of-N.
         n: number of draws N, real, at least 1.
+        log_tied: log(F≤ − F), the reference's probability of a reward as good as this, shape (B,), at least log π(y).
+            None if no two responses are tied: then it is log π(y).
 
     Raises:
         ValueError: if shapes differ, a number is NaN or a log-probability is positive, or `n` is below 1.
 
-    Source: Amini et al., Eq. 5, with Proposition 1 in the form (F + π)^N − F^N.
+    Source: Amini et al., Eq. 5, with Proposition 1 in the form (F + π)^N − F^N, shared among the tied by their π.
     """
-    _check_log_probs(log_probs=log_probs, ref_log_probs=ref_log_probs, log_strict_cdf=log_strict_cdf)
+    log_tied = ref_log_probs if log_tied is None else log_tied
+    _check_log_probs(log_probs=log_probs, ref_log_probs=ref_log_probs, log_strict_cdf=log_strict_cdf, log_tied=log_tied)
     _check_n(n)
     # F≤ / F = 1 + e^odds, and 1 − (F/F≤)^N = 1 − e^−lost; where that is all but N e^odds, its logarithm is taken so.
-    odds = torch.where(ref_log_probs == -math.inf, -math.inf, ref_log_probs - log_strict_cdf)
+    odds = torch.where(log_tied == -math.inf, -math.inf, log_tied - log_strict_cdf)
     lost = n * functional.softplus(odds)
     tiny = lost < torch.finfo(lost.dtype).eps
     log_found = torch.where(tiny, math.log(n) + odds, torch.log(-torch.expm1(-lost.masked_fill(tiny, 1.0))))
-    log_cdf = torch.logaddexp(ref_log_probs, log_strict_cdf)
-    return n * log_cdf + log_found - log_probs
+    log_cdf = torch.logaddexp(log_tied, log_strict_cdf)
+    log_share = torch.where(log_tied == -math.inf, 0.0, ref_log_probs - log_tied)
+    return n * log_cdf + log_found + log_share - log_probs
 
 
 def vbon_bound_return(log_probs: Tensor, ref_log_probs: Tensor, log_cdf: Tensor, *, n: float) -> Tensor:

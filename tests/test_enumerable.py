@@ -2,17 +2,17 @@
 
 import copy
 import math
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
 
-from bonlib import losses
+from bonlib.align.enumerated import EnumeratedPrompts, ListedPolicy, TabularPolicy, train_exactly
+from bonlib.align.methods import Bonbon, BonSft, Dpo, KlRl, SampledCdf, Vbon, VbonBound
 from bonlib.exact import kl_divergence
 from bonlib.lm import enumerable
-from bonlib.lm.enumerable import PROMPTS, EnumeratedPrompts, TabularPolicy, enumerate_log_probs, responses
+from bonlib.lm.enumerable import PROMPTS, enumerate_log_probs, responses
 from bonlib.lm.models import LoadedModel, load_language_model
 from bonlib.lm.reading import response_log_probs
 from bonlib.lm.samplers import SamplingSettings, TransformersSampler, best_of_n
@@ -34,13 +34,6 @@ def world(reference):
 @pytest.fixture(scope="module")
 def tied(reference):
     return EnumeratedPrompts(reference, PROMPTS[:2], enumerable.vowel_count())
-
-
-def vbon(world):
-    def returns(log_probs, n):
-        return losses.vbon_return(log_probs, world.ref_log_probs.flatten(), world.log_strict_cdf.flatten(), n=n)
-
-    return returns
 
 
 def test_the_list_is_complete_and_in_order():
@@ -89,9 +82,9 @@ def test_a_sampler_draws_what_is_listed(reference, world):
 
 def test_the_end_token_stays_impossible_while_the_model_learns(reference, world):
     model = copy.deepcopy(reference.model)
-    policy = enumerable.ListedPolicy(model, world.prompt_ids[:1])
+    policy = ListedPolicy(model, world.prompt_ids[:1])
     target = torch.randn(1, 27**3, generator=torch.Generator().manual_seed(0), dtype=torch.float64).softmax(1)
-    enumerable.train_exactly(policy, lambda lp, _: -(target * lp).sum(), steps=3, learning_rate=0.05)
+    train_exactly(policy, lambda lp, _: -(target * lp).sum(), steps=3, learning_rate=0.05)
     assert model.lm_head.bias[27] == enumerable.NEVER
     with torch.no_grad():
         assert policy().exp().sum() == pytest.approx(1, abs=1e-12)
@@ -148,7 +141,7 @@ def test_judging_a_model_reads_it(reference, world):
 def test_the_gradient_is_that_of_the_exact_kl(world):
     start = world.ref_log_probs + 0.2 * world.rewards
     by_returns, by_autograd = TabularPolicy(start), TabularPolicy(start)
-    world.ascend(vbon(world), n=8)(by_returns(), 0.0).backward()
+    world.ascend(Vbon(8))(by_returns(), 1.0).backward()
     log_probs = by_autograd()
     (log_probs.exp() * (log_probs - world.log_best_of(8))).sum(1).mean().backward()
     np.testing.assert_allclose(by_returns.logits.grad, by_autograd.logits.grad, atol=1e-12)
@@ -157,7 +150,7 @@ def test_the_gradient_is_that_of_the_exact_kl(world):
 def test_a_table_reaches_best_of_n(reference):
     world = EnumeratedPrompts(reference, PROMPTS[:1], enumerable.letter_sentiment())
     policy = TabularPolicy(world.ref_log_probs)
-    values = enumerable.train_exactly(policy, world.ascend(vbon(world), n=8, rise=0.5), steps=400, learning_rate=0.1)
+    values = train_exactly(policy, world.ascend(Vbon(8), easing=0.5), steps=400, learning_rate=0.1)
     judged = world.judge(policy(), 8)
     assert judged.reverse_kl[0] < 1e-6
     assert judged.forward_kl[0] < 1e-6
@@ -180,13 +173,46 @@ def test_pairs_are_the_best_and_worst_of_n_draws(tied):
         assert (outcomes.rewards[best[row]] >= outcomes.rewards[worst[row]]).all()
 
 
-@pytest.mark.parametrize("loss", [partial(losses.dpo, beta=0.5), partial(losses.bonbon, n=4, sft_weight=0.1)])
-def test_learning_from_pairs_raises_the_reward(world, loss):
+@pytest.mark.parametrize("method", [BonSft(4), Dpo(0.5), Bonbon(4, sft_weight=0.1)])
+def test_learning_from_draws_of_the_reference_raises_the_reward(world, method):
     policy = TabularPolicy(world.ref_log_probs)
-    n = loss.keywords.get("n", 2)
-    values = enumerable.train_exactly(policy, world.compare(loss, n=n, count=2000), steps=30, learning_rate=0.1)
+    values = train_exactly(policy, world.learn(method, count=2000), steps=30, learning_rate=0.1)
     assert np.mean(values[-5:]) < np.mean(values[:5])
-    assert world.judge(policy(), n).win_rate.mean() > 0.6
+    assert world.judge(policy(), 4).win_rate.mean() > 0.6
+
+
+@pytest.mark.parametrize("method", [Vbon(4), VbonBound(4), KlRl(0.5)])
+def test_draws_of_the_policy_estimate_the_gradient(tied, method):
+    start = tied.ref_log_probs + 0.3 * tied.rewards
+    gradients = []
+    for count in (None, 200_000):
+        policy = TabularPolicy(start)
+        tied.ascend(method, count=count)(policy(), 1.0).backward()
+        gradients.append(policy.logits.grad.flatten())
+    cosine = torch.cosine_similarity(*gradients, dim=0)
+    assert cosine > 0.99
+    assert float(gradients[1].norm() / gradients[0].norm()) == pytest.approx(1, rel=0.05)
+
+
+def test_with_ties_too_vbon_ends_at_best_of_n(reference):
+    tied = EnumeratedPrompts(reference, PROMPTS[:1], enumerable.vowel_count())
+    policy = TabularPolicy(tied.ref_log_probs)
+    train_exactly(policy, tied.ascend(Vbon(8), easing=0.5), steps=400, learning_rate=0.1)
+    assert tied.judge(policy(), 8).reverse_kl[0] < 1e-6
+
+
+def test_an_estimated_cdf_takes_the_place_of_the_true_one(world):
+    samples = np.stack([np.random.default_rng(0).choice(o.rewards, 16, p=o.probs) for o in world.outcomes])
+    policy = TabularPolicy(world.ref_log_probs)
+    objective = world.ascend(VbonBound(8), cdf=SampledCdf(PROMPTS, samples), easing=0.5)
+    train_exactly(policy, objective, steps=100, learning_rate=0.1)
+    estimated, true = SampledCdf(PROMPTS, samples), world
+    listed = [prompt for prompt in PROMPTS for _ in responses()], list(responses()) * 4, world.rewards.flatten().numpy()
+    for cdf, distance in ((estimated, 0.01), (true, math.inf)):
+        log_cdf = torch.as_tensor(cdf.log_weak(*listed)).view_as(world.rewards)
+        optimum = (world.ref_log_probs + 7 * log_cdf).log_softmax(1)
+        log_probs = policy().detach()
+        assert (log_probs.exp() * (log_probs - optimum)).sum(1).mean() < distance
 
 
 def test_a_4gram_model_counts():
@@ -235,4 +261,4 @@ def test_bad_input_is_refused(reference, world):
     policy = TabularPolicy(world.ref_log_probs)
     for steps, rate in [(0, 0.1), (1, 0.0), (1, math.nan)]:
         with pytest.raises(ValueError, match="learning_rate"):
-            enumerable.train_exactly(policy, world.imitate(2), steps=steps, learning_rate=rate)
+            train_exactly(policy, world.imitate(2), steps=steps, learning_rate=rate)

@@ -35,7 +35,7 @@ def test_a_sweep_stores_a_row_a_run_and_makes_none_twice(harness, tmp_path, caps
     taken = runs[0]
     folder = harness.folder(taken)
     folder.parent.mkdir(parents=True)
-    with FileLock(folder.with_suffix(".lock")):  # another process is at it
+    with FileLock(folder.with_name(f"{folder.name}.lock")):  # another process is at it
         assert harness.run_all(runs, results=results)
     assert len(capsys.readouterr().out.splitlines()) == len(METHODS) - 1
     assert harness.run_all(runs, results=results)

@@ -7,8 +7,8 @@ what a response is worth. An *off-policy* method learns from draws of the refere
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -54,28 +54,35 @@ class SampledCdf:
         *,
         prior: tuple[float, float] = (1.0, 1.0),
     ) -> None:
-        self.samples = np.sort(np.asarray(samples, dtype=np.float64), axis=-1)
-        if self.samples.ndim != 2 or len(self.samples) != len(prompts):
+        table = np.asarray(samples, dtype=np.float64)
+        if table.ndim != 2 or len(table) != len(prompts):
             raise ValueError(
-                f"samples has shape {self.samples.shape} for {len(prompts)} prompts; it must be (prompts, samples)"
+                f"samples has shape {table.shape} for {len(prompts)} prompts; it must be (prompts, samples)"
             )
-        self.smoothing, self.prior = smoothing, prior
-        self._row = {prompt: row for row, prompt in enumerate(prompts)}
+        self._cdfs = {
+            prompt: EmpiricalCdf(row, smoothing, prior=prior) for prompt, row in zip(prompts, table, strict=True)
+        }
 
     def log_strict(self, prompts: Sequence[str], responses: Sequence[str], rewards: ArrayLike) -> Array:
         """Return the estimate of log F of each response, shape (B,)."""
-        return self._of(prompts).log_strict(rewards)
+        return self._look_up(EmpiricalCdf.log_strict, prompts, rewards)
 
     def log_weak(self, prompts: Sequence[str], responses: Sequence[str], rewards: ArrayLike) -> Array:
         """Return the estimate of log F≤ of each response, shape (B,)."""
-        return self._of(prompts).log_weak(rewards)
+        return self._look_up(EmpiricalCdf.log_weak, prompts, rewards)
 
-    def _of(self, prompts: Sequence[str]) -> EmpiricalCdf:
-        try:
-            rows = [self._row[prompt] for prompt in prompts]
-        except KeyError as error:
-            raise ValueError(f"prompt {error.args[0]!r} has no samples: draw some, or take it out") from error
-        return EmpiricalCdf(self.samples[rows], self.smoothing, prior=self.prior)
+    def _look_up(
+        self, function: Callable[[EmpiricalCdf, Array], Array], prompts: Sequence[str], rewards: ArrayLike
+    ) -> Array:
+        places: dict[str, list[int]] = {}
+        for place, prompt in enumerate(prompts):
+            places.setdefault(prompt, []).append(place)
+        given, found = np.asarray(rewards, dtype=np.float64), np.empty(len(prompts))
+        for prompt, here in places.items():
+            if prompt not in self._cdfs:
+                raise ValueError(f"prompt {prompt!r} has no samples: draw some, or take it out")
+            found[here] = function(self._cdfs[prompt], given[here])
+        return found
 
 
 class Judged(NamedTuple):
@@ -101,6 +108,10 @@ class OnPolicy(Protocol):
 
     kl_coefficient: float  # what its return takes off for each nat of log πθ − log π; PPO spreads that over tokens
     needs_cdf: ClassVar[bool]
+
+    def eased(self, part: float) -> OnPolicy:
+        """Return the method with a part of its pull away from the reference, above 0 and at most 1."""
+        ...
 
     def returns(self, judged: Judged, cdf: LogCdf | None) -> Tensor:
         """Return what each response is worth, shape (B,); the policy gradient ascends its mean."""
@@ -147,6 +158,10 @@ class KlRl:
         """Its β."""
         return self.beta
 
+    def eased(self, part: float) -> KlRl:
+        """Return it with β / part."""
+        return replace(self, beta=self.beta / part)
+
     def returns(self, judged: Judged, cdf: LogCdf | None) -> Tensor:
         """Return r − β (log πθ − log π)."""
         return losses.kl_rl_return(judged.log_probs, judged.ref_log_probs, judged.rewards, beta=self.beta)
@@ -154,7 +169,7 @@ class KlRl:
 
 @dataclass(frozen=True)
 class Vbon:
-    """Variational best-of-N: the reverse KL to best-of-N itself, J (Amini et al., Eq. 5)."""
+    """Variational best-of-N: the reverse KL to best-of-N itself, J (Amini et al., Eq. 5), ties included."""
 
     n: float
     needs_cdf: ClassVar[bool] = True
@@ -163,13 +178,24 @@ class Vbon:
     def __post_init__(self) -> None:
         _check_n(self.n)
 
+    def eased(self, part: float) -> Vbon:
+        """Return it with 1 + part (N − 1) draws."""
+        return replace(self, n=1 + part * (self.n - 1))
+
     def returns(self, judged: Judged, cdf: LogCdf | None) -> Tensor:
         """Return log π_N − log πθ."""
-        log_cdf = _known(cdf).log_strict(judged.prompts, judged.texts, judged.rewards.cpu().numpy())
-        # An estimate may leave less room above F than the response itself takes.
-        room = torch.log1p(-judged.ref_log_probs.exp().clamp(max=1 - 1e-12))
-        log_strict_cdf = torch.minimum(torch.as_tensor(log_cdf).to(room), room)
-        return losses.vbon_return(judged.log_probs, judged.ref_log_probs, log_strict_cdf, n=self.n)
+        about = (judged.prompts, judged.texts, judged.rewards.cpu().numpy())
+        log_strict, log_weak = (
+            torch.as_tensor(log_cdf(*about)).to(judged.ref_log_probs)
+            for log_cdf in (_known(cdf).log_strict, _known(cdf).log_weak)
+        )
+        # An estimate may not know of the response itself, whose probability is known.
+        log_gap = log_weak + torch.log(-torch.expm1(log_strict - log_weak))
+        log_gap = torch.where(log_weak > log_strict, log_gap, -torch.inf)
+        log_tied = torch.maximum(log_gap, judged.ref_log_probs)
+        room = torch.log1p(-log_tied.exp().clamp(max=1 - 1e-12))  # above F, where an estimate may leave less
+        log_strict = torch.minimum(log_strict, room)
+        return losses.vbon_return(judged.log_probs, judged.ref_log_probs, log_strict, n=self.n, log_tied=log_tied)
 
 
 @dataclass(frozen=True)
@@ -182,6 +208,10 @@ class VbonBound:
 
     def __post_init__(self) -> None:
         _check_n(self.n)
+
+    def eased(self, part: float) -> VbonBound:
+        """Return it with 1 + part (N − 1) draws."""
+        return replace(self, n=1 + part * (self.n - 1))
 
     def returns(self, judged: Judged, cdf: LogCdf | None) -> Tensor:
         """Return (N−1) log F≤ − (log πθ − log π)."""

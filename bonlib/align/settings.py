@@ -44,6 +44,8 @@ class TrainSettings:
         group: responses to each of them; the leave-one-out baseline of one is the mean of the others.
         learning_rate: at its peak; it falls linearly to 0 at the last step.
         warmup: steps over which it rises.
+        easing: share of the steps over which an on-policy method's pull grows from none to its own (n from 1, 1/β from
+            0). With all of it at once, a policy first gives up responses that it then hardly draws again.
         max_grad_norm: longer gradients are cut to this length.
         ppo: settings of PPO, or None for REINFORCE with a leave-one-out baseline.
         lora_rank: rank of the adapter that is trained in place of the weights; 0 trains the weights.
@@ -60,6 +62,7 @@ class TrainSettings:
     group: int = 4
     learning_rate: float = 1e-4
     warmup: int = 10
+    easing: float = 0.0
     max_grad_norm: float = 1.0
     ppo: Ppo | None = None
     lora_rank: int = 0
@@ -78,8 +81,14 @@ class TrainSettings:
             raise ValueError(f"shards is {self.shards}; it must divide the {self.prompts} prompts of a step")
         if self.group < 2 and self.ppo is None:
             raise ValueError(f"group is {self.group}; the leave-one-out baseline needs at least 2 responses a prompt")
+        if not 0 <= self.easing <= 1:
+            raise ValueError(f"easing is {self.easing}; it is a share of the steps, 0 to 1")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate is {self.learning_rate}; it must be positive and finite")
+
+    def pull_at(self, step: int) -> float:
+        """Return the part of an on-policy method's pull that is there at a step, counted from 0."""
+        return min((step + 1) / max(self.easing * self.steps, 1.0), 1.0)
 
     def learning_rate_at(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""

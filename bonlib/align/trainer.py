@@ -307,7 +307,7 @@ class TrainingRun:
             reference.double().sum(1),
             torch.as_tensor(rewards, device=reference.device),
         )
-        returns = self.method.returns(judged, data.cdf)  # type: ignore[union-attr]
+        returns = self._eased().returns(judged, data.cdf)
         figures = {
             "reward": float(rewards.mean()),
             "kl": float((judged.log_probs - judged.ref_log_probs).mean()),
@@ -315,6 +315,10 @@ class TrainingRun:
             "return": float(returns.mean()),
         }
         return Rollout(batch, prompts, reference, returns, old, figures)
+
+    def _eased(self) -> OnPolicy:
+        """The method with as much pull as it has at this step."""
+        return self.method.eased(self.settings.pull_at(self.step))  # type: ignore[union-attr]
 
     def _advantages(self, shards: Sequence[Rollout]) -> list[Tensor]:
         """How much better than expected each response (or with PPO each token) was."""
@@ -338,7 +342,7 @@ class TrainingRun:
 
     def _token_rewards(self, shard: Rollout) -> Tensor:
         """The return spread over tokens: each pays its part of the KL, the last gets the rest."""
-        ratios = (_given(shard.old)[0] - shard.reference) * self.method.kl_coefficient  # type: ignore[union-attr]
+        ratios = (_given(shard.old)[0] - shard.reference) * self._eased().kl_coefficient
         rewards = -ratios
         last = shard.batch.response_mask.sum(1) - 1
         rewards[torch.arange(len(last)), last] += _given(shard.returns).float() + ratios.sum(1)

@@ -38,7 +38,7 @@ RATES = (3e-5, 1e-4, 3e-4)
 LEARNING_RATES = {
     "bon-sft": 1e-4,
     "dpo": 1e-4,
-    "bonbon": 3e-4,
+    "bonbon": 1e-4,  # 3e-4 brings its loss down further, by leaving the reference for good
     "kl-rl-ppo": 3e-5,
     "kl-rl-rloo": 1e-4,
     "vbon": 1e-4,
@@ -158,10 +158,12 @@ class Harness:
 
     def identity(self, run: Run) -> str:
         """Return a hash of all that the run's numbers depend on."""
-        sizes = self.profile.training
+        sizes, settings = self.profile.training, asdict(self.settings(run))
+        if not settings["easing"]:
+            del settings["easing"]  # as in runs from before there was such a setting
         about = {
             **asdict(run),
-            "settings": asdict(self.settings(run)),
+            "settings": settings,
             "draws": sizes.draws,
             "cdf_samples": run.m or sizes.cdf_samples,
             "train_prompts": self.profile.imdb.train_prompts,
@@ -245,7 +247,8 @@ class Harness:
         went_well = True
         for run in runs:
             try:
-                with FileLock(self.folder(run).with_suffix(".lock"), timeout=0):  # released if the process dies
+                folder = self.folder(run)
+                with FileLock(folder.with_name(f"{folder.name}.lock"), timeout=0):  # released if the process dies
                     self._run_one(run, results)
             except Timeout:
                 continue

@@ -13,19 +13,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
-from bonlib.exact import Array, Outcomes, Ties
+from bonlib.exact import Array
 from bonlib.lm.data import load_reviews
-from bonlib.lm.models import LoadedModel, without_bars
+from bonlib.lm.models import without_bars
 from bonlib.lm.pretrain import Recipe
-from bonlib.lm.rewards import FunctionReward, RewardModel
-from bonlib.lm.samplers import encode_prompts
+from bonlib.lm.rewards import FunctionReward
 
 SYMBOLS = " abcdefghijklmnopqrstuvwxyz"  # a symbol's place is its token id
 LENGTH = 3  # symbols of a response
@@ -34,8 +33,6 @@ END = "<|end|>"
 NEVER = -1e4  # a logit whose probability is 0 in every number format
 
 Indices = NDArray[np.intp]
-Returns = Callable[[Tensor, float], Tensor]  # from log πθ, (B,), and n
-Objective = Callable[[Tensor, float], Tensor]  # from log πθ, (P, 27³), and the share of the training that is over
 
 
 @cache
@@ -211,7 +208,7 @@ def pretrain_enumerable(folder: Path, recipe: EnumerableRecipe | None = None) ->
         return _cross_entropy(model, _crops(text, recipe.batch_size, recipe.context, generator)).mean()
 
     begun = time.process_time()  # not of the clock: it is the same on a busy machine
-    _minimise(loss, optimiser, recipe.steps, recipe.warmup_steps)
+    minimise(loss, optimiser, recipe.steps, recipe.warmup_steps)
     minutes = (time.process_time() - begun) / 60
     with without_bars():
         model.save_pretrained(folder)
@@ -254,10 +251,8 @@ def _cross_entropy(model: Any, ids: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
 
 
-def _minimise(
-    loss: Callable[[float], Tensor], optimiser: torch.optim.Optimizer, steps: int, warmup: int
-) -> list[float]:
-    """Take steps down a loss, a function of the share that is over, and return its values.
+def minimise(loss: Callable[[float], Tensor], optimiser: torch.optim.Optimizer, steps: int, warmup: int) -> list[float]:
+    """Take steps down a loss, a function of the share that is over after it, and return its values.
 
     The learning rate goes up in a straight line and down to 0 along a cosine.
     """
@@ -271,7 +266,7 @@ def _minimise(
     learned = optimiser.param_groups[0]["params"]
     values = []
     for step in range(steps):
-        value = loss(step / steps)
+        value = loss((step + 1) / steps)
         optimiser.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(learned, 1.0)
@@ -339,208 +334,3 @@ def enumerate_log_probs(model: Any, prompt_ids: Sequence[Sequence[int]]) -> Tens
         next_log_probs = out.logits[:, -1].cpu().double().log_softmax(1)[:, :size]
         log_probs = (log_probs[:, None] + next_log_probs).flatten()
     return log_probs.view(len(prompt_ids), -1)
-
-
-class Judgement(NamedTuple):
-    """A policy against best-of-n and the reference, in nats and exact; one entry a prompt, shape (P,)."""
-
-    reverse_kl: Array
-    forward_kl: Array
-    kl: Array
-    win_rate: Array
-    reward: Array
-
-    def means(self) -> dict[str, float]:
-        """Return averages over the prompts."""
-        return {name: float(column.mean()) for name, column in self._asdict().items()}
-
-
-class EnumeratedPrompts:
-    """Prompts with all their responses, and what a reference and a reward make of them; tables have shape (P, 27³).
-
-    It is also the true CDF for `bonlib.align`: `log_strict` and `log_weak` look sampled responses up.
-
-    Args:
-        reference: a model as `enumerate_log_probs` takes it.
-        prompts: P, all different.
-        reward_model: judges responses. Equal rewards are ties, and the first drawn of the best wins.
-
-    Raises:
-        ValueError: if a prompt occurs twice or does not fit, or the reference gives probability to other tokens.
-
-    Attributes:
-        outcomes: P of them, the reference's responses with their rewards.
-        rewards, ref_log_probs, log_cdf, log_strict_cdf: tables as tensors, float64.
-    """
-
-    def __init__(self, reference: LoadedModel, prompts: Sequence[str], reward_model: RewardModel) -> None:
-        if len(set(prompts)) != len(prompts):
-            raise ValueError(f"prompts is {list(prompts)}; all must be different")
-        self.prompts = tuple(prompts)
-        self.prompt_ids = encode_prompts(reference.tokenizer, reference.context, self.prompts, LENGTH)
-        with torch.no_grad():
-            log_probs = enumerate_log_probs(reference.model, self.prompt_ids)
-        rewards = [reward_model.score([prompt] * len(responses()), responses()) for prompt in self.prompts]
-        self.outcomes = [Outcomes(p, r) for p, r in zip(log_probs.exp().numpy(), rewards, strict=True)]
-        self._calibrated = np.stack([o.calibrated_reward for o in self.outcomes])
-        self.rewards, self.ref_log_probs, self.log_cdf, strict_cdf = (
-            torch.from_numpy(np.stack([getattr(o, name) for o in self.outcomes]))
-            for name in ("rewards", "log_probs", "log_cdf", "strict_cdf")
-        )
-        self.log_strict_cdf = strict_cdf.log()
-        self._row = {prompt: row for row, prompt in enumerate(self.prompts)}
-
-    def log_best_of(self, n: float, ties: Ties = "first") -> Tensor:
-        """Return log π_n of every response, shape (P, 27³); arguments as in `Outcomes.log_best_of`."""
-        return torch.from_numpy(np.stack([o.log_best_of(n, ties) for o in self.outcomes]))
-
-    def look_up(self, table: Tensor, prompts: Sequence[str], texts: Sequence[str]) -> Array:
-        """Return the entries of a table of shape (P, 27³) for B prompts and responses, shape (B,)."""
-        try:
-            rows = [self._row[prompt] for prompt in prompts]
-        except KeyError as error:
-            raise ValueError(f"prompt {error.args[0]!r} is not listed; there are {self.prompts}") from error
-        return table.detach().numpy()[rows, response_indices(texts)]
-
-    def log_strict(self, prompts: Sequence[str], responses: Sequence[str], rewards: ArrayLike) -> Array:
-        """Return the true log F of responses, shape (B,); their rewards are known already."""
-        return self.look_up(self.log_strict_cdf, prompts, responses)
-
-    def log_weak(self, prompts: Sequence[str], responses: Sequence[str], rewards: ArrayLike) -> Array:
-        """Return the true log F≤ of responses, shape (B,)."""
-        return self.look_up(self.log_cdf, prompts, responses)
-
-    def judge(self, policy: Tensor | LoadedModel, n: float, ties: Ties = "first") -> Judgement:
-        """Return how far a policy is from best-of-n and from the reference, and how good.
-
-        Args:
-            policy: a model, or log-probabilities of all responses, shape (P, 27³).
-            n: number of draws.
-            ties: who wins them in best-of-n, as in `Outcomes.log_best_of`.
-        """
-        if isinstance(policy, LoadedModel):
-            with torch.no_grad():
-                policy = enumerate_log_probs(policy.model, self.prompt_ids)
-        if policy.shape != self.rewards.shape:
-            raise ValueError(f"policy has shape {tuple(policy.shape)}; it must have {tuple(self.rewards.shape)}")
-        log_p, target = policy.detach().double(), self.log_best_of(n, ties)
-        p = log_p.exp()
-        figures = (
-            (p * (log_p - target)).sum(1),
-            (target.exp() * (target - log_p)).sum(1),
-            (p * (log_p - self.ref_log_probs)).sum(1),
-            (p * torch.from_numpy(self._calibrated)).sum(1),
-            (p * self.rewards).sum(1),
-        )
-        return Judgement(*(figure.numpy() for figure in figures))
-
-    def best_and_worst(self, n: int, count: int, seed: int | Sequence[int]) -> tuple[Indices, Indices]:
-        """Draw n responses of the reference `count` times a prompt; return the best and worst, each (P, count).
-
-        Drawn by inverting the CDF. The first drawn wins ties; where all n tie, best and worst are the same draw.
-        """
-        rng = np.random.default_rng(seed)
-        best, worst = [], []
-        for outcomes in self.outcomes:
-            cumulative = np.cumsum(outcomes.probs)
-            draws = cumulative.searchsorted(rng.random((count, n)) * cumulative[-1], side="right")
-            found = outcomes.rewards[draws]
-            best.append(np.take_along_axis(draws, found.argmax(1)[:, None], 1)[:, 0])
-            worst.append(np.take_along_axis(draws, found.argmin(1)[:, None], 1)[:, 0])
-        return np.stack(best), np.stack(worst)
-
-    def ascend(self, returns: Returns, *, n: float, rise: float = 0.0) -> Objective:
-        """Return −E_πθ[R], averaged over prompts, with the policy gradient E_πθ[R ∇ log πθ] as its gradient.
-
-        Args:
-            returns: R of every response, shape (B,) with B = P · 27³, from log πθ of shape (B,) and n. Its own
-                gradient is not used, which is right where its mean is zero, as for those of `bonlib.losses`. Of them
-                `vbon_return` knows no ties: where there are, −KL(πθ ‖ π_n) needs `log_best_of(n)` less log πθ.
-            n: what `returns` is given in the end.
-            rise: share of the training over which n rises from 1. Starting at the reference with the final n, a
-                policy first gives up far more than it should, and then is slow to find again what it hardly draws.
-        """
-
-        def objective(log_probs: Tensor, progress: float) -> Tensor:
-            now = 1 + (n - 1) * min(1.0, progress / rise) if rise else n
-            gain = returns(log_probs.detach().flatten(), now).view_as(log_probs)
-            return -(log_probs.exp() * gain).sum() / len(log_probs)
-
-        return objective
-
-    def imitate(self, n: float) -> Objective:
-        """Return the cross-entropy with best-of-n, E_πn[−log πθ]: BoN-SFT on all samples there are."""
-        target = self.log_best_of(n).exp()
-        return lambda log_probs, progress: -(target * log_probs).sum() / len(log_probs)
-
-    def compare(
-        self, loss: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], *, n: int, count: int, seed: int = 0
-    ) -> Objective:
-        """Return the mean of a loss over pairs, the best and the worst of n draws of the reference.
-
-        All pairs are too many to list (2·10⁸ a prompt), so each call draws fresh ones.
-
-        Args:
-            loss: (B,) from log-probabilities of best and worst under the policy, then under the reference, (B,) each,
-                such as `losses.dpo` with its β. A pair of one draw with itself has no gradient in Δ.
-            n: number of draws; 2 for DPO and IPO.
-            count: pairs a prompt and call.
-            seed: of the draws.
-        """
-        calls = iter(range(1 << 62))
-
-        def objective(log_probs: Tensor, progress: float) -> Tensor:
-            best, worst = map(torch.from_numpy, self.best_and_worst(n, count, [seed, next(calls)]))
-            tables = (log_probs, self.ref_log_probs)
-            pairs = [table.gather(1, which).flatten() for table in tables for which in (best, worst)]
-            return loss(*pairs).mean()
-
-        return objective
-
-
-class TabularPolicy(torch.nn.Module):
-    """A policy with a number of its own for every response: what a method ends at if the network is no obstacle.
-
-    Args:
-        log_probs: where it starts, shape (P, 27³).
-    """
-
-    def __init__(self, log_probs: Tensor) -> None:
-        super().__init__()
-        self.logits = torch.nn.Parameter(log_probs.detach().clone().double())
-
-    def forward(self) -> Tensor:
-        """Return log πθ, shape (P, 27³)."""
-        return self.logits.log_softmax(1)
-
-
-class ListedPolicy(torch.nn.Module):
-    """A language model as a policy over all responses to some prompts; the model itself is trained."""
-
-    def __init__(self, model: Any, prompt_ids: Sequence[Sequence[int]]) -> None:
-        super().__init__()
-        self.model, self.prompt_ids = model, prompt_ids
-
-    def forward(self) -> Tensor:
-        """Return log πθ, shape (P, 27³)."""
-        return enumerate_log_probs(self.model, self.prompt_ids)
-
-
-def train_exactly(policy: torch.nn.Module, objective: Objective, *, steps: int, learning_rate: float) -> list[float]:
-    """Minimise an objective over a policy, in place, by Adam with exact gradients; return its value at each step.
-
-    Args:
-        policy: `TabularPolicy` (a learning rate of 0.1 suits it) or `ListedPolicy` (0.006).
-        objective: made by `EnumeratedPrompts`.
-        steps: at least 1.
-        learning_rate: at its peak; it falls to 0 along a cosine.
-
-    Raises:
-        ValueError: if `steps` or `learning_rate` is out of range.
-    """
-    if steps < 1 or not 0 < learning_rate < math.inf:
-        raise ValueError(f"steps is {steps} and learning_rate {learning_rate}; both must be positive and finite")
-    # Probabilities of responses, and with them gradients, span many orders and change by orders: the optimiser must
-    # take small ones seriously and forget old ones soon.
-    optimiser = torch.optim.Adam(policy.parameters(), lr=learning_rate, betas=(0.9, 0.9), eps=1e-15)
-    return _minimise(lambda progress: objective(policy(), progress), optimiser, steps, warmup=steps // 20)
