@@ -103,9 +103,12 @@ def _train(arguments: argparse.Namespace) -> int:
     from bonlib.align.methods import METHODS
     from bonlib.align.settings import TrainSettings
     from bonlib.align.trainer import DivergedError
-    from bonlib.course import sentiment
+    from bonlib.course import exact_ends, sentiment
     from bonlib.course.profiles import get_profile
 
+    if arguments.sweep == "exact":
+        exact_ends.run_all([*exact_ends.search(), *exact_ends.grid()])
+        return 0
     profile = get_profile(arguments.profile)
     unknown = [method for method in arguments.method if method not in METHODS]
     if unknown:
@@ -120,7 +123,12 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.sweep:
         if changes or arguments.out:
             raise ValueError("a sweep has its own settings and folders: leave out --set and --out")
-        grids = {"sentiment": sentiment.grid, "learning_rates": sentiment.rate_grid, "cdf": sentiment.cdf_grid}
+        grids = {
+            "sentiment": sentiment.grid,
+            "learning_rates": sentiment.rate_grid,
+            "cdf": sentiment.cdf_grid,
+            "budget": sentiment.budget_grid,
+        }
         return 0 if harness.run_all(grids[arguments.sweep](profile, arguments.method)) else 1
     if len(arguments.method) != 1:
         raise ValueError(f"name one method of {', '.join(METHODS)}, or a --sweep")
@@ -192,7 +200,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=int, default=0)
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a field of TrainSettings")
     train.add_argument("--out", type=Path, help="folder of the run, instead of one under _build/train")
-    train.add_argument("--sweep", choices=["learning_rates", "sentiment", "cdf"], help="many runs, into data/results")
+    sweeps = ["learning_rates", "sentiment", "cdf", "budget", "exact"]
+    train.add_argument("--sweep", choices=sweeps, help="many runs, into data/results")
     train.set_defaults(command=_train)
 
     pretrain = commands.add_parser("pretrain", help="train or evaluate the bundled models; resumes")

@@ -86,6 +86,7 @@ class Harness:
         self.profile, self.store, self.build = profile, store or SampleStore(), build
         self.commit = commit_of_workbook()  # now: the code that runs is the code that was loaded
         self._learned: dict[int, LogCdf] = {}
+        self._fit_seconds: dict[int, float] = {}
 
     @cached_property
     def setting(self) -> ImdbSetting:
@@ -136,10 +137,11 @@ class Harness:
         if m not in self._learned:
             draws, rewards = self.reference_draws
             scratch = self.build / "quantiles" / str(os.getpid())
+            begun = time.perf_counter()
             model = fit_quantile_model(
                 self.profile.language_model, self.prompts, draws.texts[:, :m], rewards[:, :m], scratch=scratch
             )
-            self._learned[m] = _Learned(model)
+            self._learned[m], self._fit_seconds[m] = _Learned(model), time.perf_counter() - begun
         return self._learned[m]
 
     def settings(self, run: Run) -> TrainSettings:
@@ -221,6 +223,7 @@ class Harness:
             "steps": settings.steps,
             "responses": trained.responses,
             "seconds": trained.seconds,
+            "fit_seconds": self._fit_seconds.get(run.m or FEW, "") if run.cdf == "learned" else "",
             **evaluation.summary(),
             "train_prompts": len(self.prompts),
             "test_prompts": len(self.test.prompts),
@@ -321,6 +324,24 @@ def cdf_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
         for seed in seeds
         for method in methods or ("vbon-bound",)
         for cdf, m in [*(("samples", m) for m in ms), ("learned", min(FEW, max(ms)))]
+    ]
+
+
+def budget_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
+    """Return the runs that tell what holds vBoN back: at N = 8, one setting changed at a time."""
+    sizes = profile.training
+    tried: list[tuple[int | None, dict[str, Any]]] = [
+        (sizes.draws, {}),
+        (None, {"learning_rate": 3e-5}),
+        (None, {"learning_rate": 3e-4}),
+        (None, {"easing": 0.5}),
+        (None, {"steps": 3 * sizes.steps}),
+        (None, {"group": 16}),
+    ]
+    return [
+        Run(method, 8, 0, "budget", m=m, changes=tuple(changes.items()))
+        for m, changes in tried
+        for method in methods or ("vbon",)
     ]
 
 

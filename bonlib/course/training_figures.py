@@ -189,36 +189,61 @@ def cost_figure(table: pd.DataFrame, learned: pd.DataFrame, baselines: Mapping[s
     return figure
 
 
-def exact_ends_figure(rows: pd.DataFrame, floor: float) -> Figure:
-    """Draw how far from best-of-N each method ends on the enumerable language model.
+def exact_ends_figure(rows: pd.DataFrame, best: tuple[float, float]) -> Figure:
+    """Draw how far from best-of-N each method ends on the enumerable language model, and what it is worth there.
 
     Args:
-        rows: a row a method and way of training, with method, training, kl_to_target (nats) and kl (to the reference).
-        floor: of the architecture, in nats.
+        rows: a row a method and way of training, with method, name, training ("table", "network" or "samples"),
+            reverse_kl, kl (nats) and win_rate.
+        best: KL to the reference and win rate of best-of-N.
     """
-    figure, (left, right) = new_figure(2, width=5.8, height=4.2)
-    methods = list(dict.fromkeys(rows["method"]))
-    for place, method in enumerate(methods):
-        _, colour, marker = METHOD_STYLES.get(method, (method, COLOURS["reference"], "o"))
-        mine = rows[rows["method"] == method]
-        for training, filled in (("exact gradient", False), ("samples", True)):
-            some = mine[mine["training"] == training]
-            face = colour if filled else "white"
-            left.scatter(
-                some["kl_to_target"],
-                [place] * len(some),
-                marker=marker,
-                s=70,
-                facecolors=face,
-                edgecolors=colour,
-                linewidths=2,
-            )
-            right.scatter(
-                some["kl"], some["win_rate"], marker=marker, s=70, facecolors=face, edgecolors=colour, linewidths=2
-            )
-    left.axvline(floor, ls="--", lw=1, color=COLOURS["bound"])
-    left.set_yticks(range(len(methods)), [METHOD_STYLES.get(method, (method,))[0] for method in methods])
+    figure, (left, right) = new_figure(2, width=6.0, height=4.4)
+    names = list(dict.fromkeys(rows["name"]))
+    kinds = {"table": ("none", 130, "a number a response, exact"), "network": ("white", 70, "network, exact gradient")}
+    kinds["samples"] = ("filled", 34, "network, from samples")
+    for _, row in rows.iterrows():
+        _, colour, marker = (METHOD_STYLES | {"ipo": ("IPO", "#949494", "<")})[row["method"]]
+        face, size, _ = kinds[row["training"]]
+        style = {"marker": marker, "s": size, "edgecolors": colour, "linewidths": 1.6}
+        style["facecolors"] = colour if face == "filled" else face
+        left.scatter(max(row["reverse_kl"], 1e-9), names.index(row["name"]), zorder=3, **style)
+        right.scatter(row["kl"], row["win_rate"], zorder=3, **style)
+    for face, size, label in kinds.values():
+        grey = COLOURS["reference"]
+        left.scatter(
+            [], [], s=size, edgecolors=grey, facecolors=grey if face == "filled" else face, linewidths=1.6, label=label
+        )
+    right.plot(*best, marker="*", ms=15, color=COLOURS["best-of-n"], mec="#222222", ls="none", label="best-of-N")
+    left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
-    left.set(xscale="log", xlabel=r"exact $\mathrm{KL}(\pi_\theta \| \pi_N)$  (nats)")
+    left.grid(axis="y", alpha=0.3)
+    left.set(xscale="log", xlabel=r"exact $\mathrm{KL}(\pi_\theta \| \pi_N)$  (nats; below $10^{-9}$ at the edge)")
+    left.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0.0, 1.18), ncols=3, columnspacing=1)
     right.set(xlabel="exact KL to the reference  (nats)", ylabel="exact win rate")
+    right.legend(frameon=False, fontsize=9, loc="lower right")
+    return figure
+
+
+def estimated_ends_figure(rows: pd.DataFrame, truth: Mapping[str, float]) -> Figure:
+    """Draw how far from best-of-N vBoN ends with log F estimated from M samples.
+
+    Args:
+        rows: a row a run, with method, m, smoothing and reverse_kl in nats; not finite where the run broke off.
+        truth: method to reverse_kl with the true F.
+    """
+    import seaborn as sns
+
+    figure, axes = new_figure(len(truth), width=5.6, height=4.0)
+    colours = dict(zip(dict.fromkeys(rows["smoothing"]), sns.color_palette("colorblind"), strict=False))
+    for axis, (method, level) in zip(axes, truth.items(), strict=True):
+        for smoothing, colour in colours.items():
+            mine = rows[(rows["method"] == method) & (rows["smoothing"] == smoothing)].sort_values("m")
+            axis.plot(mine["m"], mine["reverse_kl"], "o-", color=colour, label=smoothing.replace("_", " "))
+        axis.axhline(level, ls="--", lw=1.2, color=COLOURS["bound"], label="true F")
+        axis.set(xscale="log", yscale="log", xlabel="reference samples M behind F", title=METHOD_STYLES[method][0])
+        axis.set_xticks(sorted(rows["m"].unique()), [f"{m:.0f}" for m in sorted(rows["m"].unique())], minor=False)
+        axis.minorticks_off()
+        axis.set_ylim(rows["reverse_kl"].min() * 0.5, rows["reverse_kl"].max() * 2)
+    axes[0].set_ylabel(r"exact $\mathrm{KL}(\pi_\theta \| \pi_N)$  (nats)")
+    axes[-1].legend(frameon=False, fontsize=9)
     return figure

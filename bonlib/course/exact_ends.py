@@ -1,0 +1,266 @@
+"""Where each method ends on the enumerable language model: the runs behind the table of notebook 04."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from scipy.optimize import brentq
+
+from bonlib.align.enumerated import EnumeratedPrompts, ListedPolicy, Objective, TabularPolicy, train_exactly
+from bonlib.align.methods import METHODS, BonSft, Dpo, LogCdf, SampledCdf
+from bonlib.align.results import add_rows, read_rows
+from bonlib.align.settings import TrainingData, TrainSettings
+from bonlib.align.trainer import train
+from bonlib.cdf import Smoothing
+from bonlib.course.runner import ROOT, commit_of_workbook
+from bonlib.course.sentiment import describe_device
+from bonlib.exact import TiltReward, kl_divergence
+from bonlib.lm.enumerable import LENGTH, PROMPTS, letter_sentiment, vowel_count
+from bonlib.lm.models import LoadedModel, load_language_model
+from bonlib.lm.samplers import SamplingSettings
+
+TABLE = ROOT / "data" / "results" / "exact_ends.csv"
+N = 8
+REWARDS = {"letters": letter_sentiment, "vowels": vowel_count}  # without and with ties
+RATES = (2e-3, 6e-3, 18e-3)
+SHORT = 200  # steps where many runs are compared with each other
+MS = (8, 32, 128, 512)
+SMOOTHINGS = get_args(Smoothing)
+LEARNING_RATES = dict.fromkeys(("vbon", "vbon-bound", "kl-rl-rloo", "bon-sft", "bonbon", "ipo", "dpo"), 6e-3)
+
+
+@dataclass(frozen=True)
+class ExactRun:
+    """One training run on the enumerable model.
+
+    Attributes:
+        method: a key of `METHODS` that needs no value head, or "ipo".
+        reward: "letters" or "vowels".
+        policy: "network" or "table".
+        training: "exact" (all responses), "samples" (drawn from the list), or "trainer" (drawn from the network and
+            trained by `bonlib.align.trainer`, like any language model).
+        m: reference samples behind log F; None for the truth.
+        smoothing: of the CDF of these samples.
+        beta: of methods that have one.
+        learning_rate: at its peak.
+        steps: of Adam.
+        count: examples a prompt and step, where there are more than can be listed.
+        seed: of draws.
+    """
+
+    method: str
+    reward: str = "letters"
+    policy: str = "network"
+    training: str = "exact"
+    m: int | None = None
+    smoothing: str = ""
+    beta: float | None = None
+    learning_rate: float = 6e-3
+    steps: int = 400
+    count: int = 4096
+    seed: int = 0
+
+    @property
+    def identity(self) -> str:
+        """A hash of all of it."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]
+
+
+@cache
+def world(reward: str) -> EnumeratedPrompts:
+    """Return the prompts under one of `REWARDS`."""
+    return EnumeratedPrompts(reference(), PROMPTS, REWARDS[reward]())
+
+
+@cache
+def reference() -> LoadedModel:
+    """Return the enumerable model."""
+    return load_language_model("trigram-tiny", device="cpu")
+
+
+@cache
+def matching_beta(reward: str, kind: TiltReward) -> float:
+    """Return the β whose tilt is, on average over prompts, as far from the reference as best-of-N.
+
+    Args:
+        reward: one of `REWARDS`.
+        kind: what the method's optimum tilts by: "raw" for KL-RL, "calibrated" for IPO.
+    """
+    outcomes = world(reward).outcomes
+
+    def excess(log_beta: float) -> float:
+        beta = float(np.exp(log_beta))
+        return sum(kl_divergence(o.tilt(beta, kind), o.probs) - kl_divergence(o.best_of(N), o.probs) for o in outcomes)
+
+    return float(np.exp(brentq(excess, np.log(1e-2), np.log(1e2))))
+
+
+def run_exactly(run: ExactRun) -> dict[str, Any]:
+    """Train and judge; return the row that is stored."""
+    prompts = world(run.reward)
+    begun = time.process_time()  # not of the clock: it is the same on a busy machine
+    policy = _trained(run, prompts)
+    seconds = time.process_time() - begun
+    found = prompts.judge(policy, N).means()
+    return {
+        **asdict(run),
+        **found,
+        "processor_seconds": seconds,
+        "device": describe_device(torch.device("cpu")),
+        "commit": commit_of_workbook(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _trained(run: ExactRun, prompts: EnumeratedPrompts) -> torch.Tensor | LoadedModel:
+    if run.training == "trainer":
+        settings = TrainSettings(
+            steps=run.steps,
+            prompts=len(PROMPTS),
+            group=run.count,
+            learning_rate=run.learning_rate,
+            warmup=run.steps // 20,
+            easing=0.5,
+            measure_every=run.steps,
+            checkpoint_every=run.steps,
+            seed=run.seed,
+        )
+        data = TrainingData(PROMPTS, REWARDS[run.reward](), SamplingSettings(max_new_tokens=LENGTH), cdf=prompts)
+        with TemporaryDirectory() as folder:
+            return train(reference(), _method(run), data, settings, Path(folder) / "run", show=False).policy
+    policy: torch.nn.Module = TabularPolicy(prompts.ref_log_probs)
+    if run.policy == "network":
+        policy = ListedPolicy(copy.deepcopy(reference().model), prompts.prompt_ids)
+    train_exactly(policy, _objective(run, prompts), steps=run.steps, learning_rate=run.learning_rate)
+    with torch.no_grad():
+        return policy()
+
+
+def _method(run: ExactRun) -> Any:
+    if run.method == "ipo":
+        return Dpo(_given(run.beta), identity=True)
+    entry = METHODS[run.method]
+    return entry.make(N if entry.setting == "n" else _given(run.beta))
+
+
+def _objective(run: ExactRun, prompts: EnumeratedPrompts) -> Objective:
+    method, sampled = _method(run), run.training == "samples"
+    if hasattr(method, "returns"):
+        count = run.count if sampled else None
+        return prompts.ascend(method, count=count, cdf=_cdf(run, prompts), easing=0.5, seed=run.seed)
+    if isinstance(method, BonSft) and not sampled:
+        return prompts.imitate(N)
+    return prompts.learn(method, count=run.count, seed=run.seed)
+
+
+def _cdf(run: ExactRun, prompts: EnumeratedPrompts) -> LogCdf | None:
+    if run.m is None:
+        return None
+    rng = np.random.default_rng([run.seed, run.m])
+    samples = np.stack([rng.choice(o.rewards, run.m, p=o.probs / o.probs.sum()) for o in prompts.outcomes])
+    return SampledCdf(PROMPTS, samples, run.smoothing)  # type: ignore[arg-type]
+
+
+def _given(beta: float | None) -> float:
+    if beta is None:
+        raise ValueError("beta is None; this method needs one, such as matching_beta returns")
+    return beta
+
+
+def run_all(runs: Iterable[ExactRun], *, table: Path = TABLE) -> None:
+    """Do every run that has no row yet; several processes may do so at once."""
+    from filelock import FileLock, Timeout
+
+    locks = ROOT / "_build" / "exact_ends"
+    locks.mkdir(parents=True, exist_ok=True)
+    for run in runs:
+        try:
+            with FileLock(locks / f"{run.identity}.lock", timeout=0):
+                if run.identity in set(read_rows(table)["run"]):
+                    continue
+                row = run_exactly(run)
+                add_rows(table, run.identity, [row])
+        except Timeout:
+            continue
+        print(
+            f"{run.method:11s} {run.reward} {run.policy} {run.training:7s} m={run.m} {run.smoothing} "
+            f"{run.learning_rate:g}: KL to best-of-{N} {row['reverse_kl']:.4f}, from it {row['forward_kl']:.4f}, to "
+            f"the reference {row['kl']:.3f}, win rate {row['win_rate']:.4f}, {row['processor_seconds']:.0f} s",
+            flush=True,
+        )
+
+
+def search(rates: Sequence[float] = RATES) -> list[ExactRun]:
+    """Return the search for learning rates, the same for every method."""
+    return [
+        ExactRun(method, beta=beta, learning_rate=rate, steps=SHORT) for method, beta in contestants() for rate in rates
+    ]
+
+
+def contestants(reward: str = "letters") -> list[tuple[str, float | None]]:
+    """Return the methods with the β of those that have one."""
+    return [
+        ("vbon", None),
+        ("vbon-bound", None),
+        ("kl-rl-rloo", matching_beta(reward, "raw")),
+        ("bon-sft", None),
+        ("bonbon", None),
+        ("ipo", matching_beta(reward, "calibrated")),
+        ("dpo", 0.5),
+        ("dpo", 2.0),
+    ]
+
+
+def grid() -> list[ExactRun]:
+    """Return the runs of the table: every method on both rewards, as a table, a network, from samples."""
+    ends = [
+        ExactRun(method, reward, policy, training, beta=beta, learning_rate=_rate(method, policy), steps=steps)
+        for reward in REWARDS
+        for policy, training, steps in [
+            ("network", "exact", 400),
+            ("network", "samples", 400),
+            ("table", "exact", 1000),
+        ]
+        for method, beta in contestants(reward)
+    ]
+    by_trainer = [
+        ExactRun(method, training="trainer", beta=beta, learning_rate=_rate(method, "network") / 2, count=256)
+        for method, beta in contestants()
+        if method in METHODS and METHODS[method].algorithm != "offline"
+    ]
+    estimated = [
+        ExactRun(
+            method, m=m, smoothing=smoothing, training="samples", learning_rate=_rate(method, "network"), steps=200
+        )
+        for m in MS
+        for method in ("vbon", "vbon-bound")
+        for smoothing in SMOOTHINGS
+    ]
+    return [*ends, *by_trainer, *estimated]
+
+
+def _rate(method: str, policy: str) -> float:
+    return 0.1 if policy == "table" else LEARNING_RATES[method]
+
+
+def label(method: str, beta: float | None) -> str:
+    """Return a method's name in figures and tables."""
+    names = {
+        "vbon": "vBoN, J",
+        "vbon-bound": "vBoN, L",
+        "kl-rl-rloo": "KL-RL",
+        "bon-sft": "BoN-SFT",
+        "bonbon": "BoNBoN",
+    }
+    return f"DPO, β = {beta:g}" if method == "dpo" else names.get(method, method.upper())

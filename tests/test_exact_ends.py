@@ -1,0 +1,67 @@
+"""The runs behind the table of notebook 04: each method as it says, each row once."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bonlib.align.results import read_rows
+from bonlib.course import exact_ends
+from bonlib.course.exact_ends import ExactRun, N, matching_beta, world
+from bonlib.exact import kl_divergence
+
+
+@pytest.mark.parametrize("reward", exact_ends.REWARDS)
+@pytest.mark.parametrize("kind", ["raw", "calibrated"])
+def test_a_matching_beta_spends_as_much_as_best_of_n(reward, kind):
+    beta = matching_beta(reward, kind)
+    spent = [
+        (kl_divergence(o.tilt(beta, kind), o.probs), kl_divergence(o.best_of(N), o.probs))
+        for o in world(reward).outcomes
+    ]
+    tilt, best = np.mean(spent, axis=0)
+    assert tilt == pytest.approx(best, rel=1e-6)
+
+
+def test_no_run_is_there_twice():
+    runs = [*exact_ends.search(), *exact_ends.grid()]
+    assert len({run.identity for run in runs}) == len(runs)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        ExactRun("vbon", policy="table"),
+        ExactRun("vbon", "vowels", "table"),
+        ExactRun("vbon-bound", policy="table", training="samples", m=8, smoothing="posterior"),
+        ExactRun("kl-rl-rloo", policy="table", beta=1.0),
+        ExactRun("bon-sft", policy="table"),
+        ExactRun("bon-sft", policy="table", training="samples"),
+        ExactRun("bonbon", policy="table"),
+        ExactRun("dpo", policy="table", beta=0.5),
+        ExactRun("ipo", policy="table", beta=0.1),
+        ExactRun("vbon", training="trainer"),
+    ],
+    ids=lambda run: f"{run.method}-{run.reward}-{run.training}",
+)
+def test_every_method_gets_nearer_to_best_of_n(run):
+    few = replace(run, steps=3, learning_rate=0.1 if run.policy == "table" else 3e-3, count=64)
+    row = exact_ends.run_exactly(few)
+    prompts = world(run.reward)
+    start = prompts.judge(prompts.ref_log_probs, N).means()
+    assert row["win_rate"] > start["win_rate"]
+    assert 0 < row["kl"] < 20
+    assert row["reverse_kl"] > 0
+
+
+def test_a_row_is_made_once(tmp_path, capsys):
+    runs = [ExactRun("vbon", policy="table", steps=1)]
+    for _ in range(2):
+        exact_ends.run_all(runs, table=tmp_path / "exact_ends.csv")
+    assert len(capsys.readouterr().out.splitlines()) == 1
+    assert read_rows(tmp_path / "exact_ends.csv")["run"].tolist() == [runs[0].identity]
+
+
+def test_a_method_without_its_beta_is_refused():
+    with pytest.raises(ValueError, match="beta is None"):
+        exact_ends.run_exactly(ExactRun("dpo"))
