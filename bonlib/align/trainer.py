@@ -10,7 +10,6 @@ import copy
 import hashlib
 import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -26,15 +25,16 @@ from tqdm import tqdm
 
 from bonlib import losses
 from bonlib.align.methods import Judged, OffPolicy, OnPolicy
+from bonlib.align.run_folder import Progress, RunFolder
 from bonlib.align.settings import Ppo, TrainingData, TrainSettings
 from bonlib.lm.kernels import cpu_kernels, keep_freed_memory
-from bonlib.lm.models import LoadedModel, load_language_model, without_bars
+from bonlib.lm.models import LoadedModel, load_language_model
 from bonlib.lm.reading import TokenBatch, response_logits, token_batch
 from bonlib.lm.rewards import checked_score
 from bonlib.lm.samplers import TransformersSampler, encode_prompts
-from bonlib.lm.store import replace_file
 
 Measure = Callable[[LoadedModel], Mapping[str, float]]
+PROGRESS = ("step", "seconds", "responses", "curve", "recent")  # attributes of a run that a checkpoint keeps
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +168,7 @@ class TrainingRun:
         self.reference, self.method, self.data, self.settings = reference, method, data, settings
         self.folder, self.measure, self.show = folder, measure, show
         self.accelerator = Accelerator(cpu=reference.device.type == "cpu", mixed_precision=settings.precision)
+        self.files = RunFolder(folder, self.accelerator)
         if settings.shards % self.accelerator.num_processes:
             raise ValueError(
                 f"shards is {settings.shards} for {self.accelerator.num_processes} processes; take a multiple of that"
@@ -199,10 +200,13 @@ class TrainingRun:
 
     def go(self) -> Trained:
         """Train from the newest checkpoint to the last step."""
-        self._claim_folder()
-        if (self.folder / "policy").exists():
-            return self._finished()
-        self._resume()
+        self.files.claim(self._about())
+        if self.files.finished:
+            self._go_on_from(self.files.final_progress())
+            return self._trained(
+                load_language_model(self.folder / "policy", device=self.reference.device.type, dtype="float32")
+            )
+        self._go_on_from(self.files.resume())
         bar = tqdm(
             total=self.settings.steps,
             initial=self.step,
@@ -223,11 +227,11 @@ class TrainingRun:
                 if last or self.step % self.settings.measure_every == 0:
                     self.curve.append(self._point())
                 if not last and self.step % self.settings.checkpoint_every == 0:
-                    self._save_checkpoint()
+                    self.files.save(self.step, self._progress())
                 shown = [name for name in ("reward", "kl", "entropy", "loss") if name in figures]
                 bar.set_postfix({name: f"{figures[name]:.3g}" for name in shown}, refresh=False)
                 bar.update()
-        self._save_policy()
+        self.files.finish(self.loaded, self._progress())
         return self._trained(self.loaded)
 
     def _trained(self, policy: LoadedModel) -> Trained:
@@ -432,17 +436,17 @@ class TrainingRun:
         else:
             cause = "steps too long or numbers too large for the format: lower learning_rate, or take precision 'no'"
         prompts = list(dict.fromkeys(prompt for shard in shards for prompt in shard.prompts))
-        kept = self._newest()
+        kept = self.files.newest
         raise DivergedError(
             f"step {self.step + 1} of {self.folder.name}: {what}. Batch: {prompts[:4]} and {max(len(prompts) - 4, 0)} "
             f"more. Likely cause: {cause}. Last good checkpoint: {kept or 'none yet'}"
         )
 
-    # -- files -----------------------------------------------------------------------------------------------------
+    # -- where it is -----------------------------------------------------------------------------------------------
 
-    def _claim_folder(self) -> None:
-        """Write down what this run is, or refuse a folder that holds another."""
-        about = {
+    def _about(self) -> dict[str, Any]:
+        """What makes this run another than others."""
+        return {
             "method": type(self.method).__name__,
             **asdict(self.method),  # type: ignore[call-overload]
             "settings": asdict(self.settings),
@@ -451,61 +455,13 @@ class TrainingRun:
             "reward_model": self.data.reward_model.fingerprint,
             "prompts": hashlib.sha256(json.dumps(list(self.data.prompts)).encode()).hexdigest(),
         }
-        text = json.dumps(about, indent=1)
-        file = self.folder / "run.json"
-        if file.exists() and file.read_text() != text:
-            raise ValueError(f"folder {self.folder} holds a run with other settings ({file}): take another folder")
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process and not file.exists():
-            replace_file(file, text.encode())
 
-    def _newest(self) -> Path | None:
-        return max((self.folder / "checkpoints").glob("step-*"), default=None)
+    def _progress(self) -> Progress:
+        return {name: getattr(self, name) for name in PROGRESS}
 
-    def _resume(self) -> None:
-        newest = self._newest()
-        if newest is None:
-            return
-        self.accelerator.load_state(str(newest))
-        self._read_progress(newest / "progress.json")
-
-    def _progress(self) -> bytes:
-        names = ("step", "seconds", "responses", "curve", "recent")
-        return json.dumps({name: getattr(self, name) for name in names}).encode()
-
-    def _read_progress(self, file: Path) -> None:
-        for name, value in json.loads(file.read_text()).items():
+    def _go_on_from(self, progress: Progress | None) -> None:
+        for name, value in (progress or {}).items():
             setattr(self, name, value)
-
-    def _save_checkpoint(self) -> None:
-        older = self._newest()
-        final = self.folder / "checkpoints" / f"step-{self.step:06d}"
-        partial = final.with_name(f"partial-{self.step:06d}")
-        self.accelerator.save_state(str(partial))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            replace_file(partial / "progress.json", self._progress())
-            partial.rename(final)
-            if older:
-                shutil.rmtree(older)
-        self.accelerator.wait_for_everyone()
-
-    def _save_policy(self) -> None:
-        if self.accelerator.is_main_process:
-            partial = self.folder / "policy.part"
-            shutil.rmtree(partial, ignore_errors=True)
-            with without_bars():
-                self.loaded.model.save_pretrained(partial)
-            self.loaded.tokenizer.save_pretrained(partial)
-            replace_file(self.folder / "progress.json", self._progress())
-            partial.rename(self.folder / "policy")
-            shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-
-    def _finished(self) -> Trained:
-        self._read_progress(self.folder / "progress.json")
-        loaded = load_language_model(self.folder / "policy", device=self.reference.device.type, dtype="float32")
-        return self._trained(loaded)
 
 
 def _trainable(model: Any, lora_rank: int) -> Any:
