@@ -150,8 +150,9 @@ class EnumeratedPrompts:
             easing: share of the training over which the method's pull grows to its own, as in `TrainSettings`.
             seed: of the draws.
         """
-        listed, generator = responses(), torch.Generator().manual_seed(seed)
+        listed, generator = np.array(responses(), dtype=object), torch.Generator().manual_seed(seed)
         names = [prompt for prompt in self.prompts for _ in range(count or len(listed))]
+        tables = self._tabulated(cdf) if cdf else (self.log_strict_cdf, self.log_cdf)
 
         def objective(log_probs: Tensor, progress: float) -> Tensor:
             now = method.eased(min(1.0, progress / easing)) if easing else method
@@ -162,13 +163,21 @@ class EnumeratedPrompts:
             mine, reference, rewards = (
                 table.gather(1, drawn).flatten() for table in (log_probs, self.ref_log_probs, self.rewards)
             )
-            texts = [listed[place] for place in drawn.flatten().tolist()]
-            gain = now.returns(Judged(names, texts, mine.detach(), reference, rewards), cdf or self)
+            judged = Judged(names, listed[drawn.flatten().numpy()], mine.detach(), reference, rewards)
+            gain = now.returns(judged, _Known(*(table.gather(1, drawn).flatten().numpy() for table in tables)))
             if count is None:
                 return -(mine.exp() * gain).sum() / len(log_probs)
             return losses.reinforce(mine, losses.leave_one_out(gain, group=count)).mean()
 
         return objective
+
+    def _tabulated(self, cdf: LogCdf) -> tuple[Tensor, Tensor]:
+        """What a CDF says of all responses, log F and log F≤, each of shape (P, 27³)."""
+        listed = responses()
+        prompts, texts = [p for p in self.prompts for _ in listed], listed * len(self.prompts)
+        rewards = self.rewards.flatten().numpy()
+        strict, weak = cdf.log_strict(prompts, texts, rewards), cdf.log_weak(prompts, texts, rewards)
+        return torch.from_numpy(strict).view_as(self.rewards), torch.from_numpy(weak).view_as(self.rewards)
 
     def imitate(self, n: float) -> Objective:
         """Return the cross-entropy with best-of-n, E_πn[−log πθ]: BoN-SFT on all samples there are."""
@@ -197,6 +206,19 @@ class EnumeratedPrompts:
             return method.loss(policy, reference).mean()
 
         return objective
+
+
+class _Known(NamedTuple):
+    """A CDF that is looked up already, for the very responses it is asked about."""
+
+    strict: Array
+    weak: Array
+
+    def log_strict(self, prompts: Sequence[str], responses: Sequence[str], rewards: ArrayLike) -> Array:
+        return self.strict
+
+    def log_weak(self, prompts: Sequence[str], responses: Sequence[str], rewards: ArrayLike) -> Array:
+        return self.weak
 
 
 class TabularPolicy(torch.nn.Module):

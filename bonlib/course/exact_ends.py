@@ -6,6 +6,7 @@ import copy
 import hashlib
 import itertools
 import json
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from scipy.optimize import brentq
 
-from bonlib.align.enumerated import EnumeratedPrompts, ListedPolicy, Objective, TabularPolicy, train_exactly
+from bonlib.align.enumerated import EnumeratedPrompts, Judgement, ListedPolicy, Objective, TabularPolicy, train_exactly
 from bonlib.align.methods import METHODS, BonSft, Dpo, LogCdf, SampledCdf
 from bonlib.align.results import add_rows, read_rows
 from bonlib.align.settings import TrainingData, TrainSettings
@@ -40,8 +41,8 @@ MS = (8, 32, 128, 512)
 SMOOTHINGS = get_args(Smoothing)
 PAIRWISE = ("bonbon", "ipo", "dpo")  # there are too many pairs to list: they have samples only
 # With which a method ends closest to best-of-N after a short exact training; of two within 5 % the smaller.
-LEARNING_RATES = {"vbon": 6e-3, "vbon-bound": 6e-3, "ipo": 6e-3}
-LEARNING_RATES |= dict.fromkeys(("kl-rl-rloo", "bon-sft", "bonbon", "dpo"), 18e-3)
+LEARNING_RATES = {"vbon": 6e-3, "vbon-bound": 6e-3, "ipo": 6e-3, "dpo": 2e-3}
+LEARNING_RATES |= dict.fromkeys(("kl-rl-rloo", "bon-sft", "bonbon"), 18e-3)
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,20 @@ class ExactRun:
     count: int = 16_384
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        known = {
+            "method": (*(name for name, entry in METHODS.items() if entry.algorithm != "ppo"), "ipo"),
+            "reward": tuple(REWARDS),
+            "policy": ("network", "table"),
+            "training": ("exact", "samples", "trainer"),
+            "smoothing": SMOOTHINGS if self.m else ("",),
+        }
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(values)}")
+        if self.m and self.training == "trainer":
+            raise ValueError(f"m is {self.m}; the trainer's runs here have the true F: leave m out")
+
     @property
     def identity(self) -> str:
         """A hash of all of it."""
@@ -107,24 +122,22 @@ def matching_beta(reward: str, kind: TiltReward) -> float:
         beta = float(np.exp(log_beta))
         return sum(kl_divergence(o.tilt(beta, kind), o.probs) - kl_divergence(o.best_of(N), o.probs) for o in outcomes)
 
-    return float(np.exp(brentq(excess, np.log(1e-2), np.log(1e2))))
+    beta = float(np.exp(brentq(excess, np.log(1e-2), np.log(1e2))))
+    return float(f"{beta:.5g}")  # the same on every machine
 
 
 def run_exactly(run: ExactRun) -> dict[str, Any]:
-    """Train and judge; return the row that is stored."""
+    """Train and judge; return the figures of its row, NaN where a return was not finite (log F = −∞)."""
     prompts = world(run.reward)
     begun = time.process_time()  # not of the clock: it is the same on a busy machine
-    policy = _trained(run, prompts)
-    seconds = time.process_time() - begun
-    found = prompts.judge(policy, N).means()
-    return {
-        **asdict(run),
-        **found,
-        "processor_seconds": seconds,
-        "device": describe_device(torch.device("cpu")),
-        "commit": commit_of_workbook(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    try:
+        found = prompts.judge(_trained(run, prompts), N).means()
+    except ValueError as error:
+        if "not finite" not in str(error):
+            raise
+        found = dict.fromkeys(Judgement._fields, math.nan)
+    found["mean_reward"] = found.pop("reward")  # `reward` says which
+    return {**asdict(run), **found, "processor_seconds": time.process_time() - begun}
 
 
 def _trained(run: ExactRun, prompts: EnumeratedPrompts) -> torch.Tensor | LoadedModel:
@@ -188,12 +201,13 @@ def run_all(runs: Iterable[ExactRun], *, table: Path = TABLE) -> None:
 
     locks = ROOT / "_build" / "exact_ends"
     locks.mkdir(parents=True, exist_ok=True)
+    about = {"device": describe_device(torch.device("cpu")), "commit": commit_of_workbook()}
     for run in runs:
         try:
             with FileLock(locks / f"{run.identity}.lock", timeout=0):
                 if run.identity in set(read_rows(table)["run"]):
                     continue
-                row = run_exactly(run)
+                row = run_exactly(run) | about | {"date": time.strftime("%Y-%m-%d")}
                 add_rows(table, run.identity, [row])
         except Timeout:
             continue
