@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+ROUNDING = 1e-3  # by which a sum of log-probabilities may be off
+
 
 def kl_rl_return(log_probs: Tensor, ref_log_probs: Tensor, rewards: Tensor, *, beta: float) -> Tensor:
     """Return r − β (log πθ − log π), whose expectation KL-regularised reinforcement learning maximises.
@@ -55,11 +57,16 @@ def vbon_return(
             None if no two responses are tied: then it is log π(y).
 
     Raises:
-        ValueError: if shapes differ, a number is NaN or a log-probability is positive, or `n` is below 1.
+        ValueError: if shapes differ, a number is NaN or a log-probability is positive, `log_tied` is below log π, or `n`
+            is below 1.
 
     Source: Amini et al., Eq. 5, with Proposition 1 in the form (F + π)^N − F^N, shared among the tied by their π.
     """
     log_tied = ref_log_probs if log_tied is None else log_tied
+    if log_tied.shape == ref_log_probs.shape and bool((log_tied < ref_log_probs - ROUNDING).any()):
+        raise ValueError(
+            "log_tied is below ref_log_probs: a response is tied with itself, so it holds at least its own π"
+        )
     _check_log_probs(log_probs=log_probs, ref_log_probs=ref_log_probs, log_strict_cdf=log_strict_cdf, log_tied=log_tied)
     _check_n(n)
     # F≤ / F = 1 + e^odds, and 1 − (F/F≤)^N = 1 − e^−lost; where that is all but N e^odds, its logarithm is taken so.
@@ -370,7 +377,7 @@ def _times(factor: float, log_cdf: Tensor) -> Tensor:
 def _check_log_probs(**tensors: Tensor) -> None:
     _check_shapes(**tensors)
     for name, tensor in tensors.items():
-        if not bool((tensor.detach() <= 1e-3).all()):  # rounding may leave a sum of log-probabilities just above 0
+        if not bool((tensor.detach() <= ROUNDING).all()):
             raise ValueError(f"{name} holds {tensor.detach().max().item():.4g}; a log-probability is at most 0")
 
 

@@ -23,6 +23,8 @@ def mean_over_prompts(values: ArrayLike) -> Estimate:
     per_prompt = np.asarray(values, dtype=np.float64)
     if per_prompt.ndim == 0 or len(per_prompt) < 2:
         raise ValueError(f"values has shape {per_prompt.shape}; a standard error needs at least two prompts")
+    if not np.isfinite(per_prompt).all():
+        raise ValueError("values holds a number that is not finite; drop or repair that prompt")
     return Estimate(per_prompt.mean(axis=0), per_prompt.std(axis=0, ddof=1) / np.sqrt(len(per_prompt)))
 
 
@@ -42,6 +44,8 @@ def win_probability(rewards: ArrayLike, opponents: ArrayLike) -> Array:
             f"rewards has shape {mine.shape} and opponents {theirs.shape}; both must be (prompts, responses) with the "
             "same prompts"
         )
+    if not theirs.size:
+        raise ValueError(f"opponents has shape {theirs.shape}; there must be a prompt, and a response to play against")
     for name, value in (("rewards", mine), ("opponents", theirs)):
         if not np.isfinite(value).all():
             raise ValueError(f"{name} has a reward that is not finite: drop or repair that response")

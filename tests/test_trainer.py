@@ -12,7 +12,8 @@ import torch
 from accelerate.state import AcceleratorState
 
 from bonlib.align import trainer
-from bonlib.align.methods import METHODS, Bonbon, BonSft, Dpo, KlRl, SampledCdf, Vbon, VbonBound
+from bonlib.align.evaluate import TestSet
+from bonlib.align.methods import METHODS, Bonbon, BonSft, Dpo, Judged, KlRl, SampledCdf, Vbon, VbonBound
 from bonlib.align.settings import Ppo, TrainingData, TrainSettings
 from bonlib.align.trainer import DivergedError, train
 from bonlib.lm.models import load_language_model
@@ -88,7 +89,10 @@ def test_every_method_improves_the_reward_and_is_saved_for_transformers(
     assert loaded.curve == trained.curve  # finished: nothing is trained again
 
 
-@pytest.mark.parametrize(("method", "settings"), [ALL[1], ALL[3], ALL[6]], ids=["ppo", "vbon", "dpo"])
+EASED = (VbonBound(4), replace(SHORT, easing=0.5, lora_rank=2))
+
+
+@pytest.mark.parametrize(("method", "settings"), [ALL[1], ALL[2], ALL[6], EASED], ids=["ppo", "vbon", "dpo", "eased"])
 def test_an_interrupted_run_comes_to_the_same_numbers(method, settings, language_model, data, tmp_path, monkeypatch):
     whole = train(language_model, method, data, settings, tmp_path / "whole", show=False)
     calls = 0
@@ -118,12 +122,51 @@ def test_the_reference_is_not_changed(language_model, data, tmp_path):
     assert language_model.fingerprint == before
 
 
-def test_shards_do_not_change_what_off_policy_methods_learn(language_model, data, tmp_path):
-    one = train(language_model, Dpo(0.1), data, SHORT, tmp_path / "1", show=False)
-    two = train(language_model, Dpo(0.1), data, replace(SHORT, shards=2), tmp_path / "2", show=False)
+@pytest.mark.parametrize("method", [Dpo(0.1), Bonbon(4)], ids=["dpo", "bonbon"])
+def test_shards_do_not_change_what_off_policy_methods_learn(method, language_model, data, tmp_path):
+    one = train(language_model, method, data, SHORT, tmp_path / "1", show=False)
+    two = train(language_model, method, data, replace(SHORT, shards=2), tmp_path / "2", show=False)
     # Adam turns rounding into steps where a gradient is all but 0, so single weights may differ a little.
     assert [row["loss"] for row in one.curve] == pytest.approx([row["loss"] for row in two.curve], rel=1e-4)
     assert torch.dist(weights(one), weights(two)) < 0.01 * torch.dist(weights(one), weights_of(language_model))
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_a_policy_starts_as_the_reference(lora_rank, language_model, data, tmp_path):
+    settings = replace(SHORT, lora_rank=lora_rank, prompts=4)
+    run = trainer.TrainingRun(language_model, KlRl(0.1), data, settings, tmp_path, None, False)
+    rollout = run._rollout(0)
+    assert len({len(run.prompt_ids[prompt]) for prompt in rollout.prompts}) > 1  # some are padded
+    assert rollout.figures["kl"] == pytest.approx(0, abs=1e-5)
+    again, _ = run.policy(rollout.batch)
+    torch.testing.assert_close(again.detach(), rollout.reference, atol=1e-5, rtol=0)
+
+
+def test_ppo_spreads_the_whole_return_over_the_tokens(language_model, data, tmp_path):
+    settings = replace(SHORT, ppo=Ppo(), precision="bf16")
+    run = trainer.TrainingRun(language_model, KlRl(0.5), data, settings, tmp_path, None, False)
+    rollout = run._rollout(0)
+    torch.testing.assert_close(run._token_rewards(rollout).sum(1).double(), rollout.returns, atol=1e-4, rtol=0)
+    assert rollout.old[1].dtype == torch.float32
+
+
+def test_the_learning_rate_rises_and_falls_and_the_pull_grows():
+    settings = TrainSettings(steps=10, learning_rate=1.0, warmup=10, easing=0.5)
+    rates = [settings.learning_rate_at(step) for step in range(10)]
+    assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2])
+    assert [settings.pull_at(step) for step in (0, 3, 4, 9)] == pytest.approx([0.2, 0.8, 1.0, 1.0])
+    assert replace(settings, easing=0.0).pull_at(0) == 1.0
+
+
+def test_tied_rewards_share_best_of_n(data):
+    cdf = SampledCdf(["p"], [[0.0, 0.0, 1.0, 2.0]], "none")
+    log_pi = torch.tensor([-3.0, -0.5], dtype=torch.float64)
+    judged = Judged(["p"] * 2, ["a", "b"], log_pi, log_pi, torch.tensor([0.0, 2.0], dtype=torch.float64))
+    got = Vbon(3).returns(judged, cdf) + log_pi
+    own = float(np.exp(-0.5))  # more than the quarter that the samples give a reward of 2
+    worst = np.exp(-3.0) / 0.5 * 0.5**3
+    best = 1 - (1 - own) ** 3
+    np.testing.assert_allclose(got.exp(), [worst, best], rtol=1e-6)
 
 
 def test_an_adapter_alone_is_trained_and_saved(language_model, data, tmp_path):
@@ -161,6 +204,12 @@ def test_a_folder_of_another_run_is_refused(language_model, data, tmp_path):
     train(language_model, Dpo(0.1), data, SHORT, tmp_path, show=False)
     with pytest.raises(ValueError, match="other settings"):
         train(language_model, Dpo(0.2), data, SHORT, tmp_path, show=False)
+    with pytest.raises(ValueError, match="other settings"):
+        train(language_model, Dpo(0.1), replace(data, rewards=-data.rewards), SHORT, tmp_path, show=False)
+    train(language_model, VbonBound(4), data, replace(SHORT, steps=1), tmp_path / "vbon", show=False)
+    fewer = replace(data, cdf=SampledCdf(PROMPTS, data.rewards[:, :8]))
+    with pytest.raises(ValueError, match="other settings"):
+        train(language_model, VbonBound(4), fewer, replace(SHORT, steps=1), tmp_path / "vbon", show=False)
 
 
 def test_bad_input_is_named(language_model, data, tmp_path):
@@ -178,6 +227,20 @@ def test_bad_input_is_named(language_model, data, tmp_path):
         train(language_model, BonSft(65), data, SHORT, tmp_path / "a", show=False)
     with pytest.raises(ValueError, match="cdf is None"):
         train(language_model, Vbon(4), replace(data, cdf=None), SHORT, tmp_path / "b", show=False)
+    with pytest.raises(ValueError, match="draws has other prompts"):
+        replace(data, prompts=PROMPTS[::-1])
+    with pytest.raises(ValueError, match="rewards has 2 rows for 4 prompts"):
+        replace(data, rewards=data.rewards[:2])
+    with pytest.raises(ValueError, match="prompts has 1 repeated"):
+        SampledCdf(["a", "a"], np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="epochs is 0"):
+        Ppo(epochs=0)
+    with pytest.raises(ValueError, match="precision is 'fp99'"):
+        TrainSettings(precision="fp99")
+    with pytest.raises(ValueError, match="sft_weight is None"):
+        Bonbon(4).loss(torch.zeros(1, 2), torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="temperature 1"):
+        TestSet(PROMPTS, data.rewards, SamplingSettings(8, top_p=0.9))
     with pytest.raises(ValueError, match="n is 0"):
         Vbon(0)
     with pytest.raises(ValueError, match="beta is 0"):

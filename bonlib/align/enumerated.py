@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from bonlib import losses
-from bonlib.align.methods import Judged, LogCdf, OffPolicy, OnPolicy
+from bonlib.align.methods import Bonbon, Judged, LogCdf, OffPolicy, OnPolicy
 from bonlib.exact import Array, Outcomes, Ties
 from bonlib.lm.enumerable import LENGTH, enumerate_log_probs, minimise, response_indices, responses
 from bonlib.lm.models import LoadedModel
@@ -71,6 +72,8 @@ class EnumeratedPrompts:
         )
         self.log_strict_cdf = strict_cdf.log()
         self._row = {prompt: row for row, prompt in enumerate(self.prompts)}
+        about = b"".join(table.numpy().tobytes() for table in (self.ref_log_probs, self.rewards))
+        self.fingerprint = hashlib.sha256(about).hexdigest()
 
     def log_best_of(self, n: float, ties: Ties = "first") -> Tensor:
         """Return log π_n of every response, shape (P, 27³); arguments as in `Outcomes.log_best_of`."""
@@ -196,6 +199,9 @@ class EnumeratedPrompts:
             seed: of the draws.
         """
         n, calls = getattr(method, "n", 2), iter(range(1 << 62))
+        if isinstance(method, Bonbon):
+            best, _ = self.best_and_worst(method.n, 10_000, [seed])
+            method = method.balanced(self.ref_log_probs.gather(1, torch.from_numpy(best)))
 
         def objective(log_probs: Tensor, progress: float) -> Tensor:
             pairs = [torch.from_numpy(drawn) for drawn in self.best_and_worst(n, count, [seed, next(calls)])]

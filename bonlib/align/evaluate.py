@@ -26,7 +26,7 @@ class TestSet:
     Attributes:
         prompts: P that no policy was trained on.
         opponents: rewards of reference responses to each, shape (P, b), which a win rate is counted against.
-        sampling: length and temperature of the responses.
+        sampling: length of the responses, at temperature 1 from all tokens.
         responses: drawn for each prompt.
         seed: of these draws, the same for every policy.
     """
@@ -44,6 +44,10 @@ class TestSet:
             raise ValueError(
                 f"there are {len(self.prompts)} prompts and {len(self.opponents)} rows of opponents; a measurement "
                 "needs at least two prompts, and as many rows"
+            )
+        if not self.sampling.plain:
+            raise ValueError(
+                f"sampling is {self.sampling}; KL and entropy are those of the policy itself: temperature 1 and top_p 1"
             )
 
     def first(self, prompts: int, responses: int) -> TestSet:
@@ -140,5 +144,5 @@ def _along_responses(
             ref_logits = response_logits(reference.model, batch).logits
         ref_log_probs = -torch.nn.functional.cross_entropy(ref_logits.mT, batch.responses, reduction="none")
         figures = torch.stack([next_token_kl(logits, ref_logits), next_token_entropy(logits), ref_log_probs])
-        found[:, places] = (figures.double() * batch.response_mask).sum(2).cpu().numpy()
+        found[:, places] = (figures * batch.response_mask).cpu().double().sum(2).numpy()  # Apple's GPUs know no float64
     return found[0], found[1], found[2]

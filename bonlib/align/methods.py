@@ -7,6 +7,8 @@ what a response is worth. An *off-policy* method learns from draws of the refere
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -59,6 +61,11 @@ class SampledCdf:
             raise ValueError(
                 f"samples has shape {table.shape} for {len(prompts)} prompts; it must be (prompts, samples)"
             )
+        if len(set(prompts)) != len(prompts):
+            raise ValueError(f"prompts has {len(prompts) - len(set(prompts))} repeated; all must be different")
+        about = hashlib.sha256(json.dumps([list(prompts), smoothing, prior]).encode())
+        about.update(table.tobytes())
+        self.fingerprint = about.hexdigest()  # two runs with different estimates are different runs
         self._cdfs = {
             prompt: EmpiricalCdf(row, smoothing, prior=prior) for prompt, row in zip(prompts, table, strict=True)
         }
@@ -272,13 +279,22 @@ class Bonbon:
         pairs = np.stack([best_of_n(rewards, self.n), best_of_n(-rewards, self.n)], axis=2)
         return np.repeat(np.arange(len(pairs)), pairs.shape[1]), pairs.reshape(-1, 2)
 
+    def balanced(self, best_ref_log_probs: ArrayLike) -> Bonbon:
+        """Return it with a weight, if it has none yet.
+
+        Args:
+            best_ref_log_probs: log π of the best draws it learns from, nats, of any shape.
+        """
+        if self.sft_weight is not None:
+            return self
+        gap = losses.bonbon_target(self.n) ** 2  # the second term at the reference, whatever the pair
+        return replace(self, sft_weight=gap / (gap - float(np.asarray(best_ref_log_probs).mean())))
+
     def loss(self, log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
         """Return a NLL(best) + (1−a) (Δθ − Δπ − t_n)²."""
-        weight = self.sft_weight
-        if weight is None:  # at the reference the second term is t_n², whatever the pair
-            gap = losses.bonbon_target(self.n) ** 2
-            weight = gap / (gap + float(-ref_log_probs[:, 0].mean()))
-        return losses.bonbon(*log_probs.T, *ref_log_probs.T, n=self.n, sft_weight=weight)
+        if self.sft_weight is None:
+            raise ValueError("sft_weight is None; give one, or let `balanced` find it")
+        return losses.bonbon(*log_probs.T, *ref_log_probs.T, n=self.n, sft_weight=self.sft_weight)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,13 @@ class Ppo:
     value_weight: float = 0.2
     trace: float = 0.95
 
+    def __post_init__(self) -> None:
+        _check("epochs", self.epochs, self.epochs >= 1, "at least 1")
+        _check("clip", self.clip, self.clip > 0, "positive")
+        _check("value_clip", self.value_clip, self.value_clip > 0, "positive")
+        _check("value_weight", self.value_weight, self.value_weight >= 0, "0 or more")
+        _check("trace", self.trace, 0 <= self.trace <= 1, "from 0 to 1")
+
 
 @dataclass(frozen=True)
 class TrainSettings:
@@ -41,9 +48,10 @@ class TrainSettings:
     Attributes:
         steps: gradient steps (with PPO: batches of responses, each used `ppo.epochs` times).
         prompts: prompts a step.
-        group: responses to each of them; the leave-one-out baseline of one is the mean of the others.
-        learning_rate: at its peak; it falls linearly to 0 at the last step.
-        warmup: steps over which it rises.
+        group: responses to each of them; the leave-one-out baseline of one is the mean of the others. Off policy a step
+            takes as many stored draws, `prompts * group`, as examples of one or two.
+        learning_rate: at its peak; from there it falls in a straight line that would end at 0 after the last step.
+        warmup: steps over which it rises, at most half of them.
         easing: share of the steps over which an on-policy method's pull grows from none to its own (n from 1, 1/β from
             0). With all of it at once, a policy first gives up responses that it then hardly draws again.
         max_grad_norm: longer gradients are cut to this length.
@@ -53,7 +61,7 @@ class TrainSettings:
         shards: parts that a step is worked in; processes share them out, so it is a multiple of their number.
         measure_every: steps between two measurements.
         checkpoint_every: steps between two checkpoints.
-        max_kl: mean log πθ − log π of a step, in nats, above which the run counts as diverged.
+        max_kl: mean log πθ − log π of a step's own draws, in nats, above which an on-policy run counts as diverged.
         seed: of everything random.
     """
 
@@ -74,17 +82,18 @@ class TrainSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "prompts", "shards", "measure_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("steps", "prompts", "group", "shards", "measure_every", "checkpoint_every"):
+            _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        for name in ("warmup", "lora_rank"):
+            _check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
+        for name in ("learning_rate", "max_grad_norm", "max_kl"):
+            _check(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "positive and finite")
+        _check("easing", self.easing, 0 <= self.easing <= 1, "a share of the steps, 0 to 1")
+        _check("precision", self.precision, self.precision in ("no", "bf16"), "'no' or 'bf16'")
         if self.prompts % self.shards:
             raise ValueError(f"shards is {self.shards}; it must divide the {self.prompts} prompts of a step")
         if self.group < 2 and self.ppo is None:
             raise ValueError(f"group is {self.group}; the leave-one-out baseline needs at least 2 responses a prompt")
-        if not 0 <= self.easing <= 1:
-            raise ValueError(f"easing is {self.easing}; it is a share of the steps, 0 to 1")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be positive and finite")
 
     def pull_at(self, step: int) -> float:
         """Return the part of an on-policy method's pull that is there at a step, counted from 0."""
@@ -92,8 +101,9 @@ class TrainSettings:
 
     def learning_rate_at(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
-        rising = (step + 1) / max(self.warmup, 1)
-        falling = (self.steps - step) / max(self.steps - self.warmup, 1)
+        warmup = min(self.warmup, self.steps // 2)
+        rising = (step + 1) / max(warmup, 1)
+        falling = (self.steps - step) / (self.steps - warmup)
         return self.learning_rate * min(rising, falling, 1.0)
 
 
@@ -107,7 +117,7 @@ class TrainingData:
         sampling: length of responses; training draws at temperature 1 from all tokens.
         draws: of the reference, at least as many a prompt as the method needs; on-policy methods need none.
         rewards: of these draws, shape (P, M).
-        cdf: of the rewards, for methods that use it.
+        cdf: of the rewards, for methods that use it. Its `fingerprint`, if it has one, tells runs apart.
     """
 
     prompts: Sequence[str]
@@ -120,8 +130,17 @@ class TrainingData:
     def __post_init__(self) -> None:
         if not len(self.prompts):
             raise ValueError("prompts is empty; training needs at least one")
-        if (self.sampling.temperature, self.sampling.top_p) != (1.0, 1.0):
+        if not self.sampling.plain:
             raise ValueError(
                 f"sampling is {self.sampling}; a policy gradient holds for draws of the policy itself: temperature 1 "
                 "and top_p 1"
             )
+        if self.draws is not None and tuple(self.draws.prompts) != tuple(self.prompts):
+            raise ValueError("draws has other prompts than prompts, or in another order: draw for these")
+        if self.rewards is not None and len(self.rewards) != len(self.prompts):
+            raise ValueError(f"rewards has {len(self.rewards)} rows for {len(self.prompts)} prompts; it must be (P, M)")
+
+
+def _check(name: str, value: object, good: bool, what: str) -> None:
+    if not good:
+        raise ValueError(f"{name} is {value!r}; it must be {what}")

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bonlib import losses
-from bonlib.align.methods import Judged, OffPolicy, OnPolicy
+from bonlib.align.methods import Bonbon, Judged, OffPolicy, OnPolicy
 from bonlib.align.run_folder import Progress, RunFolder
 from bonlib.align.settings import Ppo, TrainingData, TrainSettings
 from bonlib.lm.kernels import cpu_kernels, keep_freed_memory
@@ -91,7 +91,9 @@ class Policy(torch.nn.Module):
         if self.value_head is None:
             return log_probs, None
         states = output.hidden_states[-1][:, -batch.responses.shape[1] - 1 : -1]
-        return log_probs, self.value_head(states.float())[..., 0] * batch.response_mask
+        with torch.autocast(states.device.type, enabled=False):  # steps of bfloat16 are as wide as the value's clip
+            values = self.value_head(states.float())[..., 0]
+        return log_probs, values * batch.response_mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,10 +103,11 @@ class Rollout:
     Attributes:
         batch: what the policy reads again, with gradients.
         prompts: B of them.
-        returns: (B,) what each response is worth, or None off policy.
-        reference: (B, T) log-probabilities of tokens under the reference, or (B,) of whole responses off policy.
+        returns: (B,) what each response is worth, on the CPU; None off policy.
+        reference: (B, T) log-probabilities of tokens under the reference; off policy (E, roles), of the whole responses
+            of each example.
         old: (B, T) under the policy that drew them, and values; None without PPO.
-        figures: means over the shard, for the progress bar.
+        figures: means over the shard, for the curve and the progress bar.
     """
 
     batch: TokenBatch
@@ -167,7 +170,16 @@ class TrainingRun:
         set_seed(settings.seed)  # of an adapter's first weights; all other draws have generators of their own
         self.reference, self.method, self.data, self.settings = reference, method, data, settings
         self.folder, self.measure, self.show = folder, measure, show
-        self.accelerator = Accelerator(cpu=reference.device.type == "cpu", mixed_precision=settings.precision)
+        try:
+            self.accelerator = Accelerator(cpu=reference.device.type == "cpu", mixed_precision=settings.precision)
+        except ValueError as error:
+            raise ValueError(
+                f"precision is {settings.precision!r}, but this process has trained with another: start a new one"
+            ) from error
+        if getattr(method, "needs_cdf", False) and data.cdf is None:
+            raise ValueError(
+                "cdf is None; vBoN needs the reward's distribution: give a SampledCdf of reference samples"
+            )
         self.files = RunFolder(folder, self.accelerator)
         if settings.shards % self.accelerator.num_processes:
             raise ValueError(
@@ -298,7 +310,7 @@ class TrainingRun:
         drawn = self.sampler.sample_tokens(encoded, data.sampling, seed=seed)
         rewards = checked_score(data.reward_model, prompts, drawn.texts.tolist())
         batch = self._batch(encoded, [row[row >= 0].tolist() for row in drawn.token_ids])
-        log_probs = torch.as_tensor(drawn.log_probs, device=batch.ids.device)
+        log_probs = torch.as_tensor(drawn.log_probs)  # float64 stays on the CPU: Apple's GPUs have none
         self._expect_finite("a log-probability", log_probs, [Rollout(batch, prompts, log_probs)])
         with torch.no_grad():
             with cpu_kernels(self.frozen.model):
@@ -308,8 +320,8 @@ class TrainingRun:
             prompts,
             drawn.texts.tolist(),
             log_probs,
-            reference.double().sum(1),
-            torch.as_tensor(rewards, device=reference.device),
+            reference.cpu().double().sum(1),
+            torch.as_tensor(rewards),
         )
         returns = self._eased().returns(judged, data.cdf)
         figures = {
@@ -329,7 +341,8 @@ class TrainingRun:
         if self.examples is not None:
             return [torch.empty(0)] * len(shards)
         if self.settings.ppo is None:
-            return [losses.leave_one_out(_given(s.returns), group=self.settings.group).float() for s in shards]
+            group, device = self.settings.group, self.accelerator.device
+            return [losses.leave_one_out(_given(s.returns), group=group).float().to(device) for s in shards]
         per_token = [self._token_advantages(shard, self.settings.ppo) for shard in shards]
         everything = torch.cat([a[s.batch.response_mask.bool()] for a, s in zip(per_token, shards, strict=True)])
         moments = torch.stack([everything.sum(), everything.square().sum(), torch.ones_like(everything).sum()])
@@ -349,7 +362,7 @@ class TrainingRun:
         ratios = (_given(shard.old)[0] - shard.reference) * self._eased().kl_coefficient
         rewards = -ratios
         last = shard.batch.response_mask.sum(1) - 1
-        rewards[torch.arange(len(last)), last] += _given(shard.returns).float() + ratios.sum(1)
+        rewards[torch.arange(len(last)), last] += _given(shard.returns).float().to(ratios.device) + ratios.sum(1)
         return rewards
 
     # -- off policy ------------------------------------------------------------------------------------------------
@@ -362,6 +375,8 @@ class TrainingRun:
         prompts, draws = self.method.examples(data.rewards, seed=self.settings.seed)  # type: ignore[union-attr]
         if not len(prompts):
             raise ValueError(f"{self.method} finds no example in the draws: are all rewards of a prompt equal?")
+        if isinstance(self.method, Bonbon):
+            self.method = self.method.balanced(data.draws.log_probs[prompts, draws[:, 0]])
         return prompts, draws
 
     def _taken(self, shard: int) -> Rollout:
@@ -378,7 +393,7 @@ class TrainingRun:
         rows = [stored.responses[p].token_ids[d] for p, d in pairs]
         names = [data.prompts[p] for p, _ in pairs]
         batch = self._batch([self.prompt_ids[name] for name in names], [row[row >= 0].tolist() for row in rows])
-        reference = torch.tensor([stored.responses[p].log_probs[d] for p, d in pairs], device=batch.ids.device)
+        reference = torch.tensor([stored.responses[p].log_probs[d] for p, d in pairs])
         return Rollout(batch, names, reference.view(-1, roles))
 
     # -- both ------------------------------------------------------------------------------------------------------
@@ -390,7 +405,7 @@ class TrainingRun:
         ppo = self.settings.ppo
         if self.examples is not None:
             roles = shard.reference.shape[1]
-            summed = log_probs.double().sum(1).view(-1, roles)
+            summed = log_probs.cpu().double().sum(1).view(-1, roles)
             return self.method.loss(summed, shard.reference).mean()  # type: ignore[union-attr]
         if ppo is None:
             return losses.reinforce(log_probs.sum(1), advantages).mean()
@@ -434,7 +449,10 @@ class TrainingRun:
         elif what.startswith("the KL"):
             cause = "too weak a regulariser or too long steps: raise beta (lower n), or lower learning_rate"
         else:
-            cause = "steps too long or numbers too large for the format: lower learning_rate, or take precision 'no'"
+            cause = (
+                "steps too long or numbers too large for the format: lower learning_rate, or take precision 'no' in "
+                "another process"
+            )
         prompts = list(dict.fromkeys(prompt for shard in shards for prompt in shard.prompts))
         kept = self.files.newest
         raise DivergedError(
@@ -454,7 +472,15 @@ class TrainingRun:
             "reference": self.reference.fingerprint,
             "reward_model": self.data.reward_model.fingerprint,
             "prompts": hashlib.sha256(json.dumps(list(self.data.prompts)).encode()).hexdigest(),
+            "learned_from": self._learned_from(),
         }
+
+    def _learned_from(self) -> str | None:
+        """A hash of the draws an off-policy method learns from, or of the CDF that an on-policy one is told."""
+        if self.examples is None:
+            return getattr(self.data.cdf, "fingerprint", None)
+        tables = (_given(self.data.rewards), _given(self.data.draws).log_probs)
+        return hashlib.sha256(b"".join(np.ascontiguousarray(table).tobytes() for table in tables)).hexdigest()
 
     def _progress(self) -> Progress:
         return {name: getattr(self, name) for name in PROGRESS}

@@ -54,7 +54,7 @@ class Run:
         method: a key of `bonlib.align.methods.METHODS`.
         value: of its regulariser, n or beta.
         seed: of training.
-        sweep: which table it belongs to: "sentiment", "cdf" or "learning_rates".
+        sweep: which table it belongs to: "sentiment", "cdf", "budget" or "learning_rates".
         cdf: "samples" for a CDF estimated from samples, "learned" for a quantile model.
         m: samples behind it.
         changes: settings of training that differ from the profile's, as pairs.
@@ -71,6 +71,11 @@ class Run:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method is {self.method!r}; it must be one of {', '.join(METHODS)}")
+        if self.cdf not in ("samples", "learned"):
+            raise ValueError(f"cdf is {self.cdf!r}; it must be 'samples' or 'learned'")
+        if self.m is not None and self.m < 1:
+            raise ValueError(f"m is {self.m}; a CDF needs at least 1 sample, or None for the profile's number")
+        object.__setattr__(self, "value", float(self.value))  # 8 and 8.0 are one run
 
 
 class Harness:
@@ -130,6 +135,8 @@ class Harness:
 
     def cdf(self, m: int | None = None) -> LogCdf:
         """Return the CDF estimated from the first m draws of each training prompt."""
+        if m and m > self.profile.training.draws:
+            raise ValueError(f"m is {m}; profile {self.profile.name} has {self.profile.training.draws} draws a prompt")
         return SampledCdf(self.prompts, self.reference_draws[1][:, : m or self.profile.training.cdf_samples])
 
     def learned_cdf(self, m: int) -> LogCdf:
@@ -159,18 +166,18 @@ class Harness:
         return TrainSettings(**(chosen | dict(run.changes)))
 
     def identity(self, run: Run) -> str:
-        """Return a hash of all that the run's numbers depend on."""
-        sizes, settings = self.profile.training, asdict(self.settings(run))
-        if not settings["easing"]:
-            del settings["easing"]  # as in runs from before there was such a setting
+        """Return a hash of all that the run's numbers depend on, but the code."""
+        profile, sizes = self.profile, self.profile.training
         about = {
             **asdict(run),
-            "settings": settings,
+            "settings": asdict(self.settings(run)),
             "draws": sizes.draws,
             "cdf_samples": run.m or sizes.cdf_samples,
-            "train_prompts": self.profile.imdb.train_prompts,
             "test": [sizes.test_prompts, sizes.responses],
-            "models": [self.profile.language_model, self.profile.reward_model, self.profile.reviews],
+            "imdb": {name: value for name, value in asdict(profile.imdb).items() if name != "ns"},
+            "seed": profile.seed,
+            "models": [profile.language_model, profile.reward_model, profile.reviews],
+            "revisions": [profile.language_model_revision, profile.reward_model_revision],
         }
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -182,8 +189,10 @@ class Harness:
     def train(self, run: Run, *, folder: Path | None = None, show: bool = True) -> Trained:
         """Train the policy of a run; it goes on where it was interrupted."""
         entry = METHODS[run.method]
-        value = int(run.value) if entry.algorithm == "offline" and entry.setting == "n" else run.value
-        method = entry.make(value)  # refuses what makes no sense before anything is drawn
+        whole = entry.algorithm == "offline" and entry.setting == "n"
+        if whole and run.value != int(run.value):
+            raise ValueError(f"n is {run.value}; {run.method} takes the best of a whole number of draws")
+        method = entry.make(int(run.value) if whole else run.value)
         draws, rewards = self.reference_draws
         data = TrainingData(
             self.prompts,
@@ -243,7 +252,7 @@ class Harness:
             results: folder of the tables.
 
         Returns:
-            Whether all went well; a run that diverged is reported, and the others go on.
+            Whether all went well; a run that diverged or was refused is reported, and the others go on.
         """
         from filelock import FileLock, Timeout
 
@@ -255,8 +264,8 @@ class Harness:
                     self._run_one(run, results)
             except Timeout:
                 continue
-            except DivergedError as error:
-                print(f"bonlib: {error}", file=sys.stderr, flush=True)
+            except (DivergedError, ValueError) as error:
+                print(f"bonlib: {run.method} at {run.value:g}: {error}", file=sys.stderr, flush=True)
                 went_well = False
         return went_well
 
@@ -282,7 +291,7 @@ class _Learned:
     """A quantile model as a CDF of responses."""
 
     def __init__(self, model: QuantileModel) -> None:
-        self.model = model
+        self.model, self.fingerprint = model, model.fingerprint
 
     def log_weak(self, prompts: Sequence[str], responses: Sequence[str], rewards: Any) -> Any:
         return self.model.log_weak(prompts, responses)

@@ -7,13 +7,13 @@ and finished responses leave the batch; on a CPU also weights that are laid out 
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from bonlib.lm.kernels import cpu_kernels
+from bonlib.lm.models import takes
 
 
 class Decoded(NamedTuple):
@@ -65,7 +65,7 @@ def decode(
     ids = torch.tensor([[pad_id] * (width - len(p)) + list(p) for p in distinct], device=device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in distinct], device=device)
     padded = not bool(mask.all())
-    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    takes_positions = takes(model, "position_ids")
 
     def forward(tokens: torch.Tensor, mask: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
         options: dict[str, Any] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import sys
@@ -101,6 +102,12 @@ def chat_prompt(tokenizer: Any, request: str) -> str:
     # Some templates write the first token that their tokenizer puts before every text anyway.
     begins = tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
     return text.removeprefix(tokenizer.bos_token) if begins else text
+
+
+def takes(model: Any, name: str) -> bool:
+    """Return whether a model's forward pass takes an argument; an adapter hides those of the model it is on."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return name in inspect.signature(inner.forward).parameters
 
 
 def locate(name: str | os.PathLike[str]) -> str:

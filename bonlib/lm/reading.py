@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from bonlib.lm.decoding import share_cache
 from bonlib.lm.kernels import cpu_kernels
-from bonlib.lm.models import LoadedModel
+from bonlib.lm.models import LoadedModel, takes
 from bonlib.lm.samplers import Responses, encode_prompts
 
 
@@ -73,7 +72,7 @@ def _read_batch(model: Any, beginnings: list[tuple[int, ...]], rest: list[list[i
     row_of = torch.tensor([distinct.index(beginning) for beginning in beginnings], device=device)
     before = torch.tensor([[pad_id] * (longest - len(b)) + list(b) for b in distinct], device=device)
     before_mask = torch.tensor([[0] * (longest - len(b)) + [1] * len(b) for b in distinct], device=device)
-    only_last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    only_last = {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
     cache = model(before, use_cache=True, **only_last, **_places(model, before_mask, longest)).past_key_values
     share_cache(cache, row_of, room=width)
     return model(ids, past_key_values=cache, **_places(model, torch.cat([before_mask[row_of], mask], 1), width))
@@ -82,14 +81,14 @@ def _read_batch(model: Any, beginnings: list[tuple[int, ...]], rest: list[list[i
 def _places(model: Any, mask: torch.Tensor, width: int) -> dict[str, torch.Tensor]:
     """Mask, and positions of the last `width` tokens for models that take them."""
     options = {"attention_mask": mask}
-    if "position_ids" in inspect.signature(model.forward).parameters:
+    if takes(model, "position_ids"):
         options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -width:]
     return options
 
 
 def _keeps_a_cache(model: Any) -> bool:
     """Whether tokens see only what is before them, so that a beginning can be read by itself."""
-    if "use_cache" not in inspect.signature(model.forward).parameters:
+    if not takes(model, "use_cache"):
         return False
     one = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
     return getattr(model(one, use_cache=True), "past_key_values", None) is not None
@@ -168,7 +167,7 @@ def response_logits(model: Any, batch: TokenBatch, **options: Any) -> Any:
         options: for the model, such as output_hidden_states.
     """
     length = batch.responses.shape[1]
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+    if takes(model, "logits_to_keep"):
         options["logits_to_keep"] = length + 1
     output = model(batch.ids, use_cache=False, **_places(model, batch.mask, batch.ids.shape[1]), **options)
     output.logits = output.logits[:, -length - 1 : -1].float()

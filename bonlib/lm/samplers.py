@@ -37,6 +37,11 @@ class SamplingSettings:
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
 
+    @property
+    def plain(self) -> bool:
+        """Whether responses are drawn from the model's own distribution."""
+        return (self.temperature, self.top_p) == (1.0, 1.0)
+
 
 @dataclass(frozen=True, eq=False)
 class Responses:
