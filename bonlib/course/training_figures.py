@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from bonlib.course.figures import COLOURS, CURVE, new_figure
@@ -32,7 +33,6 @@ def fronts_figure(
     fresh: pd.DataFrame | None = None,
     *,
     methods: Sequence[str] = tuple(METHOD_STYLES),
-    kl_limit: float = 12.0,
 ) -> Figure:
     """Draw win rate and mean reward of trained policies against their KL to the reference.
 
@@ -40,8 +40,7 @@ def fronts_figure(
         runs: a row a run, with method, kl, win_rate and reward. Runs that another is better than in both are faded.
         curves: "win_rate" and "reward" to label to curve, as in `figures.trade_off`.
         fresh: runs to mark with a ring, such as those just made.
-        methods: which to draw.
-        kl_limit: right end of the axis in nats; what is beyond stands at the edge, with its KL beside it.
+        methods: which to draw. Their KLs span two orders: the axis is that of its root.
     """
     figure, axes = new_figure(2, width=6.2, height=4.8)
     shown = runs[runs["method"].isin(methods)]
@@ -52,27 +51,19 @@ def fronts_figure(
             for best, alpha, edge in ((False, 0.35, "none"), (True, 1.0, "#222222")):
                 rows = shown[(shown["method"] == method) & (on_front == best)]
                 style = {"color": colour, "marker": marker, "s": 52, "alpha": alpha, "edgecolors": edge}
-                axis.scatter(rows["kl"].clip(upper=kl_limit), rows[score], linewidths=0.8, zorder=3, **style)
+                axis.scatter(rows["kl"], rows[score], linewidths=0.8, zorder=3, **style)
             axis.scatter([], [], color=colour, marker=marker, s=52, edgecolors="#222222", linewidths=0.8, label=name)
         for name, (kl, values, curve_style) in curves[score].items():
             axis.plot(kl, values, label=name, **curve_style)
-        beyond = shown[shown["kl"] > kl_limit]
-        for kl, value in zip(beyond["kl"], beyond[score], strict=True):
-            axis.annotate(
-                f"{kl:.0f} →",
-                (kl_limit, value),
-                xytext=(-6, 0),
-                textcoords="offset points",
-                ha="right",
-                va="center",
-                fontsize=8,
-            )
         if fresh is not None and len(fresh):
-            where = (fresh["kl"].clip(upper=kl_limit), fresh[score])
-            axis.scatter(
-                *where, s=150, facecolors="none", edgecolors="#222222", linewidths=1.2, zorder=4, label="just now"
-            )
-        axis.set(xlabel="KL to the reference  (nats)", ylabel=label, xlim=(-0.03 * kl_limit, 1.04 * kl_limit))
+            ring = {"s": 150, "facecolors": "none", "edgecolors": "#222222", "linewidths": 1.2}
+            axis.scatter(fresh["kl"], fresh[score], zorder=4, label="just now", **ring)
+        # A single estimate may fall a little below 0, where a root is not defined.
+        axis.set_xscale("function", functions=(lambda kl: np.sqrt(np.maximum(kl, 0)), np.square))
+        farthest = float(shown["kl"].max()) if len(shown) else 1.0
+        ticks = [tick for tick in (0, 0.25, 1, 2, 4, 8, 16, 32, 64) if tick < 1.1 * farthest]
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.set(xlabel="KL to the reference  (nats)", ylabel=label, xlim=(0, 1.1 * farthest))
     axes[1].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
