@@ -57,8 +57,8 @@ def vbon_return(
             None if no two responses are tied: then it is log π(y).
 
     Raises:
-        ValueError: if shapes differ, a number is NaN or a log-probability is positive, `log_tied` is below log π, or `n`
-            is below 1.
+        ValueError: if shapes differ, a number is NaN or a log-probability is positive, `log_tied` is below log π, or
+            `n` is below 1.
 
     Source: Amini et al., Eq. 5, with Proposition 1 in the form (F + π)^N − F^N, shared among the tied by their π.
     """

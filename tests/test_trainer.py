@@ -135,19 +135,19 @@ def test_shards_do_not_change_what_off_policy_methods_learn(method, language_mod
 def test_a_policy_starts_as_the_reference(lora_rank, language_model, data, tmp_path):
     settings = replace(SHORT, lora_rank=lora_rank, prompts=4)
     run = trainer.TrainingRun(language_model, KlRl(0.1), data, settings, tmp_path, None, False)
-    rollout = run._rollout(0)
-    assert len({len(run.prompt_ids[prompt]) for prompt in rollout.prompts}) > 1  # some are padded
-    assert rollout.figures["kl"] == pytest.approx(0, abs=1e-5)
-    again, _ = run.policy(rollout.batch)
-    torch.testing.assert_close(again.detach(), rollout.reference, atol=1e-5, rtol=0)
+    shard = run.learner.shard(0, 0)
+    assert len({len(run.learner.tokens.ids[prompt]) for prompt in shard.prompts}) > 1  # some are padded
+    assert shard.figures["kl"] == pytest.approx(0, abs=1e-5)
+    again, _ = run.policy(shard.batch)
+    torch.testing.assert_close(again.detach(), shard.reference, atol=1e-5, rtol=0)
 
 
 def test_ppo_spreads_the_whole_return_over_the_tokens(language_model, data, tmp_path):
     settings = replace(SHORT, ppo=Ppo(), precision="bf16")
     run = trainer.TrainingRun(language_model, KlRl(0.5), data, settings, tmp_path, None, False)
-    rollout = run._rollout(0)
-    torch.testing.assert_close(run._token_rewards(rollout).sum(1).double(), rollout.returns, atol=1e-4, rtol=0)
-    assert rollout.old[1].dtype == torch.float32
+    shard = run.learner.shard(0, 0)
+    torch.testing.assert_close(shard.token_rewards.sum(1).double(), shard.returns, atol=1e-4, rtol=0)
+    assert shard.old_values.dtype == torch.float32
 
 
 def test_the_learning_rate_rises_and_falls_and_the_pull_grows():

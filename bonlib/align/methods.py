@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -125,6 +125,7 @@ class OnPolicy(Protocol):
         ...
 
 
+@runtime_checkable
 class OffPolicy(Protocol):
     """A method that learns from draws of the reference."""
 

@@ -20,7 +20,7 @@ import torch
 from scipy.optimize import brentq
 
 from bonlib.align.enumerated import EnumeratedPrompts, Judgement, ListedPolicy, Objective, TabularPolicy, train_exactly
-from bonlib.align.methods import METHODS, BonSft, Dpo, LogCdf, SampledCdf
+from bonlib.align.methods import METHODS, BonSft, Dpo, LogCdf, OffPolicy, SampledCdf
 from bonlib.align.results import add_rows, read_rows
 from bonlib.align.settings import TrainingData, TrainSettings
 from bonlib.align.trainer import train
@@ -173,7 +173,7 @@ def _method(run: ExactRun) -> Any:
 
 def _objective(run: ExactRun, prompts: EnumeratedPrompts) -> Objective:
     method, sampled = _method(run), run.training == "samples"
-    if hasattr(method, "returns"):
+    if not isinstance(method, OffPolicy):
         count = run.count if sampled else None
         return prompts.ascend(method, count=count, cdf=_cdf(run, prompts), easing=0.5, seed=run.seed)
     if isinstance(method, BonSft) and not sampled:

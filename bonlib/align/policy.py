@@ -1,0 +1,60 @@
+"""The model that learns, as the training loop calls it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bonlib.lm.reading import TokenBatch, response_logits
+
+
+class Policy(torch.nn.Module):
+    """Log-probabilities of responses, token by token.
+
+    Args:
+        model: a causal language model.
+        with_values: whether it has a value head, which says what return to expect before each token; 0 at first.
+    """
+
+    def __init__(self, model: Any, with_values: bool = False) -> None:
+        super().__init__()
+        self.model = model
+        self.value_head = None
+        if with_values:
+            self.value_head = torch.nn.Linear(model.config.hidden_size, 1).to(next(model.parameters()).device)
+            torch.nn.init.zeros_(self.value_head.weight)
+            torch.nn.init.zeros_(self.value_head.bias)
+
+    def forward(self, batch: TokenBatch) -> tuple[Tensor, Tensor | None]:
+        """Return log-probabilities of the response tokens and values before them, each (B, T), 0 in padding."""
+        output = response_logits(self.model, batch, output_hidden_states=self.value_head is not None)
+        nll = torch.nn.functional.cross_entropy(
+            output.logits.flatten(0, 1), batch.responses.flatten(), reduction="none"
+        )
+        log_probs = -nll.view_as(batch.responses) * batch.response_mask
+        if self.value_head is None:
+            return log_probs, None
+        states = output.hidden_states[-1][:, -batch.responses.shape[1] - 1 : -1]
+        with torch.autocast(states.device.type, enabled=False):  # steps of bfloat16 are as wide as the value's clip
+            values = self.value_head(states.float())[..., 0]
+        return log_probs, values * batch.response_mask
+
+
+def trainable(model: Any, lora_rank: int) -> Any:
+    """Return a copy of a model in single precision, to be trained whole; or with an adapter, which alone is trained."""
+    policy = copy.deepcopy(model)
+    if lora_rank == 0:
+        return policy.float().requires_grad_(True)
+    import peft
+
+    config = peft.LoraConfig(
+        r=lora_rank,
+        lora_alpha=2 * lora_rank,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in policy.modules()),  # GPT-2's layers
+    )
+    return peft.get_peft_model(policy.requires_grad_(False), config)
