@@ -180,38 +180,45 @@ def cost_figure(table: pd.DataFrame, learned: pd.DataFrame, baselines: Mapping[s
     return figure
 
 
-def exact_ends_figure(rows: pd.DataFrame, best: tuple[float, float]) -> Figure:
-    """Draw how far from best-of-N each method ends on the enumerable language model, and what it is worth there.
+def exact_ends_figure(rows: pd.DataFrame) -> Figure:
+    """Draw how far from best-of-N each method ends on the enumerable language model, by the KL in both directions.
 
     Args:
-        rows: a row a method and way of training, with method, name, training ("table", "network" or "samples"),
-            reverse_kl, kl (nats) and win_rate.
-        best: KL to the reference and win rate of best-of-N.
+        rows: a row a method and way of training, with method, name, training ("table", "exact" or "samples"),
+            reverse_kl and forward_kl in nats.
     """
     figure, (left, right) = new_figure(2, width=6.0, height=4.4)
     names = list(dict.fromkeys(rows["name"]))
-    kinds = {"table": ("none", 130, "a number a response, exact"), "network": ("white", 70, "network, exact gradient")}
-    kinds["samples"] = ("filled", 34, "network, from samples")
-    for _, row in rows.iterrows():
+    kinds = {
+        "table": ("none", 130, "a number a response, exact"),
+        "exact": ("white", 70, "network, exact gradient"),
+        "samples": ("filled", 34, "network, from samples"),
+    }
+    for _, row in rows[rows["training"].isin(kinds)].iterrows():
         _, colour, marker = (METHOD_STYLES | {"ipo": ("IPO", "#949494", "<")})[row["method"]]
         face, size, _ = kinds[row["training"]]
         style = {"marker": marker, "s": size, "edgecolors": colour, "linewidths": 1.6}
         style["facecolors"] = colour if face == "filled" else face
-        left.scatter(max(row["reverse_kl"], 1e-9), names.index(row["name"]), zorder=3, **style)
-        right.scatter(row["kl"], row["win_rate"], zorder=3, **style)
+        left.scatter(row["reverse_kl"], names.index(row["name"]), zorder=3, **style)
+        if row["training"] != "table":
+            right.scatter(row["reverse_kl"], row["forward_kl"], zorder=3, **style)
     for face, size, label in kinds.values():
         grey = COLOURS["reference"]
         left.scatter(
             [], [], s=size, edgecolors=grey, facecolors=grey if face == "filled" else face, linewidths=1.6, label=label
         )
-    right.plot(*best, marker="*", ms=15, color=COLOURS["best-of-n"], mec="#222222", ls="none", label="best-of-N")
+    ends = [0.008, 6.0]
+    right.plot(ends, ends, lw=1, ls="--", color=COLOURS["bound"])
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
     left.grid(axis="y", alpha=0.3)
-    left.set(xscale="log", xlabel=r"exact $\mathrm{KL}(\pi_\theta \| \pi_N)$  (nats; below $10^{-9}$ at the edge)")
+    reverse, forward = (
+        r"exact $\mathrm{KL}(\pi_\theta \| \pi_N)$  (nats)",
+        r"exact $\mathrm{KL}(\pi_N \| \pi_\theta)$  (nats)",
+    )
+    left.set(xscale="log", xlabel=reverse)
     left.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0.0, 1.18), ncols=3, columnspacing=1)
-    right.set(xlabel="exact KL to the reference  (nats)", ylabel="exact win rate")
-    right.legend(frameon=False, fontsize=9, loc="lower right")
+    right.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel=reverse, ylabel=forward)
     return figure
 
 
