@@ -37,7 +37,7 @@ N = 8
 REWARDS = {"letters": letter_sentiment, "vowels": vowel_count}  # without and with ties
 RATES = (2e-3, 6e-3, 18e-3)
 SHORT = 200  # steps where many runs are compared with each other
-MS = (8, 32, 128, 512)
+MS = (8, 64, 512)
 SMOOTHINGS = get_args(Smoothing)
 PAIRWISE = ("bonbon", "ipo", "dpo")  # there are too many pairs to list: they have samples only
 # With which a method ends closest to best-of-N after a short exact training; of two within 5 % the smaller.
