@@ -44,13 +44,14 @@ def test_estimates_follow_the_sizes():
 
 
 def test_profiles_are_frozen_and_ordered_by_size():
-    quick, laptop, paper = PROFILES.values()
-    assert [profile.name for profile in PROFILES.values()] == ["quick", "laptop", "paper"] == list(PROFILES)
+    quick, laptop, gpu, paper = PROFILES.values()
+    assert [profile.name for profile in PROFILES.values()] == ["quick", "laptop", "gpu", "paper"] == list(PROFILES)
     with pytest.raises(dataclasses.FrozenInstanceError):
         quick.seed = 3
     assert (paper.language_model, paper.reward_model) == ("lvwerra/gpt2-imdb", "lvwerra/distilbert-imdb")
     assert (paper.imdb.train_prompts, paper.imdb.test_prompts, paper.imdb.prompt_tokens) == (5000, 512, (2, 8))
     assert laptop.imdb.test_prompts > quick.imdb.test_prompts
     assert not missing_gpu(laptop)
+    assert gpu.training.lora_rank > 0
     for profile in PROFILES.values():
         assert max(profile.imdb.ns) <= profile.imdb.draws

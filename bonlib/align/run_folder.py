@@ -75,8 +75,9 @@ class RunFolder:
         if self.accelerator.is_main_process:
             partial = self.path / "policy.part"
             shutil.rmtree(partial, ignore_errors=True)
+            adapter = hasattr(policy.model, "peft_config")  # its embeddings are the reference's
             with without_bars():
-                policy.model.save_pretrained(partial)
+                policy.model.save_pretrained(partial, **({"save_embedding_layers": False} if adapter else {}))
             policy.tokenizer.save_pretrained(partial)
             _write(self.path, progress)
             partial.rename(self.path / "policy")

@@ -88,7 +88,8 @@ def draw_count(profile: Profile) -> int:
     imdb, cdf, instruct = profile.imdb, profile.cdf, profile.instruct
     to_compare = cdf.prompts * (cdf.samples + max(cdf.ms)) + cdf.truth_prompts * cdf.truth_draws
     neighbours = instruct.prompts * instruct.prompt_draws
-    return imdb.test_prompts * (imdb.draws + imdb.opponents) + to_compare + neighbours
+    to_learn_from = imdb.train_prompts * profile.training.draws
+    return imdb.test_prompts * (imdb.draws + imdb.opponents) + to_compare + neighbours + to_learn_from
 
 
 def missing_gpu(profile: Profile) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -172,6 +172,19 @@ class Profile:
 
 
 THOROUGH = Theory(cases=3000)
+# The grids of Amini et al., appendix F.
+APPENDIX_F = Training(
+    draws=600,
+    cdf_samples=200,
+    ms=(2, 4, 8, 16, 32, 64, 128, 256, 512),
+    ns=(1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512),
+    betas=(0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0),
+    dpo_betas=(0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0),
+    seeds=(0, 1, 2),
+    steps=2000,
+    test_prompts=512,
+)
+
 PROFILES = {
     profile.name: profile
     for profile in (
@@ -211,6 +224,16 @@ PROFILES = {
             THOROUGH,
         ),
         Profile(
+            "gpu",
+            Imdb(train_prompts=2000, test_prompts=512, draws=512, opponents=128, chunk_size=512, max_new_tokens=32),
+            Cdf(2000, 20_000),
+            Instruct(20_000, prompts=64, prompt_draws=4096, block_ns=(2, 4, 8, 16, 32, 64), chunk_size=512),
+            replace(APPENDIX_F, draws=512, steps=500, lora_rank=16),
+            THOROUGH,
+            language_model="smollm2-135m-instruct",
+            wants_gpu=True,
+        ),
+        Profile(
             "paper",
             Imdb(
                 train_prompts=5000,
@@ -223,17 +246,7 @@ PROFILES = {
             ),
             Cdf(5000, 20_000),
             Instruct(20_000, prompts=128, prompt_draws=4096, block_ns=(2, 4, 8, 16, 32, 64), max_new_tokens=256),
-            Training(
-                draws=600,
-                cdf_samples=200,
-                ms=(2, 4, 8, 16, 32, 64, 128, 256, 512),
-                ns=(1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512),
-                betas=(0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0),
-                dpo_betas=(0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0),
-                seeds=(0, 1, 2),
-                steps=2000,
-                test_prompts=512,
-            ),
+            APPENDIX_F,
             THOROUGH,
             language_model="lvwerra/gpt2-imdb",
             reward_model="lvwerra/distilbert-imdb",

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,8 @@ class Harness:
     @cached_property
     def setting(self) -> ImdbSetting:
         """Models and test prompts."""
-        return imdb_setting(self.profile, self.profile.training.test_prompts)
+        # In single precision, as policies are: else one that has learned nothing would be away from its reference.
+        return imdb_setting(replace(self.profile, dtype="float32"), self.profile.training.test_prompts)
 
     @cached_property
     def prompts(self) -> list[str]:
