@@ -36,6 +36,7 @@ TABLE = ROOT / "data" / "results" / "exact_ends.csv"
 N = 8
 REWARDS = {"letters": letter_sentiment, "vowels": vowel_count}  # without and with ties
 RATES = (2e-3, 6e-3, 18e-3)
+FEW = 256  # draws a prompt and step, where they cost time
 SHORT = 200  # steps where many runs are compared with each other
 MS = (8, 64, 512)
 SMOOTHINGS = get_args(Smoothing)
@@ -251,12 +252,11 @@ def grid() -> list[ExactRun]:
         for method, beta in contestants(reward)
         if policy == "table" or training == "samples" or method not in PAIRWISE
     ]
-    by_trainer = [
-        ExactRun(
-            method, training="trainer", beta=beta, learning_rate=_rate(method, "network") / 2, steps=300, count=256
-        )
+    by_trainer = [  # by the trainer, with as many draws as it makes in little time, and by draws from the list
+        ExactRun(method, training=training, beta=beta, learning_rate=_rate(method, "network") / 2, steps=300, count=FEW)
         for method, beta in contestants()
         if method in METHODS and METHODS[method].algorithm != "offline"
+        for training in ("trainer", "samples")
     ]
     estimated = [
         ExactRun(
