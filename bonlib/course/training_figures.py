@@ -217,7 +217,7 @@ def exact_ends_figure(rows: pd.DataFrame) -> Figure:
         r"exact $\mathrm{KL}(\pi_N \| \pi_\theta)$  (nats)",
     )
     left.set(xscale="log", xlabel=reverse)
-    left.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(0.0, 1.18), ncols=3, columnspacing=1)
+    left.legend(frameon=False, fontsize=9, loc="lower left")
     right.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel=reverse, ylabel=forward)
     return figure
 
@@ -239,9 +239,10 @@ def estimated_ends_figure(rows: pd.DataFrame, truth: Mapping[str, float]) -> Fig
             axis.plot(mine["m"], mine["reverse_kl"], "o-", color=colour, label=smoothing.replace("_", " "))
         axis.axhline(level, ls="--", lw=1.2, color=COLOURS["bound"], label="true F")
         axis.set(xscale="log", yscale="log", xlabel="reference samples M behind F", title=METHOD_STYLES[method][0])
-        axis.set_xticks(sorted(rows["m"].unique()), [f"{m:.0f}" for m in sorted(rows["m"].unique())], minor=False)
+        axis.set_xticks(sorted(rows["m"].unique()), [f"{m:.0f}" for m in sorted(rows["m"].unique())])
+        axis.set_yticks(ticks := [0.025, 0.05, 0.1, 0.2, 0.4, 0.8], map(str, ticks))
         axis.minorticks_off()
-        axis.set_ylim(rows["reverse_kl"].min() * 0.5, rows["reverse_kl"].max() * 2)
+        axis.set_ylim(rows["reverse_kl"].min() * 0.7, rows["reverse_kl"].max() * 1.4)
     axes[0].set_ylabel(r"exact $\mathrm{KL}(\pi_\theta \| \pi_N)$  (nats)")
     axes[-1].legend(frameon=False, fontsize=9)
     return figure
