@@ -64,7 +64,8 @@ def fronts_figure(
         ticks = [tick for tick in (0, 0.25, 1, 2, 4, 8, 16, 32, 64) if tick < 1.1 * farthest]
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.set(xlabel="KL to the reference  (nats)", ylabel=label, xlim=(0, 1.1 * farthest))
-    axes[1].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    handles = axes[0].get_legend_handles_labels()  # the left panel has a curve more
+    axes[1].legend(*handles, frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
@@ -115,6 +116,8 @@ def shares_figure(panels: Mapping[str, tuple[Mapping[str, ShareEstimate], Mappin
     Args:
         panels: title to our shares and the paper's, method to share.
     """
+    from matplotlib.patches import Patch
+
     figure, axes = new_figure(len(panels), width=6.0, height=3.8)
     for axis, (title, (ours, theirs)) in zip(axes, panels.items(), strict=True):
         for place, (method, share) in enumerate(ours.items()):
@@ -126,9 +129,9 @@ def shares_figure(panels: Mapping[str, tuple[Mapping[str, ShareEstimate], Mappin
         axis.set_yticks(range(len(ours)), [METHOD_STYLES[method][0] for method in ours])
         axis.invert_yaxis()
         axis.set(title=title, xlabel="share of the Pareto front", xlim=(0, 1))
-    axes[0].barh([], [], color=COLOURS["reference"], label="here (line: 5 to 95 % of the bootstrap)")
-    axes[0].barh([], [], color="white", edgecolor=COLOURS["reference"], hatch="///", label="paper, where it says")
-    axes[0].legend(frameon=False, fontsize=9, loc="lower right")
+    here = Patch(facecolor=COLOURS["reference"], edgecolor="#222222", label="here (line: 5 to 95 % of the bootstrap)")
+    paper = Patch(facecolor="white", edgecolor=COLOURS["reference"], hatch="///", label="paper, where it says")
+    axes[0].legend(handles=[here, paper], frameon=False, fontsize=9, loc="lower right")
     return figure
 
 
