@@ -170,7 +170,7 @@ def cost_figure(table: pd.DataFrame, learned: pd.DataFrame, baselines: Mapping[s
             learned[score],
             learned[f"{score}_sd"],
             fmt="*",
-            color=COLOURS["estimate"],
+            color=COLOURS["rewind"],
             mec="#222222",
             label="vBoN, L, learned quantiles",
             **(style | {"ms": 13}),
@@ -179,7 +179,7 @@ def cost_figure(table: pd.DataFrame, learned: pd.DataFrame, baselines: Mapping[s
             axis.axhline(height, ls="--", lw=1, color=COLOURS["bound"])
             axis.annotate(name, (1, height), xycoords=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize=9)
         axis.set(xscale="log", xlabel="seconds spent on F, all prompts together", ylabel=label)
-    axes[0].legend(frameon=False, fontsize=9, loc="lower right")
+    axes[0].legend(frameon=False, fontsize=9, loc="center right")
     return figure
 
 
