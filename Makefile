@@ -16,7 +16,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 
 .PHONY: help run test test-fire test-vllm check lab clean
 help:
-	@echo "make run   [PROFILE=quick|laptop|paper] [ONLY=05]   execute the notebooks into _build/PROFILE"
+	@echo "make run   [PROFILE=quick|laptop|gpu|paper] [ONLY=05]   execute the notebooks into _build/PROFILE"
 	@echo "make lab                                            open the workbook in JupyterLab"
 	@echo "make test                                           every test; make check: lint, types, unit tests"
 	@echo "make test-fire                                      kill a sampling process a hundred times"
@@ -48,7 +48,7 @@ check: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow"
 
 clean:
-	rm -rf _build/quick _build/laptop _build/paper .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf _build/quick _build/laptop _build/gpu _build/paper .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name .venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 # Debian ships Python without what makes virtual environments; as root the missing package is installed at once.

@@ -105,7 +105,7 @@ def test_parameters_are_read_from_the_tagged_cell(course):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "--profile", "huge"], "profile is 'huge'; it must be one of quick, laptop, paper"),
+        (["run", "--profile", "huge"], "profile is 'huge'; it must be one of quick, laptop, gpu, paper"),
         (["run", "--only", "77"], "only names ['77']"),
         (["run", "--only", "01", "-p", "sise=1"], "parameter 'sise' is not one of 01_two_outcomes"),
         (["run", "-p", "profile=laptop"], "choose it with --profile"),
