@@ -103,31 +103,33 @@ def _train(arguments: argparse.Namespace) -> int:
     from bonlib.align.methods import METHODS
     from bonlib.align.settings import TrainSettings
     from bonlib.align.trainer import DivergedError
-    from bonlib.course import exact_ends, sentiment
+    from bonlib.course import exact_bond, exact_ends, sentiment
     from bonlib.course.profiles import get_profile
 
     if arguments.sweep == "exact":
         exact_ends.run_all([*exact_ends.search(), *exact_ends.grid()])
+        exact_ends.run_all(exact_bond.grid(), table=exact_bond.TABLE)
         return 0
     profile = get_profile(arguments.profile)
     unknown = [method for method in arguments.method if method not in METHODS]
     if unknown:
         raise ValueError(f"method is {unknown[0]!r}; it must be one of {', '.join(METHODS)}")
     names = {field.name for field in fields(TrainSettings)}
-    changes = dict(_assignment(text) for text in arguments.set)
-    if not set(changes) <= names:
-        raise ValueError(
-            f"setting {min(set(changes) - names)!r} is unknown; it must be one of {', '.join(sorted(names))}"
-        )
+    assigned = dict(_assignment(text) for text in arguments.set)
+    changes, options = (
+        tuple(sorted((name, given) for name, given in assigned.items() if (name in names) == of_training))
+        for of_training in (True, False)
+    )
     harness = sentiment.Harness(profile)
     if arguments.sweep:
-        if changes or arguments.out:
+        if assigned or arguments.out:
             raise ValueError("a sweep has its own settings and folders: leave out --set and --out")
         grids = {
             "sentiment": sentiment.grid,
             "learning_rates": sentiment.rate_grid,
             "cdf": sentiment.cdf_grid,
             "budget": sentiment.budget_grid,
+            "bond": sentiment.bond_grid,
         }
         return 0 if harness.run_all(grids[arguments.sweep](profile, arguments.method)) else 1
     if len(arguments.method) != 1:
@@ -137,7 +139,7 @@ def _train(arguments: argparse.Namespace) -> int:
     value = getattr(arguments, setting)
     if value is None:
         raise ValueError(f"{method} is regularised by {setting}: give --{setting}")
-    run = sentiment.Run(method, value, arguments.seed, changes=tuple(sorted(changes.items())))
+    run = sentiment.Run(method, value, arguments.seed, changes=changes, options=options)
     try:
         trained = harness.train(run, folder=arguments.out)
     except DivergedError as error:
@@ -197,10 +199,13 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--profile", default="quick")
     train.add_argument("--n", type=float, help="number of draws N to imitate")
     train.add_argument("--beta", type=float, help="KL coefficient, or DPO's β")
+    train.add_argument("--every", type=float, help="steps between two moves of the anchor (bond-iterative)")
+    train.add_argument("--rate", type=float, help="share of the weights that the anchor takes up at each step (jbond)")
     train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a field of TrainSettings")
+    fields = "a field of TrainSettings, or of the method"
+    train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=fields)
     train.add_argument("--out", type=Path, help="folder of the run, instead of one under _build/train")
-    sweeps = ["learning_rates", "sentiment", "cdf", "budget", "exact"]
+    sweeps = ["learning_rates", "sentiment", "cdf", "budget", "bond", "exact"]
     train.add_argument("--sweep", choices=sweeps, help="many runs, into data/results")
     train.set_defaults(command=_train)
 

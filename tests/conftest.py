@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on the hub
 
 import pytest
 import torch
+from toy_training import PROMPTS, vowels
 
 from bonlib.lm.models import LoadedModel, load_classifier, load_language_model
 from bonlib.lm.pretrain import train_tokenizer
@@ -59,3 +60,29 @@ def language_model(language_model_folder: Path) -> LoadedModel:
 @pytest.fixture(scope="session")
 def classifier(classifier_folder: Path) -> LoadedModel:
     return load_classifier(classifier_folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def training_data(language_model, tmp_path_factory):
+    """64 draws a prompt of the small language model, scored, and their CDF."""
+    from bonlib.align.methods import SampledCdf
+    from bonlib.align.settings import TrainingData
+    from bonlib.lm.rewards import FunctionReward
+    from bonlib.lm.samplers import SamplingSettings, TransformersSampler
+    from bonlib.lm.store import SampleStore
+
+    reward, sampling = FunctionReward(vowels, name="vowels"), SamplingSettings(8)
+    store = SampleStore(tmp_path_factory.mktemp("store"))
+    draws = store.draw(TransformersSampler(language_model), PROMPTS, 64, sampling, seed=0)
+    rewards = store.score(reward, draws)
+    return TrainingData(PROMPTS, reward, sampling, draws, rewards, SampledCdf(PROMPTS, rewards))
+
+
+@pytest.fixture
+def one_accelerator():
+    """Let a test choose the precision of its accelerator."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)

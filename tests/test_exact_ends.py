@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bonlib.align.results import read_rows
-from bonlib.course import exact_ends
+from bonlib.course import exact_bond, exact_ends
 from bonlib.course.exact_ends import ExactRun, N, matching_beta, world
 from bonlib.exact import kl_divergence
 
@@ -24,7 +24,7 @@ def test_a_matching_beta_spends_as_much_as_best_of_n(reward, kind):
 
 
 def test_no_run_is_there_twice():
-    runs = [*exact_ends.search(), *exact_ends.grid()]
+    runs = [*exact_ends.search(), *exact_ends.grid(), *exact_bond.grid()]
     assert len({run.identity for run in runs}) == len(runs)
 
 
@@ -41,6 +41,10 @@ def test_no_run_is_there_twice():
         ExactRun("dpo", policy="table", beta=0.5),
         ExactRun("ipo", policy="table", beta=0.1),
         ExactRun("vbon", training="trainer"),
+        ExactRun("bond", policy="table"),
+        ExactRun("bond", policy="table", training="samples", options=(("anchor_every", 1), ("anchor_rate", 1.0))),
+        ExactRun("jbond", policy="table"),
+        ExactRun("jbond", training="samples"),
     ],
     ids=lambda run: f"{run.method}-{run.reward}-{run.training}",
 )

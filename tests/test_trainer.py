@@ -9,40 +9,38 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
+from toy_training import PROMPTS
 
 from bonlib.align import trainer
 from bonlib.align.evaluate import TestSet
-from bonlib.align.methods import METHODS, Bonbon, BonSft, Dpo, Judged, KlRl, SampledCdf, Vbon, VbonBound
-from bonlib.align.settings import Ppo, TrainingData, TrainSettings
+from bonlib.align.methods import (
+    METHODS,
+    Bonbon,
+    Bond,
+    BonSft,
+    Dpo,
+    JBond,
+    Judged,
+    KlRl,
+    SampledCdf,
+    Vbon,
+    VbonBound,
+    iterative_bond,
+)
+from bonlib.align.settings import Ppo, TrainSettings
 from bonlib.align.trainer import DivergedError, train
 from bonlib.lm.models import load_language_model
-from bonlib.lm.rewards import FunctionReward
 from bonlib.lm.samplers import SamplingSettings, TransformersSampler
-from bonlib.lm.store import SampleStore
 
-PROMPTS = ["the film", "a bad", "I saw", "nobody knows"]
 SHORT = TrainSettings(steps=6, prompts=4, group=4, learning_rate=3e-3, warmup=1, measure_every=2, checkpoint_every=3)
 
 
-@pytest.fixture(autouse=True)
-def one_accelerator():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def vowels(prompt, response):
-    return sum(letter in "aeiou" for letter in response) / 10 + len(response) / 1000
+pytestmark = pytest.mark.usefixtures("one_accelerator")
 
 
 @pytest.fixture(scope="module")
-def data(language_model, tmp_path_factory):
-    reward, sampling = FunctionReward(vowels, name="vowels"), SamplingSettings(8)
-    store = SampleStore(tmp_path_factory.mktemp("store"))
-    draws = store.draw(TransformersSampler(language_model), PROMPTS, 64, sampling, seed=0)
-    rewards = store.score(reward, draws)
-    return TrainingData(PROMPTS, reward, sampling, draws, rewards, SampledCdf(PROMPTS, rewards))
+def data(training_data):
+    return training_data
 
 
 def weights_of(loaded):
@@ -62,6 +60,9 @@ ALL = [
     (Bonbon(4), SHORT),
     (Dpo(0.1), SHORT),
     (Dpo(0.5, generations=24, pairs=200, identity=True), SHORT),
+    (Bond(4), SHORT),
+    (iterative_bond(10), SHORT),
+    (JBond(anchor_rate=0.1), replace(SHORT, group=2)),
 ]
 
 
@@ -92,7 +93,9 @@ def test_every_method_improves_the_reward_and_is_saved_for_transformers(
 EASED = (VbonBound(4), replace(SHORT, easing=0.5, lora_rank=2))
 
 
-@pytest.mark.parametrize(("method", "settings"), [ALL[1], ALL[2], ALL[6], EASED], ids=["ppo", "vbon", "dpo", "eased"])
+@pytest.mark.parametrize(
+    ("method", "settings"), [ALL[1], ALL[2], ALL[6], ALL[10], EASED], ids=["ppo", "vbon", "dpo", "jbond", "eased"]
+)
 def test_an_interrupted_run_comes_to_the_same_numbers(method, settings, language_model, data, tmp_path, monkeypatch):
     whole = train(language_model, method, data, settings, tmp_path / "whole", show=False)
     calls = 0
@@ -214,7 +217,7 @@ def test_a_folder_of_another_run_is_refused(language_model, data, tmp_path):
 
 def test_bad_input_is_named(language_model, data, tmp_path):
     with pytest.raises(ValueError, match="group is 1"):
-        TrainSettings(group=1)
+        TrainSettings(group=1, prompts=2, shards=2)
     with pytest.raises(ValueError, match="shards is 3"):
         TrainSettings(prompts=16, shards=3)
     with pytest.raises(ValueError, match="learning_rate is 0"):
@@ -267,7 +270,7 @@ def test_bonbon_learns_from_best_and_worst_of_the_same_draws():
 
 def test_every_method_has_an_entry():
     for name, entry in METHODS.items():
-        method = entry.make(4 if entry.setting == "n" else 0.1)
+        method = entry.make(4 if entry.setting in ("n", "every") else 0.1)
         assert hasattr(method, "returns") == (entry.algorithm != "offline"), name
 
 
@@ -277,7 +280,8 @@ from pathlib import Path
 import torch
 from accelerate.state import PartialState
 sys.path.insert(0, {tests!r})
-from test_trainer import PROMPTS, SHORT, vowels
+from test_trainer import SHORT
+from toy_training import PROMPTS, vowels
 from dataclasses import replace
 from bonlib.align.methods import KlRl, VbonBound, SampledCdf
 from bonlib.align.settings import Ppo, TrainingData

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -13,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from bonlib import losses
-from bonlib.align.methods import Bonbon, Judged, LogCdf, OffPolicy, OnPolicy
+from bonlib.align.methods import Bonbon, Bond, JBond, Judged, LogCdf, OffPolicy, OnPolicy
+from bonlib.align.policy import Anchor
 from bonlib.exact import Array, Outcomes, Ties
 from bonlib.lm.enumerable import LENGTH, enumerate_log_probs, minimise, response_indices, responses
 from bonlib.lm.models import LoadedModel
@@ -63,7 +65,21 @@ class EnumeratedPrompts:
         self.prompt_ids = encode_prompts(reference.tokenizer, reference.context, self.prompts, LENGTH)
         with torch.no_grad():
             log_probs = enumerate_log_probs(reference.model, self.prompt_ids)
+        self._row = {prompt: row for row, prompt in enumerate(self.prompts)}
         rewards = [reward_model.score([prompt] * len(responses()), responses()) for prompt in self.prompts]
+        self._tabulate(log_probs, np.stack(rewards))
+
+    def seen_from(self, log_probs: Tensor) -> EnumeratedPrompts:
+        """Return the same prompts and rewards with another policy for the reference, such as an anchor that moved.
+
+        Args:
+            log_probs: of all responses under it, shape (P, 27³).
+        """
+        seen = copy.copy(self)
+        seen._tabulate(log_probs.detach(), self.rewards.numpy())
+        return seen
+
+    def _tabulate(self, log_probs: Tensor, rewards: Array) -> None:
         self.outcomes = [Outcomes(p, r) for p, r in zip(log_probs.exp().numpy(), rewards, strict=True)]
         self._calibrated = np.stack([o.calibrated_reward for o in self.outcomes])
         self.rewards, self.ref_log_probs, self.log_cdf, strict_cdf = (
@@ -71,7 +87,6 @@ class EnumeratedPrompts:
             for name in ("rewards", "log_probs", "log_cdf", "strict_cdf")
         )
         self.log_strict_cdf = strict_cdf.log()
-        self._row = {prompt: row for row, prompt in enumerate(self.prompts)}
         about = b"".join(table.numpy().tobytes() for table in (self.ref_log_probs, self.rewards))
         self.fingerprint = hashlib.sha256(about).hexdigest()
 
@@ -212,6 +227,80 @@ class EnumeratedPrompts:
             return method.loss(policy, reference).mean()
 
         return objective
+
+
+class Distillation:
+    """BOND or J-BOND on the enumerable model, as an objective for `train_exactly`; its anchor follows the policy.
+
+    Args:
+        prompts: with the reference, where the anchor begins.
+        method: which of the two, and how its anchor moves.
+        policy: the one that is trained.
+        count: best-of-n responses and as many of the policy, a prompt and step; None to sum over all there are, with
+            J-BOND's reward in its mean over the anchor's two responses.
+        seed: of the draws.
+    """
+
+    def __init__(
+        self,
+        prompts: EnumeratedPrompts,
+        method: Bond | JBond,
+        policy: torch.nn.Module,
+        *,
+        count: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.seen, self.method, self.policy, self.count, self.seed = prompts, method, policy, count, seed
+        self.anchor, self.steps = Anchor(policy.parameters()), 0
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, log_probs: Tensor, progress: float) -> Tensor:
+        """Return what has the gradient of divergence and regulariser, from log πθ of all responses, (P, 27³)."""
+        if self.steps and self.method.moves_after(self.steps):
+            self.anchor.move(self.method.anchor_rate)
+            with torch.no_grad(), self.anchor.in_place():
+                self.seen = self.seen.seen_from(self.policy())
+        self.steps += 1
+        return self._exact(log_probs) if self.count is None else self._from_draws(log_probs, self.count)
+
+    def _exact(self, log_probs: Tensor) -> Tensor:
+        method, seen, now = self.method, self.seen, log_probs.detach()
+        drift = now - seen.ref_log_probs
+        if isinstance(method, JBond):
+            gain = -math.log(16) * (1 - seen.log_cdf.exp()) ** 2 - drift
+        else:
+            gain = self._returns(now, torch.arange(now.shape[1]).expand_as(now)).view_as(now)
+        backward = -(log_probs.exp() * gain).sum() / len(now)
+        drifting = (log_probs.exp() * drift).sum() / len(now)
+        weight = method.jeffreys_weight
+        forward = seen.imitate(method.n)(log_probs, 1.0)
+        return (1 - weight) * forward + weight * (method.n - 1) * backward + method.regulariser * drifting
+
+    def _from_draws(self, log_probs: Tensor, count: int) -> Tensor:
+        method, seen = self.method, self.seen
+        drawn = torch.multinomial(log_probs.detach().exp(), count, replacement=True, generator=self.generator)
+        best, worst = map(torch.from_numpy, seen.best_and_worst(method.n, count, [self.seed, self.steps]))
+        returns = self._returns(log_probs.detach(), drawn, torch.stack([best, worst], dim=2))
+        own, learned, anchor = (
+            table.gather(1, which).flatten()
+            for table, which in ((log_probs, drawn), (log_probs, best), (seen.ref_log_probs, drawn))
+        )
+        advantages, drifts = (losses.leave_one_out(x, group=count) for x in (returns, own.detach() - anchor))
+        weight = method.jeffreys_weight
+        loss = losses.jeffreys(learned, own, advantages, n=method.n, jeffreys_weight=weight)
+        return (loss + method.regulariser * losses.reinforce(own, -drifts)).mean()
+
+    def _returns(self, log_probs: Tensor, drawn: Tensor, pairs: Tensor | None = None) -> Tensor:
+        """What responses, (P, B) of their indices, are worth, flat; with two of the anchor's for each, (P, B, 2)."""
+        seen, listed = self.seen, np.array(responses(), dtype=object)
+        mine, anchor, rewards, strict, weak = (
+            table.gather(1, drawn).flatten()
+            for table in (log_probs, seen.ref_log_probs, seen.rewards, seen.log_strict_cdf, seen.log_cdf)
+        )
+        two = None if pairs is None else seen.rewards.gather(1, pairs.flatten(1)).view(-1, 2)
+        names = [prompt for prompt in seen.prompts for _ in range(drawn.shape[1])]
+        judged = Judged(names, listed[drawn.flatten().numpy()], mine, anchor, rewards, two)
+        return self.method.returns(judged, _Known(strict.numpy(), weak.numpy()))
 
 
 class _Known(NamedTuple):

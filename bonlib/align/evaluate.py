@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bonlib.align.methods import Judged, SampledCdf, Vbon
 from bonlib.lm.kernels import cpu_kernels
 from bonlib.lm.models import LoadedModel
 from bonlib.lm.reading import response_logits, token_batch
 from bonlib.lm.rewards import RewardModel, checked_score
-from bonlib.lm.samplers import Responses, SamplingSettings, TransformersSampler, encode_prompts
+from bonlib.lm.samplers import Responses, SamplingSettings, TransformersSampler, best_of_n, concatenate, encode_prompts
+from bonlib.lm.store import Draws
 from bonlib.metrics import kl_k1, kl_k3, mean_over_prompts, next_token_entropy, next_token_kl, win_probability
 
 Array = NDArray[np.float64]
@@ -29,6 +32,8 @@ class TestSet:
         sampling: length of the responses, at temperature 1 from all tokens.
         responses: drawn for each prompt.
         seed: of these draws, the same for every policy.
+        draws: of the reference to the prompts, others than the opponents, at least as many a prompt; for `divergences`.
+        rewards: of these draws, shape (P, at least m).
     """
 
     __test__ = False  # not a test of pytest's
@@ -38,6 +43,8 @@ class TestSet:
     sampling: SamplingSettings
     responses: int = 4
     seed: int = 0
+    draws: Draws | None = None
+    rewards: Array | None = None
 
     def __post_init__(self) -> None:
         if len(self.prompts) < 2 or len(self.opponents) != len(self.prompts):
@@ -52,7 +59,10 @@ class TestSet:
 
     def first(self, prompts: int, responses: int) -> TestSet:
         """Return a smaller test set: the first prompts of this one."""
-        return TestSet(self.prompts[:prompts], self.opponents[:prompts], self.sampling, responses, self.seed)
+        few = slice(prompts)
+        draws = self.draws and Draws(self.draws.prompts[few], self.draws.responses[few], self.draws.chunks[few])
+        rewards = None if self.rewards is None else self.rewards[few]
+        return TestSet(self.prompts[few], self.opponents[few], self.sampling, responses, self.seed, draws, rewards)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +129,66 @@ def evaluate(
         entropy.reshape(shape),
         ref_log_probs.reshape(shape),
     )
+
+
+class Divergences(NamedTuple):
+    """How far a policy is from best-of-n by a reward CDF estimated from the opponents; a number a prompt, (P,).
+
+    Attributes:
+        backward_kl: estimate of KL(πθ ‖ π_n), from responses of the policy, nats.
+        forward_kl: estimate of KL(π_n ‖ πθ), from a best-of-n response of the reference, nats.
+        log_quantile: mean of log F≤ of the policy's responses, nats.
+    """
+
+    backward_kl: Array
+    forward_kl: Array
+    log_quantile: Array
+
+    def summary(self) -> dict[str, float]:
+        """Return the mean over prompts of every figure, and its standard error as NAME_se."""
+        row: dict[str, float] = {}
+        for name, column in self._asdict().items():
+            mean, error = mean_over_prompts(column)
+            row |= {name: float(mean), f"{name}_se": float(error)}
+        return row
+
+
+def divergences(policy: LoadedModel, evaluation: Evaluation, test: TestSet, n: int) -> Divergences:
+    """Estimate how far a policy is from best-of-n of its reference, in both directions.
+
+    Args:
+        policy: a causal language model.
+        evaluation: of it, on the same prompts.
+        test: the prompts, with draws.
+        n: number of draws, at most as many as the test set has.
+
+    Raises:
+        ValueError: if the test set has too few draws.
+
+    Source: Sessa et al. (BOND), Figure 2, with 32 samples for the CDF; here as many as there are opponents.
+    """
+    have = 0 if test.rewards is None else test.rewards.shape[1]
+    if test.draws is None or test.rewards is None or have < n:
+        raise ValueError(f"test has {have} draws a prompt; a best-of-{n} response needs {n}: give it more")
+    method, cdf = Vbon(n), SampledCdf(test.prompts, test.opponents)
+    prompts = [prompt for prompt in test.prompts for _ in range(evaluation.rewards.shape[1])]
+    texts = evaluation.responses.texts.tolist()
+    own = _judged(prompts, texts, evaluation.responses.log_probs, evaluation.ref_log_probs, evaluation.rewards)
+    best = best_of_n(test.rewards, n)[:, 0]
+    chosen = concatenate([row[[draw]] for row, draw in zip(test.draws.responses, best, strict=True)])
+    _, _, log_probs = _along_responses(policy, policy, test.prompts, chosen, 128)
+    rewards = test.rewards[np.arange(len(best)), best]
+    target = _judged(test.prompts, chosen.texts.tolist(), log_probs, chosen.log_probs, rewards)
+    shape = evaluation.rewards.shape
+    return Divergences(
+        -method.returns(own, cdf).numpy().reshape(shape).mean(axis=1),
+        method.returns(target, cdf).numpy(),
+        cdf.log_weak(prompts, texts, evaluation.rewards.ravel()).reshape(shape).mean(axis=1),
+    )
+
+
+def _judged(prompts: Sequence[str], texts: Sequence[str], log_probs: Array, ref: Array, rewards: Array) -> Judged:
+    return Judged(prompts, texts, *(torch.as_tensor(table.ravel()) for table in (log_probs, ref, rewards)))
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What a step learns from, and its loss: from draws of the reference, or from the policy's own by REINFORCE or PPO.
+"""What a step learns from, and its loss: from draws of the reference, from the policy's own, or from both (BOND).
 
 The loop asks a learner for the shards of a step, lets it weigh them all together, and then for the loss of each.
 """
@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bonlib import losses
-from bonlib.align.methods import Bonbon, Judged, OffPolicy, OnPolicy
-from bonlib.align.policy import Policy
+from bonlib.align.methods import Bonbon, Bond, JBond, Judged, OffPolicy, OnPolicy, SampledCdf
+from bonlib.align.policy import Anchor, Policy
 from bonlib.align.settings import Ppo, TrainingData, TrainSettings
 from bonlib.lm.kernels import cpu_kernels
 from bonlib.lm.models import LoadedModel
@@ -23,6 +24,9 @@ from bonlib.lm.reading import TokenBatch, token_batch
 from bonlib.lm.rewards import checked_score
 from bonlib.lm.samplers import TransformersSampler, encode_prompts
 
+T = TypeVar("T")
+Array = NDArray[Any]
+Indices = NDArray[np.intp]
 ExpectFinite = Callable[[str, Tensor, Sequence[str]], None]  # what it is, the numbers, the prompts in question
 
 
@@ -40,6 +44,7 @@ class Shard:
         old_log_probs, old_values: with PPO, of tokens under the policy that drew them, (B, T).
         token_rewards: with PPO, the return spread over the tokens, (B, T).
         targets: with PPO, what the values should have been, (B, T).
+        drifts: with BOND, how much more each response's log πθ − log π_anchor is than expected, (B,).
     """
 
     batch: TokenBatch
@@ -52,12 +57,14 @@ class Shard:
     old_values: Tensor | None = None
     token_rewards: Tensor | None = None
     targets: Tensor | None = None
+    drifts: Tensor | None = None
 
 
 class Learner(Protocol):
     """One way to learn."""
 
     epochs: int  # gradient steps on the same shards
+    responses: int  # drawn, or taken from the store, at each step
 
     def shard(self, step: int, place: int) -> Shard:
         """Return what a step learns from, the part at one of its `settings.shards` places."""
@@ -69,6 +76,10 @@ class Learner(Protocol):
 
     def loss(self, shard: Shard, log_probs: Tensor, values: Tensor | None) -> Tensor:
         """Return the mean loss of a shard, from what the policy says of its tokens, (B, T) each."""
+        ...
+
+    def stepped(self, steps: int) -> None:
+        """Take note that so many steps are done."""
         ...
 
 
@@ -122,7 +133,8 @@ class OffPolicyLearner:
             method = method.balanced(data.draws.log_probs[prompts, draws[:, 0]])
         self.method, self.draws, self.tokens = method, data.draws, tokens
         self.rounds = Rounds(len(prompts), settings.seed)
-        self.step_size = settings.prompts * settings.group // draws.shape[1]  # examples
+        self.responses = settings.prompts * settings.group
+        self.step_size = self.responses // draws.shape[1]  # examples
         self.shard_size = self.step_size // settings.shards
 
     def shard(self, step: int, place: int) -> Shard:
@@ -140,9 +152,10 @@ class OffPolicyLearner:
 
     def loss(self, shard: Shard, log_probs: Tensor, values: Tensor | None) -> Tensor:
         """Return the method's mean loss."""
-        # In float64, which Apple's GPUs have not.
-        summed = log_probs.cpu().double().sum(1).view_as(shard.reference)
-        return self.method.loss(summed, shard.reference).mean()
+        return self.method.loss(summed(log_probs).view_as(shard.reference), shard.reference).mean()
+
+    def stepped(self, steps: int) -> None:
+        """Do nothing: the draws stay."""
 
 
 class ReinforceLearner:
@@ -179,32 +192,51 @@ class ReinforceLearner:
         self.policy, self.frozen, self.expect_finite = policy, Policy(reference.model), expect_finite
         self.sampler = TransformersSampler(loaded, batch_size=settings.prompts * settings.group)
         self.rounds = Rounds(len(data.prompts), settings.seed)
+        self.responses = settings.prompts * settings.group
 
     def shard(self, step: int, place: int) -> Shard:
         """Draw responses from the policy, score them and say what each is worth."""
-        settings, data = self.settings, self.data
-        count = settings.prompts // settings.shards
-        chosen = self.rounds.at(step * settings.prompts + place * count, count)
-        prompts = [data.prompts[i] for i in chosen for _ in range(settings.group)]
-        seed = int(np.random.SeedSequence([settings.seed, step, place]).generate_state(1, np.uint64)[0] >> 1)
-        drawn = self.sampler.sample_tokens([self.tokens.ids[prompt] for prompt in prompts], data.sampling, seed=seed)
+        judged, tokens = self.answers(self.chosen(step, place), self.settings.group, [step, place])
+        batch = self.tokens.batch(judged.prompts, tokens)
+        reference = read(self.frozen, batch)
+        judged = judged._replace(ref_log_probs=summed(reference))
+        returns = self.eased(step).returns(judged, self.data.cdf)
+        return Shard(batch, judged.prompts, reference, returns, self.figures(judged, returns))
+
+    def chosen(self, step: int, place: int) -> list[int]:
+        """Return which prompts a shard has."""
+        count = self.settings.prompts // self.settings.shards
+        return self.rounds.at(step * self.settings.prompts + place * count, count)
+
+    def answers(self, chosen: Sequence[int], count: int, place: Sequence[int]) -> tuple[Judged, list[list[int]]]:
+        """Return `count` responses to each of some prompts by the model as it is now; log π is still to be filled in.
+
+        Args:
+            chosen: places of the prompts.
+            count: responses to each, those of one prompt together.
+            place: identifies the draw, for its seed.
+        """
+        prompts = [self.data.prompts[i] for i in chosen for _ in range(count)]
+        seed = int(np.random.SeedSequence([self.settings.seed, *place]).generate_state(1, np.uint64)[0] >> 1)
+        ids = [self.tokens.ids[prompt] for prompt in prompts]
+        drawn = self.sampler.sample_tokens(ids, self.data.sampling, seed=seed)
         log_probs = torch.as_tensor(drawn.log_probs)
         self.expect_finite("a log-probability", log_probs, prompts)
         texts = drawn.texts.tolist()
-        rewards = torch.as_tensor(checked_score(data.reward_model, prompts, texts))
-        batch = self.tokens.batch(prompts, drawn.token_ids.tolist())
-        with torch.no_grad(), cpu_kernels(self.frozen.model):
-            reference, _ = self.frozen(batch)
-        judged = Judged(prompts, texts, log_probs, reference.cpu().double().sum(1), rewards)
-        returns = self.eased(step).returns(judged, data.cdf)
-        self.expect_finite("a return", returns, prompts)
-        figures = {
-            "reward": float(rewards.mean()),
-            "kl": float((log_probs - judged.ref_log_probs).mean()),
-            "entropy": float(-log_probs.mean()),
+        rewards = torch.as_tensor(checked_score(self.data.reward_model, prompts, texts))
+        return Judged(
+            prompts, texts, log_probs, torch.full_like(log_probs, torch.nan), rewards
+        ), drawn.token_ids.tolist()
+
+    def figures(self, judged: Judged, returns: Tensor) -> dict[str, float]:
+        """Return the means for the curve, after a check of the returns."""
+        self.expect_finite("a return", returns, judged.prompts)
+        return {
+            "reward": float(judged.rewards.mean()),
+            "kl": float((judged.log_probs - judged.ref_log_probs).mean()),
+            "entropy": float(-judged.log_probs.mean()),
             "return": float(returns.mean()),
         }
-        return Shard(batch, prompts, reference, returns, figures)
 
     def eased(self, step: int) -> OnPolicy:
         """Return the method with as much pull as it has at a step."""
@@ -213,12 +245,100 @@ class ReinforceLearner:
     def weigh(self, shards: Sequence[Shard]) -> None:
         """Write down how much better each response was than the others to its prompt."""
         for shard in shards:
-            advantages = losses.leave_one_out(known(shard.returns), group=self.settings.group)
-            shard.advantages = advantages.float().to(shard.reference.device)
+            shard.advantages = self.centred(shard, known(shard.returns))
+
+    def centred(self, shard: Shard, numbers: Tensor) -> Tensor:
+        """Return what each response has more of something than the others to its prompt, or of its shard, (B,)."""
+        group = self.settings.group if self.settings.group > 1 else len(numbers)
+        return losses.leave_one_out(numbers, group=group).float().to(shard.reference.device)
 
     def loss(self, shard: Shard, log_probs: Tensor, values: Tensor | None) -> Tensor:
         """Return what descends along the policy gradient."""
         return losses.reinforce(log_probs.sum(1), known(shard.advantages)).mean()
+
+    def stepped(self, steps: int) -> None:
+        """Do nothing: the reference stays."""
+
+
+class BondLearner(ReinforceLearner):
+    """Descends the Jeffreys divergence from best-of-n of the reference, or of an anchor that follows the policy.
+
+    A step's batch holds the policy's own responses and then as many best-of-n responses to the same prompts.
+
+    Args:
+        anchor: of the policy; None if the reference is the anchor for good, and has stored draws.
+        others: as for `ReinforceLearner`.
+    """
+
+    method: Bond | JBond
+
+    def __init__(self, anchor: Anchor | None, *args: object, **others: object) -> None:
+        super().__init__(*args, **others)  # type: ignore[arg-type]
+        self.anchor, self.reader = anchor, Policy(self.sampler.loaded.model)
+        if anchor is not None:
+            self.responses += self.settings.prompts * self.method.anchor_draws
+            return
+        have = 0 if self.data.rewards is None else self.data.rewards.shape[1]
+        if self.data.draws is None or have < self.method.n:
+            raise ValueError(f"data has {have} draws a prompt; {self.method} learns from {self.method.n}: draw more")
+
+    def shard(self, step: int, place: int) -> Shard:
+        """Draw responses from the policy, find best-of-n responses of the anchor, and say what the former are worth."""
+        settings, data, chosen = self.settings, self.data, self.chosen(step, place)
+        judged, tokens = self.answers(chosen, settings.group, [step, place])
+        own = self.tokens.batch(judged.prompts, tokens)
+        judged = judged._replace(ref_log_probs=summed(read(self.frozen, own)))
+        if self.anchor is None:
+            seen, cdf = judged, data.cdf
+            rewards = known(data.rewards)[chosen]
+            answers = [data.draws.responses[i].token_ids for i in chosen] if data.draws else []
+        else:
+            seen, rewards, answers = self.ask_anchor(judged, own, chosen, [step, place])
+            cdf = SampledCdf(*distinct([data.prompts[i] for i in chosen], rewards))
+        returns = self.eased(step).returns(seen, cdf)
+        rng = np.random.default_rng([settings.seed, step, place])
+        best = best_of_subsets(rewards, self.method.n, settings.group, rng)
+        learned = [answers[row][draw].tolist() for row, draws in enumerate(best) for draw in draws]
+        batch = self.tokens.batch([*judged.prompts, *judged.prompts], tokens + learned)
+        shard = Shard(batch, judged.prompts, seen.ref_log_probs, returns, self.figures(judged, returns))
+        shard.drifts = self.centred(shard, judged.log_probs - seen.ref_log_probs)
+        return shard
+
+    def ask_anchor(
+        self, judged: Judged, own: TokenBatch, chosen: Sequence[int], place: Sequence[int]
+    ) -> tuple[Judged, Array, list[Array]]:
+        """Draw from the anchor.
+
+        Args:
+            judged: responses of the policy.
+            own: the same as tokens.
+            chosen: places of their prompts, P.
+            place: of the shard.
+
+        Returns:
+            The policy's responses with the anchor in the reference's place; rewards of the anchor's own, (P, draws),
+            and these as tokens, (draws, T) a prompt.
+        """
+        count, group = self.method.anchor_draws, self.settings.group
+        with known(self.anchor).in_place():
+            drawn, tokens = self.answers(chosen, count, [*place, 1])
+            log_probs = summed(read(self.reader, own))
+        rewards = drawn.rewards.view(len(chosen), count)
+        seen = judged._replace(ref_log_probs=log_probs, anchor_rewards=rewards.repeat_interleave(group, dim=0))
+        return seen, rewards.numpy(), list(np.array(tokens).reshape(len(chosen), count, -1))
+
+    def loss(self, shard: Shard, log_probs: Tensor, values: Tensor | None) -> Tensor:
+        """Return what descends along the gradient of the divergence and of the regulariser."""
+        method, (own, best) = self.method, log_probs.sum(1).chunk(2)
+        divergence = losses.jeffreys(
+            best, own, known(shard.advantages), n=method.n, jeffreys_weight=method.jeffreys_weight
+        )
+        return (divergence + method.regulariser * losses.reinforce(own, -known(shard.drifts))).mean()
+
+    def stepped(self, steps: int) -> None:
+        """Move the anchor, if it is time."""
+        if self.anchor is not None and self.method.moves_after(steps):
+            self.anchor.move(self.method.anchor_rate)
 
 
 class PpoLearner(ReinforceLearner):
@@ -272,7 +392,34 @@ class PpoLearner(ReinforceLearner):
         return (of_policy + self.ppo.value_weight * of_values).sum() / len(real)
 
 
-def known(table: Tensor | None) -> Tensor:
-    """Return a tensor that this learner has set."""
+def best_of_subsets(rewards: Array, n: int, count: int, rng: np.random.Generator) -> Indices:
+    """Return `count` times the best of n random ones of the draws of each prompt, whose rewards are (P, M): (P, count).
+
+    Each is a draw of best-of-n, though those of one prompt depend on each other.
+    """
+    chosen = np.stack([[rng.permutation(row.size)[:n] for _ in range(count)] for row in rewards])
+    places = np.take_along_axis(rewards[:, None, :], chosen, axis=2).argmax(axis=2)
+    return np.take_along_axis(chosen, places[..., None], axis=2)[..., 0]
+
+
+def distinct(prompts: Sequence[str], rewards: Array) -> tuple[list[str], Array]:
+    """Return prompts and their rows without those that come twice."""
+    rows = dict(zip(prompts, rewards, strict=True))
+    return list(rows), np.stack(list(rows.values()))
+
+
+def read(policy: Policy, batch: TokenBatch) -> Tensor:
+    """Return log-probabilities of responses as exact as those of draws, (B, T)."""
+    with torch.no_grad(), cpu_kernels(policy.model):
+        return policy(batch)[0]
+
+
+def summed(log_probs: Tensor) -> Tensor:
+    """Return log-probabilities of whole responses, from those of tokens, (B,)."""
+    return log_probs.cpu().double().sum(1)  # Apple's GPUs have no float64
+
+
+def known(table: T | None) -> T:
+    """Return what this learner has been given, or has set."""
     assert table is not None
     return table

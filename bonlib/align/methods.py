@@ -2,7 +2,8 @@
 
 There are two kinds. An *on-policy* method draws from the policy while it learns and ascends E[return]; `returns` says
 what a response is worth. An *off-policy* method learns from draws of the reference; `examples` says which of them, and
-`loss` what is minimised. All formulas are those of `bonlib.losses`.
+`loss` what is minimised. An `Anchored` method does both, and may take a moving anchor for its reference. All formulas
+are those of `bonlib.losses`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -99,8 +100,9 @@ class Judged(NamedTuple):
         prompts: what each answers.
         texts: the responses.
         log_probs: under the policy, no gradient, shape (B,).
-        ref_log_probs: under the reference, shape (B,).
+        ref_log_probs: under the reference, or the anchor of an `Anchored` method, shape (B,).
         rewards: shape (B,), float64.
+        anchor_rewards: of the anchor's responses to the same prompt, shape (B, draws), where a method has it draw any.
     """
 
     prompts: Sequence[str]
@@ -108,13 +110,21 @@ class Judged(NamedTuple):
     log_probs: Tensor
     ref_log_probs: Tensor
     rewards: Tensor
+    anchor_rewards: Tensor | None = None
 
 
 class OnPolicy(Protocol):
     """A method that draws from the policy as it learns."""
 
-    kl_coefficient: float  # what its return takes off for each nat of log πθ − log π; PPO spreads that over tokens
-    needs_cdf: ClassVar[bool]
+    @property
+    def kl_coefficient(self) -> float:
+        """What its return takes off for each nat of log πθ − log π; PPO spreads that over tokens."""
+        ...
+
+    @property
+    def needs_cdf(self) -> bool:
+        """Whether it must be told the distribution of the reference's rewards."""
+        ...
 
     def eased(self, part: float) -> OnPolicy:
         """Return the method with a part of its pull away from the reference, above 0 and at most 1."""
@@ -226,6 +236,112 @@ class VbonBound:
         log_cdf = _known(cdf).log_weak(judged.prompts, judged.texts, judged.rewards.cpu().numpy())
         log_cdf_tensor = torch.as_tensor(log_cdf).to(judged.log_probs)
         return losses.vbon_bound_return(judged.log_probs, judged.ref_log_probs, log_cdf_tensor, n=self.n)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anchored:
+    """What BOND and J-BOND have in common: a Jeffreys divergence from best-of-n of an anchor, which may move.
+
+    Attributes:
+        jeffreys_weight: weight w of the backward divergence KL(πθ ‖ π_n), by policy gradient; 1 − w is that of the
+            forward one, by likelihood of best-of-n responses.
+        anchor_rate: η, the share of the policy's weights that the anchor takes up when it moves; 1 copies them, and
+            with 0 the anchor stays the reference.
+        anchor_every: steps from one move to the next.
+        regulariser: γ, weight of KL(πθ ‖ anchor). Algorithm 2 of the paper has its gradient with the other sign, which
+            is that of a negative γ and drives the policy away.
+    """
+
+    jeffreys_weight: float = 0.5
+    anchor_rate: float = 0.0
+    anchor_every: int = 1
+    regulariser: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("jeffreys_weight", "anchor_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
+        if self.anchor_every < 1 or self.anchor_every != int(self.anchor_every):
+            raise ValueError(f"anchor_every is {self.anchor_every}; it must be a whole number of steps, at least 1")
+        if not np.isfinite(self.regulariser):
+            raise ValueError(f"regulariser is {self.regulariser}; it must be finite")
+
+    def moves_after(self, steps: int) -> bool:
+        """Return whether the anchor moves when so many steps are done."""
+        return self.anchor_rate > 0 and steps % self.anchor_every == 0
+
+
+@dataclass(frozen=True)
+class Bond(Anchored):
+    """Best-of-N distillation: the Jeffreys divergence from best-of-n, of the reference or of a moving anchor.
+
+    Attributes:
+        n: number of draws n, whole and at least 2.
+        term_b: whether the return has the term log B, small and left out by the paper; with it the optimum of both
+            divergences is best-of-n itself.
+        anchor_draws: responses of a moving anchor a prompt and step, for its reward CDF and its best-of-n. A reference
+            that stays has the stored draws.
+    """
+
+    n: int
+    term_b: bool = False
+    anchor_draws: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n < 2 or self.n != int(self.n):
+            raise ValueError(f"n is {self.n}; BOND learns from the best of a whole number of draws, at least 2")
+        object.__setattr__(self, "n", int(self.n))
+        if self.asks_anchor and self.anchor_draws < self.n:
+            raise ValueError(f"anchor_draws is {self.anchor_draws}; the best of {self.n} needs as many at least")
+
+    @property
+    def asks_anchor(self) -> bool:
+        """Whether the anchor has to draw while the policy learns."""
+        return self.anchor_rate > 0
+
+    @property
+    def needs_cdf(self) -> bool:
+        """Only if the anchor stays: the rewards of a moving one are estimated from its draws."""
+        return not self.asks_anchor
+
+    @property
+    def kl_coefficient(self) -> float:
+        """β = 1/(n−1)."""
+        return 1 / (self.n - 1)
+
+    def eased(self, part: float) -> Bond:
+        """Refuse: likelihood of best-of-n holds the policy to good responses, and it knows whole n only."""
+        return _not_eased(self, part)
+
+    def returns(self, judged: Judged, cdf: LogCdf | None) -> Tensor:
+        """Return log F≤ (+ log B/(n−1)) − (log πθ − log π)/(n−1)."""
+        about = (judged.prompts, judged.texts, judged.rewards.cpu().numpy())
+        log_cdf = torch.as_tensor(_known(cdf).log_weak(*about)).to(judged.log_probs)
+        log_strict = torch.as_tensor(_known(cdf).log_strict(*about)).to(judged.log_probs) if self.term_b else None
+        return losses.bond_return(judged.log_probs, judged.ref_log_probs, log_cdf, n=self.n, log_strict_cdf=log_strict)
+
+
+@dataclass(frozen=True)
+class JBond(Anchored):
+    """J-BOND: best-of-2 of a slowly moving anchor, with log F≤ guessed from two of its responses."""
+
+    n: ClassVar[int] = 2
+    needs_cdf: ClassVar[bool] = False
+    kl_coefficient: ClassVar[float] = 1.0
+    asks_anchor: ClassVar[bool] = True
+    anchor_draws: ClassVar[int] = 2
+    anchor_rate: float = field(default=0.02, kw_only=True)
+
+    def eased(self, part: float) -> JBond:
+        """Refuse: its pull is that of two draws."""
+        return _not_eased(self, part)
+
+    def returns(self, judged: Judged, cdf: LogCdf | None) -> Tensor:
+        """Return r_J − (log πθ − log π_anchor)."""
+        if judged.anchor_rewards is None:
+            raise ValueError("judged has no anchor_rewards; J-BOND compares with two responses of the anchor")
+        return losses.jbond_return(judged.log_probs, judged.ref_log_probs, judged.rewards, judged.anchor_rewards)
 
 
 @dataclass(frozen=True)
@@ -346,13 +462,24 @@ class Dpo:
         return function(*log_probs.T, *ref_log_probs.T, beta=self.beta)
 
 
+def iterative_bond(every: float, *, n: int = 2, **options: Any) -> Bond:
+    """Return BOND with n draws, whose anchor becomes the policy every so many steps."""
+    return Bond(n, anchor_rate=1.0, anchor_every=int(every), **options)
+
+
+def jbond(rate: float, **options: Any) -> JBond:
+    """Return J-BOND with an anchor that takes up this share of the policy's weights at each move."""
+    return JBond(anchor_rate=rate, **options)
+
+
 class Entry(NamedTuple):
     """A method as the command line and the tables know it.
 
     Attributes:
-        make: its settings, from the number that regularises it.
-        setting: what that number is called, "n" or "beta".
-        algorithm: "rloo", "ppo" or "offline".
+        make: its settings, from the number that regularises it, and other fields by name.
+        setting: what that number is called: "n" (draws), "beta" (KL coefficient), "every" (steps between two moves of
+            the anchor) or "rate" (η of the anchor).
+        algorithm: "rloo", "ppo", "offline" or "bond".
     """
 
     make: Any
@@ -368,6 +495,9 @@ METHODS = {
     "kl-rl-rloo": Entry(KlRl, "beta", "rloo"),
     "vbon": Entry(Vbon, "n", "rloo"),
     "vbon-bound": Entry(VbonBound, "n", "rloo"),
+    "bond": Entry(Bond, "n", "bond"),
+    "bond-iterative": Entry(iterative_bond, "every", "bond"),
+    "jbond": Entry(jbond, "rate", "bond"),
 }
 
 
@@ -375,6 +505,12 @@ def _known(cdf: LogCdf | None) -> LogCdf:
     if cdf is None:
         raise ValueError("cdf is None; vBoN needs the reward's distribution: give a SampledCdf of reference samples")
     return cdf
+
+
+def _not_eased(method: Any, part: float) -> Any:
+    if part < 1:
+        raise ValueError(f"easing is on; {method} has whole draws only: leave it at 0")
+    return method
 
 
 def _check_n(n: float) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,17 +13,54 @@ from torch import Tensor
 from bonlib.lm.reading import TokenBatch, response_logits
 
 
+class Anchor(torch.nn.Module):
+    """A second value for weights that are trained, one copy of them: the policy that the first follows.
+
+    The copy is held as buffers, so that a checkpoint of the module around it has it.
+
+    Args:
+        weights: those trained; an adapter's alone, if there is one.
+    """
+
+    def __init__(self, weights: Iterable[torch.nn.Parameter]) -> None:
+        super().__init__()
+        self._weights = list(weights)  # in a list, no module owns them twice
+        for place, weight in enumerate(self._weights):
+            self.register_buffer(f"copy_{place}", weight.detach().clone())
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Let the model be the anchor for a while; to draw and to read, not to learn."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def move(self, rate: float) -> None:
+        """Take up a share of the weights: anchor ← (1 − rate) anchor + rate · weights."""
+        for copied, weight in zip(self.buffers(), self._weights, strict=True):
+            copied.lerp_(weight, rate)
+
+    def _swap(self) -> None:
+        for copied, weight in zip(self.buffers(), self._weights, strict=True):
+            weight.data, copied.data = copied.data, weight.data
+
+
 class Policy(torch.nn.Module):
     """Log-probabilities of responses, token by token.
 
     Args:
         model: a causal language model.
         with_values: whether it has a value head, which says what return to expect before each token; 0 at first.
+        with_anchor: whether it has an `Anchor`, as `anchor`; at first that is where the model starts.
     """
 
-    def __init__(self, model: Any, with_values: bool = False) -> None:
+    def __init__(self, model: Any, with_values: bool = False, with_anchor: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.anchor = Anchor(p for p in model.parameters() if p.requires_grad) if with_anchor else None
         self.value_head = None
         if with_values:
             self.value_head = torch.nn.Linear(model.config.hidden_size, 1).to(next(model.parameters()).device)

@@ -48,8 +48,9 @@ class TrainSettings:
     Attributes:
         steps: gradient steps (with PPO: batches of responses, each used `ppo.epochs` times).
         prompts: prompts a step.
-        group: responses to each of them; the leave-one-out baseline of one is the mean of the others. Off policy a step
-            takes as many stored draws, `prompts * group`, as examples of one or two.
+        group: responses to each of them; the leave-one-out baseline of one is the mean of the others, or where there
+            are none, of the other prompts'. Off policy a step takes as many stored draws, `prompts * group`, as
+            examples of one or two.
         learning_rate: at its peak; from there it falls in a straight line that would end at 0 after the last step.
         warmup: steps over which it rises, at most half of them.
         easing: share of the steps over which an on-policy method's pull grows from none to its own (n from 1, 1/β from
@@ -92,8 +93,11 @@ class TrainSettings:
         _check("precision", self.precision, self.precision in ("no", "bf16"), "'no' or 'bf16'")
         if self.prompts % self.shards:
             raise ValueError(f"shards is {self.shards}; it must divide the {self.prompts} prompts of a step")
-        if self.group < 2 and self.ppo is None:
-            raise ValueError(f"group is {self.group}; the leave-one-out baseline needs at least 2 responses a prompt")
+        if self.group * self.prompts // self.shards < 2 and self.ppo is None:
+            raise ValueError(
+                f"group is {self.group} with {self.prompts} prompts in {self.shards} shards; the leave-one-out "
+                "baseline needs at least 2 responses in each shard"
+            )
 
     def pull_at(self, step: int) -> float:
         """Return the part of an on-policy method's pull that is there at a step, counted from 0."""

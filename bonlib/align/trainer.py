@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bonlib.align.learners import Learner, OffPolicyLearner, PpoLearner, PromptTokens, ReinforceLearner
-from bonlib.align.methods import OffPolicy, OnPolicy
-from bonlib.align.policy import Policy, trainable
+from bonlib.align.learners import BondLearner, Learner, OffPolicyLearner, PpoLearner, PromptTokens, ReinforceLearner
+from bonlib.align.methods import Bond, JBond, OffPolicy, OnPolicy
+from bonlib.align.policy import Anchor, Policy, trainable
 from bonlib.align.run_folder import Progress, RunFolder
 from bonlib.align.settings import TrainingData, TrainSettings
 from bonlib.lm.kernels import keep_freed_memory
@@ -42,7 +42,7 @@ class Trained:
         curve: one row for each measured step: means since the last one (loss, gradient norm, learning rate; reward, KL,
             entropy and return of the responses, where the method draws any), what `measure` returned, and step, seconds
             and responses so far.
-        responses: drawn from the policy while training, or taken from the reference's draws, in all.
+        responses: drawn from the policy and its anchor while training, or taken from the reference's draws, in all.
         seconds: spent, measurements left out.
         folder: of the run.
         main_process: whether this process is the one that writes and reports.
@@ -123,19 +123,23 @@ class TrainingRun:
                 f"shards is {settings.shards} for {self.accelerator.num_processes} processes; take a multiple of that"
             )
         self.files = RunFolder(folder, self.accelerator)
-        policy = Policy(trainable(reference.model, settings.lora_rank), with_values=settings.ppo is not None)
+        policy = Policy(
+            trainable(reference.model, settings.lora_rank),
+            with_values=settings.ppo is not None,
+            with_anchor=isinstance(method, Bond | JBond) and method.asks_anchor,
+        )
         self.learned = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         # The returns shrink as the policy improves, so the optimiser must forget their early size soon.
         optimiser = torch.optim.AdamW(self.learned, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
         self.policy, self.optimiser = self.accelerator.prepare(policy, optimiser)
         self.policy.eval()  # dropout would make the policy that learns another than the one that draws
         self.loaded = replace(reference, model=policy.model, name=f"policy from {reference.name}")
-        self.learner = self._learner()
+        self.learner = self._learner(policy.anchor)
         self.curve: list[dict[str, float]] = []
         self.recent: list[dict[str, float]] = []  # steps that are not in the curve yet
         self.step, self.seconds, self.responses = 0, 0.0, 0
 
-    def _learner(self) -> Learner:
+    def _learner(self, anchor: Anchor | None) -> Learner:
         tokens = PromptTokens(self.reference, self.data)
         if isinstance(self.method, OffPolicy):
             return OffPolicyLearner(self.method, self.data, self.settings, tokens)
@@ -146,6 +150,10 @@ class TrainingRun:
             "reference": self.reference,
             "expect_finite": self._expect_finite,
         }
+        if isinstance(self.method, Bond | JBond):
+            if self.settings.ppo is not None:
+                raise ValueError(f"ppo is {self.settings.ppo}; {self.method} is trained by REINFORCE: leave it at None")
+            return BondLearner(anchor, *on_policy, **rest)
         if self.settings.ppo is None:
             return ReinforceLearner(*on_policy, **rest)
         return PpoLearner(self.settings.ppo, lambda sums: self.accelerator.reduce(sums, "sum"), *on_policy, **rest)
@@ -233,7 +241,8 @@ class TrainingRun:
             mean = accelerator.reduce(local, "mean").tolist()
             figures |= dict(zip(names, mean, strict=True))
             figures["loss"] *= accelerator.num_processes
-        self.responses += settings.prompts * settings.group
+        self.responses += self.learner.responses
+        self.learner.stepped(self.step + 1)
         if figures.get("kl", 0.0) > settings.max_kl:
             self._diverged(f"the KL to the reference is {figures['kl']:.0f} nats", prompts)
         return figures

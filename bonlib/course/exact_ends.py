@@ -19,8 +19,16 @@ import numpy as np
 import torch
 from scipy.optimize import brentq
 
-from bonlib.align.enumerated import EnumeratedPrompts, Judgement, ListedPolicy, Objective, TabularPolicy, train_exactly
-from bonlib.align.methods import METHODS, BonSft, Dpo, LogCdf, OffPolicy, SampledCdf
+from bonlib.align.enumerated import (
+    Distillation,
+    EnumeratedPrompts,
+    Judgement,
+    ListedPolicy,
+    Objective,
+    TabularPolicy,
+    train_exactly,
+)
+from bonlib.align.methods import METHODS, Bond, BonSft, Dpo, JBond, LogCdf, OffPolicy, SampledCdf
 from bonlib.align.results import add_rows, read_rows
 from bonlib.align.settings import TrainingData, TrainSettings
 from bonlib.align.trainer import train
@@ -44,6 +52,11 @@ PAIRWISE = ("bonbon", "ipo", "dpo")  # there are too many pairs to list: they ha
 # With which a method ends closest to best-of-N after a short exact training; of two within 5 % the smaller.
 LEARNING_RATES = {"vbon": 6e-3, "vbon-bound": 6e-3, "ipo": 6e-3, "dpo": 2e-3}
 LEARNING_RATES |= dict.fromkeys(("kl-rl-rloo", "bon-sft", "bonbon"), 18e-3)
+LEARNING_RATES |= dict.fromkeys(("bond", "jbond"), 6e-3)
+ITERATED = (("anchor_every", 100), ("anchor_rate", 1.0), ("n", 2))  # best-of-2 of best-of-2 of best-of-2, in 300 steps
+CURVE_POINTS = 40
+Options = tuple[tuple[str, Any], ...]
+Curve = list[dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,7 @@ class ExactRun:
     """One training run on the enumerable model.
 
     Attributes:
-        method: a key of `METHODS` that needs no value head, or "ipo".
+        method: a key of `METHODS` that needs no value head, or "ipo". Iterative BOND is "bond" with a moving anchor.
         reward: "letters" or "vowels".
         policy: "network" or "table".
         training: "exact" (all responses), "samples" (drawn from the list), or "trainer" (drawn from the network and
@@ -63,6 +76,7 @@ class ExactRun:
         steps: of Adam.
         count: examples a prompt and step, where there are more than can be listed.
         seed: of draws.
+        options: fields of the method that differ from its own, as pairs.
     """
 
     method: str
@@ -76,10 +90,11 @@ class ExactRun:
     steps: int = 400
     count: int = 16_384
     seed: int = 0
+    options: Options = ()
 
     def __post_init__(self) -> None:
         known = {
-            "method": (*(name for name, entry in METHODS.items() if entry.algorithm != "ppo"), "ipo"),
+            "method": ("ipo", *(name for name in METHODS if name not in ("kl-rl-ppo", "bond-iterative"))),
             "reward": tuple(REWARDS),
             "policy": ("network", "table"),
             "training": ("exact", "samples", "trainer"),
@@ -94,7 +109,14 @@ class ExactRun:
     @property
     def identity(self) -> str:
         """A hash of all of it."""
-        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]
+        about = {name: value for name, value in asdict(self).items() if name != "options" or value}
+        return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
+
+    @property
+    def target(self) -> int:
+        """The n of the best-of-n that it is compared with: its own, or `N`."""
+        options = dict(self.options)
+        return options.get("n", N) if "anchor_rate" not in options else N
 
 
 @cache
@@ -127,12 +149,17 @@ def matching_beta(reward: str, kind: TiltReward) -> float:
     return float(f"{beta:.5g}")  # the same on every machine
 
 
-def run_exactly(run: ExactRun) -> dict[str, Any]:
-    """Train and judge; return the figures of its row, NaN where a return was not finite (log F = −∞)."""
+def run_exactly(run: ExactRun, curve: Curve | None = None) -> dict[str, Any]:
+    """Train and judge; return the figures of its row, NaN where a return was not finite (log F = −∞).
+
+    Args:
+        run: says how.
+        curve: takes up rows of figures of the policy on its way, with the step as "step".
+    """
     prompts = world(run.reward)
     begun = time.process_time()  # not of the clock: it is the same on a busy machine
     try:
-        found = prompts.judge(_trained(run, prompts), N).means()
+        found = prompts.judge(_trained(run, prompts, curve), run.target).means()
     except ValueError as error:
         if "not finite" not in str(error):
             raise
@@ -141,7 +168,24 @@ def run_exactly(run: ExactRun) -> dict[str, Any]:
     return {**asdict(run), **found, "processor_seconds": time.process_time() - begun}
 
 
-def _trained(run: ExactRun, prompts: EnumeratedPrompts) -> torch.Tensor | LoadedModel:
+def _watched(
+    objective: Objective, run: ExactRun, prompts: EnumeratedPrompts, curve: list[dict[str, float]]
+) -> Objective:
+    """The same objective, that writes down how the policy stands at some of the steps."""
+    steps = itertools.count()
+
+    def objective_and_note(log_probs: torch.Tensor, progress: float) -> torch.Tensor:
+        step = next(steps)
+        if step % max(run.steps // CURVE_POINTS, 1) == 0:
+            log_quantile = float((log_probs.detach().exp() * prompts.log_cdf).sum(1).mean())
+            found = prompts.judge(log_probs, run.target).means()
+            curve.append({"step": step, **found, "log_quantile": log_quantile})
+        return objective(log_probs, progress)
+
+    return objective_and_note
+
+
+def _trained(run: ExactRun, prompts: EnumeratedPrompts, curve: Curve | None) -> torch.Tensor | LoadedModel:
     if run.training == "trainer":
         settings = TrainSettings(
             steps=run.steps,
@@ -160,7 +204,10 @@ def _trained(run: ExactRun, prompts: EnumeratedPrompts) -> torch.Tensor | Loaded
     policy: torch.nn.Module = TabularPolicy(prompts.ref_log_probs)
     if run.policy == "network":
         policy = ListedPolicy(copy.deepcopy(reference().model), prompts.prompt_ids)
-    train_exactly(policy, _objective(run, prompts), steps=run.steps, learning_rate=run.learning_rate)
+    objective = _objective(run, prompts, policy)
+    if curve is not None:
+        objective = _watched(objective, run, prompts, curve)
+    train_exactly(policy, objective, steps=run.steps, learning_rate=run.learning_rate)
     with torch.no_grad():
         return policy()
 
@@ -168,12 +215,16 @@ def _trained(run: ExactRun, prompts: EnumeratedPrompts) -> torch.Tensor | Loaded
 def _method(run: ExactRun) -> Any:
     if run.method == "ipo":
         return Dpo(_given(run.beta), identity=True)
+    if run.method in ("bond", "jbond"):
+        return JBond(**dict(run.options)) if run.method == "jbond" else Bond(**{"n": N, **dict(run.options)})
     entry = METHODS[run.method]
     return entry.make(N if entry.setting == "n" else _given(run.beta))
 
 
-def _objective(run: ExactRun, prompts: EnumeratedPrompts) -> Objective:
+def _objective(run: ExactRun, prompts: EnumeratedPrompts, policy: torch.nn.Module) -> Objective:
     method, sampled = _method(run), run.training == "samples"
+    if isinstance(method, Bond | JBond):
+        return Distillation(prompts, method, policy, count=run.count if sampled else None, seed=run.seed)
     if not isinstance(method, OffPolicy):
         count = run.count if sampled else None
         return prompts.ascend(method, count=count, cdf=_cdf(run, prompts), easing=0.5, seed=run.seed)
@@ -208,14 +259,19 @@ def run_all(runs: Iterable[ExactRun], *, table: Path = TABLE) -> None:
             with FileLock(locks / f"{run.identity}.lock", timeout=0):
                 if run.identity in set(read_rows(table)["run"]):
                     continue
-                row = run_exactly(run) | about | {"date": time.strftime("%Y-%m-%d")}
+                curve: Curve | None = [] if run.method in ("bond", "jbond") else None
+                row = run_exactly(run, curve) | about | {"date": time.strftime("%Y-%m-%d")}
+                row["options"] = "; ".join(f"{name}={value}" for name, value in run.options)
+                if curve:
+                    add_rows(table.with_name(f"{table.stem}_curves.csv"), run.identity, curve)
                 add_rows(table, run.identity, [row])
         except Timeout:
             continue
         print(
             f"{run.method:11s} {run.reward} {run.policy} {run.training:7s} m={run.m} {run.smoothing} "
-            f"{run.learning_rate:g}: KL to best-of-{N} {row['reverse_kl']:.4f}, from it {row['forward_kl']:.4f}, to "
-            f"the reference {row['kl']:.3f}, win rate {row['win_rate']:.4f}, {row['processor_seconds']:.0f} s",
+            f"{run.learning_rate:g} {row['options']}: KL to best-of-{run.target} {row['reverse_kl']:.4f}, "
+            f"from it {row['forward_kl']:.4f}, to the reference {row['kl']:.3f}, win rate {row['win_rate']:.4f}, "
+            f"{row['processor_seconds']:.0f} s",
             flush=True,
         )
 
@@ -224,38 +280,52 @@ def search(rates: Sequence[float] = RATES) -> list[ExactRun]:
     """Return the search for learning rates, the same for every method."""
     return [
         ExactRun(method, beta=beta, learning_rate=rate, steps=SHORT, count=4096)
-        for method, beta in contestants()
+        for method, beta, options in contestants()
+        if not options and method != "jbond"  # which has no end to be judged by
         for rate in rates
     ]
 
 
-def contestants(reward: str = "letters") -> list[tuple[str, float | None]]:
-    """Return the methods with the β of those that have one."""
+def contestants(reward: str = "letters") -> list[tuple[str, float | None, Options]]:
+    """Return the methods of the table with the β of those that have one, and their options."""
     return [
-        ("vbon", None),
-        ("vbon-bound", None),
-        ("kl-rl-rloo", matching_beta(reward, "raw")),
-        ("bon-sft", None),
-        ("bonbon", None),
-        ("ipo", matching_beta(reward, "calibrated")),
-        ("dpo", 0.5),
-        ("dpo", 2.0),
+        ("vbon", None, ()),
+        ("vbon-bound", None, ()),
+        ("bond", None, ()),
+        ("bond", None, (("term_b", True),)),
+        ("bond", None, ITERATED),
+        ("jbond", None, ()),
+        ("kl-rl-rloo", matching_beta(reward, "raw"), ()),
+        ("bon-sft", None, ()),
+        ("bonbon", None, ()),
+        ("ipo", matching_beta(reward, "calibrated"), ()),
+        ("dpo", 0.5, ()),
+        ("dpo", 2.0, ()),
     ]
 
 
 def grid() -> list[ExactRun]:
     """Return the runs of the table: every method on both rewards, as a table, a network, from samples."""
     ends = [
-        ExactRun(method, reward, policy, training, beta=beta, learning_rate=_rate(method, policy), steps=steps)
+        ExactRun(
+            method,
+            reward,
+            policy,
+            training,
+            beta=beta,
+            learning_rate=_rate(method, policy),
+            steps=300 if options else steps,
+            options=options,
+        )
         for reward in REWARDS
         for policy, training, steps in [("network", "samples", 300), ("network", "exact", 300), ("table", "exact", 400)]
-        for method, beta in contestants(reward)
+        for method, beta, options in contestants(reward)
         if policy == "table" or training == "samples" or method not in PAIRWISE
     ]
     by_trainer = [  # by the trainer, with as many draws as it makes in little time, and by draws from the list
         ExactRun(method, training=training, beta=beta, learning_rate=_rate(method, "network") / 2, steps=300, count=FEW)
-        for method, beta in contestants()
-        if method in METHODS and METHODS[method].algorithm != "offline"
+        for method, beta, _ in contestants()
+        if method in METHODS and METHODS[method].algorithm == "rloo"
         for training in ("trainer", "samples")
     ]
     estimated = [
@@ -272,13 +342,15 @@ def _rate(method: str, policy: str) -> float:
     return 0.1 if policy == "table" else LEARNING_RATES[method]
 
 
-def label(method: str, beta: float | None) -> str:
-    """Return a method's name in figures and tables."""
+def label(method: str, beta: float | None, options: str = "") -> str:
+    """Return a method's name in figures and tables, from its columns there."""
     names = {
         "vbon": "vBoN, J",
         "vbon-bound": "vBoN, L",
         "kl-rl-rloo": "KL-RL",
         "bon-sft": "BoN-SFT",
         "bonbon": "BoNBoN",
+        "bond": {"term_b=True": "BOND with B", "": "BOND"}.get(options, "BOND, iterative"),
+        "jbond": "J-BOND",
     }
     return f"DPO, β = {beta:g}" if method == "dpo" else names.get(method, method.upper())

@@ -104,6 +104,8 @@ class Training:
         ns: numbers of draws N, the regularisers of best-of-n methods.
         betas: KL coefficients of reinforcement learning.
         dpo_betas: β of DPO.
+        anchor_moves: how often an anchor becomes the policy, of iterative BOND; the first phase counts as one.
+        anchor_rates: η of J-BOND's anchor.
         seeds: training seeds.
         steps: gradient steps.
         test_prompts: how many of the test prompts policies are measured on.
@@ -121,6 +123,8 @@ class Training:
     seeds: tuple[int, ...]
     steps: int
     test_prompts: int
+    anchor_moves: tuple[int, ...] = (1, 2, 3, 5, 8)
+    anchor_rates: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05, 0.1)
     responses: int = 4
     lora_rank: int = 0
     precision: str = "bf16"
@@ -200,6 +204,8 @@ PROFILES = {
                 ns=(8,),
                 betas=(0.1,),
                 dpo_betas=(0.1,),
+                anchor_moves=(2,),
+                anchor_rates=(0.02,),
                 seeds=(0,),
                 steps=10,
                 test_prompts=32,

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from bonlib.align.evaluate import Evaluation, TestSet, evaluate
-from bonlib.align.methods import METHODS, LogCdf, SampledCdf
+from bonlib.align.evaluate import Evaluation, TestSet, divergences, evaluate
+from bonlib.align.methods import METHODS, Bond, JBond, LogCdf, SampledCdf
 from bonlib.align.results import add_rows, read_rows
 from bonlib.align.settings import Ppo, TrainingData, TrainSettings
 from bonlib.align.trainer import DivergedError, Trained, train
@@ -43,7 +43,13 @@ LEARNING_RATES = {
     "kl-rl-rloo": 1e-4,
     "vbon": 1e-4,
     "vbon-bound": 1e-4,
+    "bond": 1e-4,
+    "bond-iterative": 1e-4,
+    "jbond": 1e-4,
 }
+CHEAP_M = 12  # 200 steps of vBoN with so many samples a prompt draw as much as 200 steps of J-BOND
+MEASURED = ("reward", "win_rate", "kl", "entropy", "backward_kl", "forward_kl", "log_quantile")  # while training
+QUANTILE_N = 8  # whose F̂ the quantiles of a method without an N of its own are measured with; any would do
 
 
 @dataclass(frozen=True)
@@ -52,12 +58,13 @@ class Run:
 
     Attributes:
         method: a key of `bonlib.align.methods.METHODS`.
-        value: of its regulariser, n or beta.
+        value: of its regulariser, which its entry in `METHODS` names.
         seed: of training.
-        sweep: which table it belongs to: "sentiment", "cdf", "budget" or "learning_rates".
+        sweep: which table it belongs to: "sentiment", "cdf", "budget", "bond" or "learning_rates".
         cdf: "samples" for a CDF estimated from samples, "learned" for a quantile model.
         m: samples behind it.
         changes: settings of training that differ from the profile's, as pairs.
+        options: fields of the method that differ from its own, as pairs.
     """
 
     method: str
@@ -67,6 +74,7 @@ class Run:
     cdf: str = "samples"
     m: int | None = None
     changes: tuple[tuple[str, Any], ...] = field(default=())
+    options: tuple[tuple[str, Any], ...] = field(default=())
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -76,6 +84,26 @@ class Run:
         if self.m is not None and self.m < 1:
             raise ValueError(f"m is {self.m}; a CDF needs at least 1 sample, or None for the profile's number")
         object.__setattr__(self, "value", float(self.value))  # 8 and 8.0 are one run
+
+    def make(self) -> Any:
+        """Return the method with its settings.
+
+        Raises:
+            ValueError: if it has no such option, or one is out of range.
+        """
+        entry = METHODS[self.method]
+        whole = entry.algorithm == "offline" and entry.setting == "n"
+        if whole and self.value != int(self.value):
+            raise ValueError(f"n is {self.value}; {self.method} takes the best of a whole number of draws")
+        value, options = int(self.value) if whole else self.value, dict(self.options)
+        known = {field.name for field in fields(entry.make(value))} - {entry.setting}
+        if not set(options) <= known:
+            unknown = min(set(options) - known)
+            raise ValueError(
+                f"setting {unknown!r} is unknown; {self.method} has {', '.join(sorted(known)) or 'none'}, and training "
+                f"{', '.join(field.name for field in fields(TrainSettings))}"
+            )
+        return entry.make(value, **options)
 
 
 class Harness:
@@ -129,10 +157,11 @@ class Harness:
     def test(self) -> TestSet:
         """Test prompts, with opponents that no best-of-n of notebook 05 has chosen from."""
         imdb = self.profile.imdb
-        _, rewards = self.draw(self.setting.prompts, imdb.draws + imdb.opponents, self.profile.seed)
+        draws, rewards = self.draw(self.setting.prompts, imdb.draws + imdb.opponents, self.profile.seed)
         opponents = rewards[:, imdb.draws :]
-        responses = self.profile.training.responses
-        return TestSet(self.setting.prompts, opponents, self.setting.sampling, responses, self.profile.seed)
+        responses, seed = self.profile.training.responses, self.profile.seed
+        sampling = self.setting.sampling
+        return TestSet(self.setting.prompts, opponents, sampling, responses, seed, draws, rewards[:, : imdb.draws])
 
     def cdf(self, m: int | None = None) -> LogCdf:
         """Return the CDF estimated from the first m draws of each training prompt."""
@@ -164,13 +193,15 @@ class Harness:
             "ppo": Ppo() if METHODS[run.method].algorithm == "ppo" else None,
             "seed": run.seed,
         }
+        if run.method == "jbond":  # one response of the policy and two of the anchor to each of many prompts
+            chosen |= {"prompts": 32, "group": 1}
         return TrainSettings(**(chosen | dict(run.changes)))
 
     def identity(self, run: Run) -> str:
         """Return a hash of all that the run's numbers depend on, but the code."""
         profile, sizes = self.profile, self.profile.training
         about = {
-            **asdict(run),
+            **{name: value for name, value in asdict(run).items() if name != "options" or value},
             "settings": asdict(self.settings(run)),
             "draws": sizes.draws,
             "cdf_samples": run.m or sizes.cdf_samples,
@@ -189,11 +220,7 @@ class Harness:
 
     def train(self, run: Run, *, folder: Path | None = None, show: bool = True) -> Trained:
         """Train the policy of a run; it goes on where it was interrupted."""
-        entry = METHODS[run.method]
-        whole = entry.algorithm == "offline" and entry.setting == "n"
-        if whole and run.value != int(run.value):
-            raise ValueError(f"n is {run.value}; {run.method} takes the best of a whole number of draws")
-        method = entry.make(int(run.value) if whole else run.value)
+        method = run.make()
         draws, rewards = self.reference_draws
         data = TrainingData(
             self.prompts,
@@ -206,8 +233,9 @@ class Harness:
         small = self.test.first(128, 1)
 
         def measure(policy: LoadedModel) -> dict[str, float]:
-            found = evaluate(policy, self.setting.reference, self.setting.reward_model, small).summary()
-            return {f"test_{name}": found[name] for name in ("reward", "win_rate", "kl", "entropy")}
+            evaluation = evaluate(policy, self.setting.reference, self.setting.reward_model, small)
+            found = evaluation.summary() | self.divergences(run, policy, evaluation, small)
+            return {f"test_{name}": figure for name, figure in found.items() if name in MEASURED}
 
         where, settings = folder or self.folder(run), self.settings(run)
         return train(self.setting.reference, method, data, settings, where, measure=measure, show=show)
@@ -216,10 +244,19 @@ class Harness:
         """Measure a policy on the test prompts."""
         return evaluate(policy, self.setting.reference, self.setting.reward_model, self.test)
 
+    def divergences(self, run: Run, policy: LoadedModel, evaluation: Evaluation, test: TestSet) -> dict[str, float]:
+        """Return what is measured of BOND besides: quantiles, and if the target stays, KLs to and from it."""
+        method = run.make()
+        if not isinstance(method, Bond | JBond):
+            return {}
+        fixed = isinstance(method, Bond) and not method.asks_anchor
+        found = divergences(policy, evaluation, test, method.n if fixed else QUANTILE_N).summary()
+        return found if fixed else {name: found[name] for name in ("log_quantile", "log_quantile_se")}
+
     def row(self, run: Run, trained: Trained, evaluation: Evaluation) -> dict[str, Any]:
         """Return the row that is stored of a run."""
         settings, entry = self.settings(run), METHODS[run.method]
-        reference = self.setting.reference
+        reference, told_cdf = self.setting.reference, getattr(run.make(), "needs_cdf", False)
         return {
             "profile": self.profile.name,
             "method": run.method,
@@ -227,14 +264,16 @@ class Harness:
             "value": run.value,
             "seed": run.seed,
             "algorithm": entry.algorithm,
-            "cdf": run.cdf if run.method.startswith("vbon") else "",
-            "m": run.m or self.profile.training.cdf_samples if run.method.startswith("vbon") else "",
+            "cdf": run.cdf if told_cdf else "",
+            "m": run.m or self.profile.training.cdf_samples if told_cdf else "",
+            "options": "; ".join(f"{name}={value}" for name, value in run.options),
             "learning_rate": settings.learning_rate,
             "steps": settings.steps,
             "responses": trained.responses,
             "seconds": trained.seconds,
             "fit_seconds": self._fit_seconds.get(run.m or FEW, "") if run.cdf == "learned" else "",
             **evaluation.summary(),
+            **self.divergences(run, trained.policy, evaluation, self.test),
             "train_prompts": len(self.prompts),
             "test_prompts": len(self.test.prompts),
             "precision": settings.precision,
@@ -302,27 +341,36 @@ class _Learned:
 
 def grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
     """Return the runs of notebook 07, all methods at each regulariser before the next seed begins."""
-    sizes = profile.training
-    values = {"n": sizes.ns, "beta": sizes.betas}
+    values = {method: regularisers(profile, method) for method in methods or METHODS}
     return [
         Run(method, value, seed)
-        for seed in sizes.seeds
-        for place in range(max(map(len, (sizes.ns, sizes.betas, sizes.dpo_betas))))
-        for method in methods or METHODS
-        for value in (sizes.dpo_betas if method == "dpo" else values[METHODS[method].setting])[place : place + 1]
+        for seed in profile.training.seeds
+        for place in range(max(map(len, values.values())))
+        for method, mine in values.items()
+        for value in mine[place : place + 1]
     ]
+
+
+def regularisers(profile: Profile, method: str) -> Sequence[float]:
+    """Return the values of a method's regulariser that a profile tries."""
+    sizes, setting = profile.training, METHODS[method].setting
+    if method == "dpo":
+        return sizes.dpo_betas
+    if method == "bond":
+        return [n for n in sizes.ns if n > 1]
+    if setting == "every":
+        return [sizes.steps // moves for moves in sizes.anchor_moves if moves <= sizes.steps]
+    return {"n": sizes.ns, "beta": sizes.betas, "rate": sizes.anchor_rates}[setting]
 
 
 def rate_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
     """Return the runs of the search for learning rates: half as long, at the middle regulariser."""
-    sizes = profile.training
-    middle = {"n": sizes.ns[len(sizes.ns) // 2], "beta": sizes.betas[len(sizes.betas) // 2]}
-    dpo = sizes.dpo_betas[len(sizes.dpo_betas) // 2]
     return [
-        Run(method, dpo if method == "dpo" else middle[METHODS[method].setting], 0, "learning_rates", changes=changes)
+        Run(method, values[len(values) // 2], 0, "learning_rates", changes=changes)
         for method in methods or METHODS
+        for values in [regularisers(profile, method)]
         for rate in RATES
-        for changes in [(("learning_rate", rate), ("steps", max(sizes.steps // 2, 1)))]
+        for changes in [(("learning_rate", rate), ("steps", max(profile.training.steps // 2, 1)))]
     ]
 
 
@@ -356,6 +404,30 @@ def budget_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
         Run(method, 8, 0, "budget", m=m, changes=tuple(changes.items()))
         for m, changes in tried
         for method in methods or ("vbon",)
+    ]
+
+
+def bond_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
+    """Return the runs of notebooks 09 and 10 beyond those of 07: one setting changed at a time, for every seed."""
+    steps = profile.training.steps
+    pairs = (("group", 2), ("prompts", 32))  # as many prompts a step as J-BOND, and two responses to each
+    changed: list[tuple[str, float, dict[str, Any]]] = [
+        *(("bond", n, {"options": (("jeffreys_weight", w),)}) for w in (0.0, 1.0) for n in (8, 4, 16)),
+        *(("bond", n, {}) for n in (4, 16)),
+        ("bond-iterative", steps // 5, {"options": (("n", 4),)}),
+        ("jbond", 1.0, {"options": (("anchor_every", max(steps // 4, 1)),)}),
+        *(("jbond", 0.05, {"options": (("regulariser", gamma),)}) for gamma in (0.5, 1.0, 2.0, -1.0)),
+        *(("kl-rl-rloo", beta, {"changes": pairs}) for beta in (0.001, 0.01, 0.1, 1.0)),
+        ("bond", 8, {"cdf": "learned", "m": FEW}),
+        ("bond", 8, {"m": FEW}),
+        *(("vbon", n, {"m": CHEAP_M}) for n in (2, 8, 32)),
+        ("jbond", 0.02, {"changes": (("steps", 6 * steps),)}),
+    ]
+    return [
+        Run(method, value, seed, "bond", **others)
+        for seed in profile.training.seeds
+        for method, value, others in changed
+        if not methods or method in methods
     ]
 
 

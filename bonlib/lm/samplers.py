@@ -63,6 +63,10 @@ class Responses:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def __getitem__(self, places: Sequence[int] | slice) -> Responses:
+        """Return those at some places."""
+        return Responses(*(getattr(self, field.name)[places] for field in fields(self)))
+
     @property
     def lengths(self) -> NDArray[np.intp]:
         """(B,) tokens of each response, the end token included."""

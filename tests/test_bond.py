@@ -1,0 +1,233 @@
+"""BOND and J-BOND against the exact part, many digits, full enumeration and closed forms."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bonlib import losses
+from bonlib.align import trainer
+from bonlib.align.learners import best_of_subsets
+from bonlib.align.methods import Bond, JBond, Judged, iterative_bond
+from bonlib.align.policy import Anchor
+from bonlib.align.settings import Ppo, TrainSettings
+from bonlib.exact import Outcomes
+
+MODEL, N = Outcomes([0.25, 0.1, 0.3, 0.15, 0.2], [3.0, 0.0, 1.0, 2.0, 4.0]), 4
+TIED = Outcomes([0.25, 0.1, 0.3, 0.15, 0.2], [3.0, 0.0, 3.0, 2.0, 0.0])
+
+
+def tensor(values):
+    return torch.tensor(np.asarray(values), dtype=torch.float64)
+
+
+def tables(model):
+    with np.errstate(divide="ignore"):
+        return tensor(model.log_probs), tensor(model.log_cdf), tensor(np.log(model.strict_cdf))
+
+
+@pytest.mark.parametrize("model", [MODEL, TIED], ids=["no ties", "ties"])
+@pytest.mark.parametrize("term_b", [False, True], ids=["without B", "with B"])
+def test_at_the_stated_optimum_every_response_has_the_same_bond_return(model, term_b):
+    log_ref, log_cdf, log_strict = tables(model)
+    optimum = model.best_of(N) if term_b else model.tilt(1 / (N - 1), "log_cdf")
+    returns = losses.bond_return(
+        tensor(np.log(optimum)), log_ref, log_cdf, n=N, log_strict_cdf=log_strict if term_b else None
+    )
+    assert returns.shape == (5,)
+    assert float(returns.max() - returns.min()) < 1e-9
+
+
+@pytest.mark.parametrize("model", [MODEL, TIED], ids=["no ties", "ties"])
+def test_n_less_one_times_the_bond_return_is_the_vbon_return(model):
+    log_ref, log_cdf, log_strict = tables(model)
+    log_q = tensor(np.log(np.random.default_rng(0).dirichlet(np.ones(5))))
+    with_b = losses.bond_return(log_q, log_ref, log_cdf, n=N, log_strict_cdf=log_strict)
+    log_tied = tensor(np.log(model.cdf - model.strict_cdf))
+    torch.testing.assert_close((N - 1) * with_b, losses.vbon_return(log_q, log_ref, log_strict, n=N, log_tied=log_tied))
+    torch.testing.assert_close(
+        (N - 1) * losses.bond_return(log_q, log_ref, log_cdf, n=N),
+        losses.vbon_bound_return(log_q, log_ref, log_cdf, n=N),
+    )
+
+
+@pytest.mark.parametrize("gap", [0.0, 1e-17, 1e-9, 0.3, 40.0, np.inf])
+@pytest.mark.parametrize("n", [1.5, 2, 16, 1000])
+def test_term_b_is_stable_where_f_is_nearly_its_weak_form(gap, n):
+    with mpmath.workdps(60):
+        ratio = mpmath.exp(-gap)
+        want = mpmath.log(n if gap == 0 else (1 - ratio**n) / (1 - ratio)) / (n - 1)
+    zero = tensor([0.0])
+    got = losses.bond_return(zero, zero, zero, n=n, log_strict_cdf=zero - gap)
+    assert float(got) == pytest.approx(float(want), abs=1e-12)
+
+
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=6), st.integers(0, 2**32 - 1))
+def test_the_mean_jbond_reward_is_minus_log_16_times_the_square_of_what_is_better(rewards, seed):
+    model = Outcomes(np.random.default_rng(seed).dirichlet(np.ones(len(rewards))), rewards)
+    mean = np.zeros(len(rewards))
+    for a, b in itertools.product(range(len(rewards)), repeat=2):
+        anchors = tensor([[rewards[a], rewards[b]]] * len(rewards))
+        mean += model.probs[a] * model.probs[b] * losses.jbond_reward(tensor(rewards).double(), anchors).numpy()
+    np.testing.assert_allclose(mean, -math.log(16) * (1 - model.cdf) ** 2, atol=1e-12)
+
+
+def test_the_jbond_reward_meets_log_f_at_the_median():
+    assert -math.log(16) * (1 - 0.5) ** 2 == pytest.approx(math.log(0.5))
+    judged = Judged(["p"], ["x"], tensor([-3.0]), tensor([-2.0]), tensor([0.1]), tensor([[0.2, 0.3]]))
+    assert float(JBond().returns(judged, None)) == pytest.approx(-math.log(16) + 1)
+    assert float(JBond().returns(judged._replace(rewards=tensor([0.2])), None)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_the_jeffreys_gradient_is_the_enumerated_one(weight):
+    log_ref, log_cdf, log_strict = tables(MODEL)
+    target = tensor(MODEL.log_best_of(N))
+    logits = tensor(np.random.default_rng(0).normal(size=5)).requires_grad_()
+    log_q = logits.log_softmax(0)
+    forward, backward = (target.exp() * (target - log_q)).sum(), (log_q.exp() * (log_q - target)).sum()
+    (exact,) = torch.autograd.grad((1 - weight) * forward + weight * backward, logits, retain_graph=True)
+    # One loss for each pair of a best-of-n response and one of the policy, in the proportion in which they are drawn.
+    best, own = torch.cartesian_prod(torch.arange(5), torch.arange(5)).T
+    returns = losses.bond_return(log_q.detach(), log_ref, log_cdf, n=N, log_strict_cdf=log_strict)
+    pairs = losses.jeffreys(log_q[best], log_q[own], returns[own] - 7.0, n=N, jeffreys_weight=weight)
+    (enumerated,) = torch.autograd.grad((target.exp()[best] * log_q.detach().exp()[own] * pairs).sum(), logits)
+    torch.testing.assert_close(enumerated, exact)
+
+
+TWO = tensor([-1.0, -2.0])
+PAIR = tensor([[0.0, 1.0], [2.0, 3.0]])
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        ("n is 1;", lambda: losses.bond_return(TWO, TWO, TWO, n=1)),
+        ("n is nan", lambda: losses.bond_return(TWO, TWO, TWO, n=math.nan)),
+        ("log_cdf holds 2", lambda: losses.bond_return(TWO, TWO, -TWO, n=2)),
+        ("log_strict_cdf is above", lambda: losses.bond_return(TWO, TWO, TWO, n=2, log_strict_cdf=TWO + 0.5)),
+        ("anchor_rewards has shape", lambda: losses.jbond_reward(TWO, TWO)),
+        ("rewards holds", lambda: losses.jbond_reward(TWO / 0, PAIR)),
+        ("log_probs holds 2", lambda: losses.jbond_return(-TWO, TWO, TWO, PAIR)),
+        ("jeffreys_weight is 1.5", lambda: losses.jeffreys(TWO, TWO, TWO, n=2, jeffreys_weight=1.5)),
+        ("best has shape", lambda: losses.jeffreys(TWO[:1], TWO, TWO, n=2, jeffreys_weight=0.5)),
+        ("anchor_rate is 2", lambda: JBond(anchor_rate=2)),
+        ("anchor_every is 0", lambda: Bond(2, anchor_every=0)),
+        ("regulariser is nan", lambda: JBond(regulariser=math.nan)),
+        ("n is 2.5", lambda: Bond(2.5)),
+        ("anchor_draws is 3", lambda: iterative_bond(10, n=4, anchor_draws=3)),
+        ("cdf is None", lambda: Bond(2).returns(Judged(["p"] * 2, ["a", "b"], TWO, TWO, TWO), None)),
+        ("anchor_rewards; J-BOND", lambda: JBond().returns(Judged(["p"] * 2, ["a", "b"], TWO, TWO, TWO), None)),
+        ("easing is on", lambda: Bond(2).eased(0.5)),
+    ],
+)
+def test_bad_arguments_are_named(message, call):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_the_average_of_the_weights_after_k_steps_is_its_closed_form():
+    weight, rate, steps = torch.nn.Parameter(torch.zeros(3, dtype=torch.float64)), 0.1, 20
+    start = weight.detach().clone()
+    anchor, path = Anchor([weight]), torch.randn(steps, 3, dtype=torch.float64, generator=torch.Generator())
+    for point in path:
+        weight.data = point.clone()
+        anchor.move(rate)
+    shares = rate * (1 - rate) ** torch.arange(steps - 1, -1, -1, dtype=torch.float64)
+    (held,) = anchor.buffers()
+    torch.testing.assert_close(held, (1 - rate) ** steps * start + (shares[:, None] * path).sum(0))
+    with anchor.in_place():
+        assert not torch.equal(weight, path[-1])
+    assert torch.equal(weight, path[-1])
+    anchor.move(1.0)
+    assert torch.equal(held, path[-1])
+
+
+@given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 99))
+def test_the_best_of_a_random_subset_is_a_draw_of_best_of_n(n, count, seed):
+    rewards = np.random.default_rng(seed).permutation(18).reshape(3, 6).astype(float)
+    best = best_of_subsets(rewards, n, count, np.random.default_rng(seed))
+    assert best.shape == (3, count)
+    ranks = np.argsort(np.argsort(rewards, axis=1), axis=1)
+    assert (np.take_along_axis(ranks, best, axis=1) >= n - 1).all()
+
+
+def test_over_many_subsets_the_best_have_the_probabilities_of_best_of_n():
+    best = best_of_subsets(np.arange(6.0)[None], 2, 20_000, np.random.default_rng(0))
+    want = [rank / 15 for rank in range(6)]  # without replacement: C(rank, 1)/C(6, 2)
+    np.testing.assert_allclose(np.bincount(best[0], minlength=6) / 20_000, want, atol=0.01)
+
+
+# -- in the trainer ----------------------------------------------------------------------------------------------------
+
+
+pytestmark = pytest.mark.usefixtures("one_accelerator")
+
+
+def begin(model, data, folder, method, **changes):
+    settings = TrainSettings(steps=6, prompts=4, group=2, warmup=1, measure_every=6, checkpoint_every=3)
+    return trainer.TrainingRun(model, method, data, replace(settings, **changes), folder, None, False)
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_the_anchor_is_one_copy_of_what_is_trained(lora_rank, language_model, training_data, tmp_path):
+    run = begin(language_model, training_data, tmp_path, JBond(), lora_rank=lora_rank)
+    copies, learned = list(run.policy.anchor.buffers()), run.learned
+    assert [copy.shape for copy in copies] == [weight.shape for weight in learned]
+    assert all(torch.equal(copy, weight) for copy, weight in zip(copies, learned, strict=True))
+    if lora_rank:
+        assert sum(map(torch.numel, copies)) < sum(map(torch.numel, language_model.model.parameters())) / 5
+
+
+@pytest.mark.parametrize("method", [JBond(anchor_rate=0.25), iterative_bond(2, anchor_draws=6)], ids=["ema", "copy"])
+def test_the_anchor_draws_and_reads_as_itself(method, language_model, training_data, tmp_path):
+    run = begin(language_model, training_data, tmp_path, method, learning_rate=0.05)
+    assert float(run.learner.shard(0, 0).drifts.abs().max()) < 1e-4  # it starts as the policy
+    start = [weight.detach().clone() for weight in run.learned]
+    before = run.train_step()
+    moved = 0.25 if isinstance(method, JBond) else 0.0
+    for copy, old, new in zip(run.policy.anchor.buffers(), start, run.learned, strict=True):
+        torch.testing.assert_close(copy, torch.lerp(old, new.detach(), moved))
+    run.step = 1
+    shard = run.learner.shard(1, 0)
+    assert float(shard.drifts.abs().max()) > 1e-3
+    assert run.responses == 4 * (2 + method.anchor_draws)
+    assert before["kl"] == pytest.approx(0, abs=1e-4)
+    held = len(shard.prompts)
+    assert len(shard.batch.responses) == 2 * held  # own responses and then as many best ones
+
+
+def test_the_anchor_survives_a_resume(language_model, training_data, tmp_path):
+    whole = begin(language_model, training_data, tmp_path / "whole", JBond(anchor_rate=0.1), learning_rate=3e-3)
+    whole.go()
+    first = begin(language_model, training_data, tmp_path / "halves", JBond(anchor_rate=0.1), learning_rate=3e-3)
+    original = first.train_step
+
+    def interrupted():
+        if first.step == 4:
+            raise KeyboardInterrupt
+        return original()
+
+    first.train_step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        first.go()
+    second = begin(language_model, training_data, tmp_path / "halves", JBond(anchor_rate=0.1), learning_rate=3e-3)
+    second.go()
+    for one, two in zip(whole.policy.anchor.buffers(), second.policy.anchor.buffers(), strict=True):
+        assert torch.equal(one, two)
+    assert all(torch.equal(one, two) for one, two in zip(whole.learned, second.learned, strict=True))
+
+
+def test_what_does_not_fit_is_refused(language_model, training_data, tmp_path):
+    with pytest.raises(ValueError, match="draw more"):
+        begin(language_model, training_data, tmp_path, Bond(65))
+    with pytest.raises(ValueError, match="trained by REINFORCE"):
+        begin(language_model, training_data, tmp_path, JBond(), ppo=Ppo())
+    with pytest.raises(ValueError, match="cdf is None"):
+        begin(language_model, replace(training_data, cdf=None), tmp_path, Bond(4))
