@@ -462,9 +462,9 @@ class Dpo:
         return function(*log_probs.T, *ref_log_probs.T, beta=self.beta)
 
 
-def iterative_bond(every: float, *, n: int = 2, **options: Any) -> Bond:
+def iterative_bond(every: float, *, n: int = 2, anchor_draws: int = 8, **options: Any) -> Bond:
     """Return BOND with n draws, whose anchor becomes the policy every so many steps."""
-    return Bond(n, anchor_rate=1.0, anchor_every=int(every), **options)
+    return Bond(n, anchor_rate=1.0, anchor_every=int(every), anchor_draws=anchor_draws, **options)
 
 
 def jbond(rate: float, **options: Any) -> JBond:
