@@ -52,7 +52,7 @@ PAIRWISE = ("bonbon", "ipo", "dpo")  # there are too many pairs to list: they ha
 # With which a method ends closest to best-of-N after a short exact training; of two within 5 % the smaller.
 LEARNING_RATES = {"vbon": 6e-3, "vbon-bound": 6e-3, "ipo": 6e-3, "dpo": 2e-3}
 LEARNING_RATES |= dict.fromkeys(("kl-rl-rloo", "bon-sft", "bonbon"), 18e-3)
-LEARNING_RATES |= dict.fromkeys(("bond", "jbond"), 6e-3)
+LEARNING_RATES |= dict.fromkeys(("bond", "jbond"), 18e-3)  # of J-BOND, which has no end: BOND's
 ITERATED = (("anchor_every", 100), ("anchor_rate", 1.0), ("n", 2))  # best-of-2 of best-of-2 of best-of-2, in 300 steps
 CURVE_POINTS = 40
 Options = tuple[tuple[str, Any], ...]

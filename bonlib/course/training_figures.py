@@ -23,6 +23,9 @@ METHOD_STYLES: dict[str, tuple[str, str, str]] = {
     "dpo": ("DPO", "#029e73", "^"),
     "bonbon": ("BoNBoN", "#56b4e9", "v"),
     "bon-sft": ("BoN-SFT", "#fbafe4", "X"),
+    "bond": ("BOND", "#4b0092", "p"),
+    "bond-iterative": ("BOND, iterative", "#9f7fd0", "h"),
+    "jbond": ("J-BOND", "#7a4a12", "*"),
 }
 SCORES = {"win_rate": "win rate against the reference", "reward": "mean reward, p(positive)"}
 
