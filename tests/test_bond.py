@@ -91,8 +91,8 @@ def test_the_jeffreys_gradient_is_the_enumerated_one(weight):
     target = tensor(MODEL.log_best_of(N))
     logits = tensor(np.random.default_rng(0).normal(size=5)).requires_grad_()
     log_q = logits.log_softmax(0)
-    forward, backward = (target.exp() * (target - log_q)).sum(), (log_q.exp() * (log_q - target)).sum()
-    (exact,) = torch.autograd.grad((1 - weight) * forward + weight * backward, logits, retain_graph=True)
+    forward, reverse = (target.exp() * (target - log_q)).sum(), (log_q.exp() * (log_q - target)).sum()
+    (exact,) = torch.autograd.grad((1 - weight) * forward + weight * reverse, logits, retain_graph=True)
     # One loss for each pair of a best-of-n response and one of the policy, in the proportion in which they are drawn.
     best, own = torch.cartesian_prod(torch.arange(5), torch.arange(5)).T
     returns = losses.bond_return(log_q.detach(), log_ref, log_cdf, n=N, log_strict_cdf=log_strict)

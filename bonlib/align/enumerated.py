@@ -270,11 +270,11 @@ class Distillation:
             gain = -math.log(16) * (1 - seen.log_cdf.exp()) ** 2 - drift
         else:
             gain = self._returns(now, torch.arange(now.shape[1]).expand_as(now)).view_as(now)
-        backward = -(log_probs.exp() * gain).sum() / len(now)
+        reverse = -(log_probs.exp() * gain).sum() / len(now)
         drifting = (log_probs.exp() * drift).sum() / len(now)
         weight = method.jeffreys_weight
         forward = seen.imitate(method.n)(log_probs, 1.0)
-        return (1 - weight) * forward + weight * (method.n - 1) * backward + method.regulariser * drifting
+        return (1 - weight) * forward + weight * (method.n - 1) * reverse + method.regulariser * drifting
 
     def _from_draws(self, log_probs: Tensor, count: int) -> Tensor:
         method, seen = self.method, self.seen

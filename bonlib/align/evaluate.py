@@ -135,12 +135,12 @@ class Divergences(NamedTuple):
     """How far a policy is from best-of-n by a reward CDF estimated from the opponents; a number a prompt, (P,).
 
     Attributes:
-        backward_kl: estimate of KL(πθ ‖ π_n), from responses of the policy, nats.
+        reverse_kl: estimate of KL(πθ ‖ π_n), from responses of the policy, nats.
         forward_kl: estimate of KL(π_n ‖ πθ), from a best-of-n response of the reference, nats.
         log_quantile: mean of log F≤ of the policy's responses, nats.
     """
 
-    backward_kl: Array
+    reverse_kl: Array
     forward_kl: Array
     log_quantile: Array
 

@@ -243,7 +243,7 @@ class Anchored:
     """What BOND and J-BOND have in common: a Jeffreys divergence from best-of-n of an anchor, which may move.
 
     Attributes:
-        jeffreys_weight: weight w of the backward divergence KL(πθ ‖ π_n), by policy gradient; 1 − w is that of the
+        jeffreys_weight: weight w of the reverse divergence KL(πθ ‖ π_n), by policy gradient; 1 − w is that of the
             forward one, by likelihood of best-of-n responses.
         anchor_rate: η, the share of the policy's weights that the anchor takes up when it moves; 1 copies them, and
             with 0 the anchor stays the reference.

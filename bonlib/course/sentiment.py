@@ -48,7 +48,7 @@ LEARNING_RATES = {
     "jbond": 1e-4,
 }
 CHEAP_M = 12  # 200 steps of vBoN with so many samples a prompt draw as much as 200 steps of J-BOND
-MEASURED = ("reward", "win_rate", "kl", "entropy", "backward_kl", "forward_kl", "log_quantile")  # while training
+MEASURED = ("reward", "win_rate", "kl", "entropy", "reverse_kl", "forward_kl", "log_quantile")  # while training
 QUANTILE_N = 8  # whose F̂ the quantiles of a method without an N of its own are measured with; any would do
 
 

@@ -52,4 +52,4 @@ def check_positive(name: str, number: float, meaning: str) -> None:
 def check_jeffreys_weight(weight: float) -> None:
     """Raise unless it is a share."""
     if not 0 <= weight <= 1:
-        raise ValueError(f"jeffreys_weight is {weight}; the weight of the backward divergence must be from 0 to 1")
+        raise ValueError(f"jeffreys_weight is {weight}; the weight of the reverse divergence must be from 0 to 1")

@@ -94,8 +94,8 @@ def jeffreys(best: Tensor, log_probs: Tensor, advantages: Tensor, *, n: float, j
         best: log πθ of best-of-n responses, shape (B,), summed over tokens.
         log_probs: log πθ of responses drawn from πθ, shape (B,). They need not belong to the same prompts as `best`.
         advantages: their `bond_return` (or `jbond_return`), less a baseline, shape (B,).
-        n: number of draws. `bond_return` is the backward divergence over n−1, a factor that matters in a mixture.
-        jeffreys_weight: weight w of the backward part, from 0 (likelihood alone) to 1; the paper's β.
+        n: number of draws. `bond_return` is the reverse divergence over n−1, a factor that matters in a mixture.
+        jeffreys_weight: weight w of the reverse part, from 0 (likelihood alone) to 1; the paper's β.
 
     Raises:
         ValueError: if shapes differ, an advantage is not finite, a log-probability is NaN or positive, or another

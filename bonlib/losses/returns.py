@@ -122,7 +122,7 @@ def vbon_loose_bound_return(log_probs: Tensor, ref_log_probs: Tensor, log_cdf: T
 def bond_return(
     log_probs: Tensor, ref_log_probs: Tensor, log_cdf: Tensor, *, n: float, log_strict_cdf: Tensor | None = None
 ) -> Tensor:
-    """Return r_BOND − β (log πθ − log π), β = 1/(n−1): n−1 times it is log π_n − log πθ, the backward divergence.
+    """Return r_BOND − β (log πθ − log π), β = 1/(n−1): n−1 times it is log π_n − log πθ, the reverse divergence.
 
     The reward r_BOND is log F≤ + log B/(n−1), where B is the sum of (F/F≤)^(i−1) over i = 1 … n. Without B, as the
     paper trains, the optimum is π F≤^(n−1), normalised, which is that of vBoN's L; with it, best-of-n.

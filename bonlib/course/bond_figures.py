@@ -1,0 +1,133 @@
+"""The figures of the notebooks on BOND: policies on their way, one line a setting with a band over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from bonlib.course.figures import COLOURS, CURVE, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WEIGHTS = {0.0: "#fbafe4", 0.5: "#4b0092", 1.0: "#cc78bc"}  # likelihood alone as BoN-SFT, the return alone as vBoN's L
+LINES = ("-", "--", ":", "-.")
+
+
+class Panel(NamedTuple):
+    """What a panel shows: a column against another, with their labels, and curves to compare with."""
+
+    x: str
+    y: str
+    x_label: str
+    y_label: str
+    beside: Mapping[str, CURVE] = {}
+    log: bool = False
+
+
+def paths_figure(
+    curves: pd.DataFrame, panels: Sequence[Panel], colours: Mapping[str, str], *, width: float = 4.6, ends: bool = True
+) -> Figure:
+    """Draw policies on their way, a line a setting: the mean over seeds, with a band from the lowest to the highest.
+
+    Args:
+        curves: a row a measurement, with label, seed, step and the columns of the panels.
+        panels: what to draw.
+        colours: label to colour, in the order of the legend.
+        width: of a panel, inches.
+        ends: whether to mark where a line ends.
+    """
+    figure, axes = new_figure(len(panels), width=width, height=3.9)
+    for axis, panel in zip(axes, panels, strict=True):
+        for place, (label, colour) in enumerate(colours.items()):
+            _draw_path(axis, curves[curves["label"] == label], panel, label, colour, LINES[place % len(LINES)], ends)
+        for name, (x, y, style) in panel.beside.items():
+            axis.plot(x, y, label=name, **style)
+        axis.set(xlabel=panel.x_label, ylabel=panel.y_label)
+        if panel.log:
+            axis.set_yscale("log")
+    handles, labels = _together(axes)
+    axes[-1].legend(handles, labels, frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def divergences_figure(curves: pd.DataFrame, columns: Mapping[str, str], *, log: bool = True) -> Figure:
+    """Draw how far policies are from best-of-n while they learn, a row of panels for each n.
+
+    Args:
+        curves: a row a measurement, with n, weight (of the reverse divergence), seed, step and the columns.
+        columns: of a row of panels, to the label of their axes: two divergences in nats, and the log quantile.
+        log: whether divergences have logarithmic axes.
+    """
+    import matplotlib.pyplot as plt
+
+    ns = sorted(curves["n"].unique())
+    new_figure()  # sets the style
+    size = (4.3 * len(columns), 2.9 * len(ns))
+    figure, axes = plt.subplots(len(ns), len(columns), figsize=size, sharex=True, squeeze=False, layout="constrained")
+    plt.close(figure)
+    names = {0.0: "w = 0, likelihood", 0.5: "w = ½, Jeffreys", 1.0: "w = 1, policy gradient"}
+    for row, n in zip(axes, ns, strict=True):
+        for axis, (column, label) in zip(row, columns.items(), strict=True):
+            for line, (weight, colour) in zip(LINES, WEIGHTS.items(), strict=False):
+                mine = curves[(curves["n"] == n) & (curves["weight"] == weight)]
+                _draw_path(axis, mine, Panel("step", column, "", ""), names[weight], colour, line, ends=False)
+            axis.set_ylabel(label, fontsize=10)
+            if log and "quantile" not in column:
+                axis.set_yscale("log")
+        row[0].set_title(f"N = {n:g}", loc="left", fontsize=11)
+    for axis in axes[-1]:
+        axis.set_xlabel("step")
+    axes[0, -1].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def budget_figure(rows: pd.DataFrame, paths: pd.DataFrame, best: Mapping[str, CURVE]) -> Figure:
+    """Draw reward against KL for runs that drew equally many responses, and for J-BOND on its way there.
+
+    Args:
+        rows: a row a run, with label, colour, marker, kl, reward and win_rate.
+        paths: as in `paths_figure`, with kl, reward and win_rate.
+        best: curves to compare with, by column.
+    """
+    figure, axes = new_figure(2, width=5.4, height=4.2)
+    for axis, (column, name) in zip(
+        axes, {"win_rate": "win rate against the reference", "reward": "mean reward, p(positive)"}.items(), strict=True
+    ):
+        for label, mine in rows.groupby("label", sort=False):
+            style = {"color": mine["colour"].iloc[0], "marker": mine["marker"].iloc[0]}
+            axis.scatter(mine["kl"], mine[column], s=60, edgecolors="#222222", linewidths=0.8, label=label, **style)
+        for _, run in paths.groupby(["label", "seed"]):
+            axis.plot(run["kl"], run[column], lw=1.2, alpha=0.6, color=run["colour"].iloc[0])
+        kl, values, bon_style = best[column]
+        axis.plot(kl, values, label="best-of-N, estimated", **bon_style)
+        axis.set(xlabel="KL to the reference  (nats)", ylabel=name)
+    axes[1].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def _draw_path(axis: Axes, rows: pd.DataFrame, panel: Panel, label: str, colour: str, line: str, ends: bool) -> None:
+    by_step = rows.groupby("step")[[name for name in {panel.x: 0, panel.y: 0} if name != "step"]]
+    mean, low, high = by_step.mean(), by_step.min(), by_step.max()
+    x = np.asarray(mean.index if panel.x == "step" else mean[panel.x])
+    axis.plot(x, mean[panel.y], ls=line, lw=1.8, color=colour, label=label)
+    if rows["seed"].nunique() > 1 and panel.x == "step":
+        axis.fill_between(x, low[panel.y], high[panel.y], color=colour, alpha=0.18, lw=0)
+    if rows["seed"].nunique() > 1 and panel.x != "step":
+        for _, run in rows.groupby("seed"):
+            axis.plot(run[panel.x], run[panel.y], ls=line, lw=0.7, alpha=0.5, color=colour)
+    if ends and len(x):
+        axis.plot(x[-1], mean[panel.y].iloc[-1], "o", ms=5, color=colour, mec=COLOURS["bound"], mew=0.6)
+
+
+def _together(axes: Iterable[Axes]) -> tuple[list[object], list[str]]:
+    """Handles and labels of all panels, each label once."""
+    found: dict[str, object] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    return list(found.values()), list(found)
