@@ -13,11 +13,17 @@ from hypothesis import strategies as st
 
 from bonlib import losses
 from bonlib.align import trainer
+from bonlib.align.enumerated import Distillation, EnumeratedPrompts, TabularPolicy, train_exactly
+from bonlib.align.evaluate import TestSet, divergences, evaluate
 from bonlib.align.learners import best_of_subsets
 from bonlib.align.methods import Bond, JBond, Judged, iterative_bond
 from bonlib.align.policy import Anchor
 from bonlib.align.settings import Ppo, TrainSettings
+from bonlib.course import exact_ends
 from bonlib.exact import Outcomes
+from bonlib.lm.enumerable import LENGTH, PROMPTS
+from bonlib.lm.samplers import SamplingSettings, TransformersSampler
+from bonlib.lm.store import SampleStore
 
 MODEL, N = Outcomes([0.25, 0.1, 0.3, 0.15, 0.2], [3.0, 0.0, 1.0, 2.0, 4.0]), 4
 TIED = Outcomes([0.25, 0.1, 0.3, 0.15, 0.2], [3.0, 0.0, 3.0, 2.0, 0.0])
@@ -231,3 +237,44 @@ def test_what_does_not_fit_is_refused(language_model, training_data, tmp_path):
         begin(language_model, training_data, tmp_path, JBond(), ppo=Ppo())
     with pytest.raises(ValueError, match="cdf is None"):
         begin(language_model, replace(training_data, cdf=None), tmp_path, Bond(4))
+
+
+def test_estimated_divergences_are_those_of_the_exact_sums(tmp_path):
+    world, model, sampling = exact_ends.world("letters"), exact_ends.reference(), SamplingSettings(LENGTH)
+    store, reward = SampleStore(tmp_path), exact_ends.REWARDS["letters"]()
+    draws = store.draw(TransformersSampler(model), world.prompts, 2200, sampling, seed=0)
+    rewards = store.score(reward, draws)
+    n, few = 4, 200
+    test = TestSet(world.prompts, rewards[:, few:], sampling, 600, 1, draws, rewards[:, :few])
+    evaluation = evaluate(model, model, reward, test)
+    found, exact = divergences(model, evaluation, test, n), world.judge(model, n)
+    log_quantile = (world.ref_log_probs.exp() * world.log_cdf).sum(1)
+    assert found.reverse_kl.mean() == pytest.approx(exact.reverse_kl.mean(), abs=0.2)  # of 2,400 responses
+    assert found.log_quantile.mean() == pytest.approx(float(log_quantile.mean()), abs=0.07)
+    assert found.forward_kl.mean() == pytest.approx(exact.forward_kl.mean(), abs=1.0)  # of one response a prompt
+    with pytest.raises(ValueError, match="test has 200 draws a prompt; a best-of-201"):
+        divergences(model, evaluation, test, 201)
+    smaller = test.first(2, 1)
+    assert smaller.rewards.shape == (2, few)
+    assert smaller.draws.prompts == world.prompts[:2]
+
+
+def test_repeated_distillation_of_best_of_2_arrives_at_best_of_8():
+    prompts = EnumeratedPrompts(exact_ends.reference(), PROMPTS[:1], exact_ends.REWARDS["letters"]())
+    policy, seen = TabularPolicy(prompts.ref_log_probs), prompts
+    for rounds in (1, 2, 3):
+        train_exactly(policy, Distillation(seen, Bond(2, term_b=True), policy), steps=200, learning_rate=0.1)
+        seen = seen.seen_from(policy())
+        assert prompts.judge(policy(), 2**rounds).reverse_kl[0] < 1e-6
+
+
+@pytest.mark.parametrize("method", [Bond(4, term_b=True), JBond(regulariser=0.5)], ids=["bond", "jbond"])
+def test_draws_give_the_gradient_of_the_exact_sums(method):
+    prompts = EnumeratedPrompts(exact_ends.reference(), PROMPTS[:1], exact_ends.REWARDS["letters"]())
+    policy = TabularPolicy(0.5 * prompts.ref_log_probs)
+    gradients = []
+    for count in (None, 200_000):
+        objective = Distillation(prompts, method, policy, count=count)
+        (gradient,) = torch.autograd.grad(objective(policy(), 1.0), policy.logits)
+        gradients.append(gradient.flatten())
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.98
