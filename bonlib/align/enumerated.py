@@ -344,7 +344,9 @@ class ListedPolicy(torch.nn.Module):
         return enumerate_log_probs(self.model, self.prompt_ids)
 
 
-def train_exactly(policy: torch.nn.Module, objective: Objective, *, steps: int, learning_rate: float) -> list[float]:
+def train_exactly(
+    policy: torch.nn.Module, objective: Objective, *, steps: int, learning_rate: float, decay: bool = True
+) -> list[float]:
     """Minimise an objective over a policy, in place, by Adam with exact gradients; return its value at each step.
 
     Args:
@@ -352,6 +354,7 @@ def train_exactly(policy: torch.nn.Module, objective: Objective, *, steps: int, 
         objective: made by `EnumeratedPrompts`.
         steps: at least 1.
         learning_rate: at its peak; it falls to 0 along a cosine.
+        decay: whether it does, or stays.
 
     Raises:
         ValueError: if `steps` or `learning_rate` is out of range.
@@ -361,4 +364,4 @@ def train_exactly(policy: torch.nn.Module, objective: Objective, *, steps: int, 
     # Probabilities of responses, and with them gradients, span many orders and change by orders: the optimiser must
     # take small ones seriously and forget old ones soon.
     optimiser = torch.optim.Adam(policy.parameters(), lr=learning_rate, betas=(0.9, 0.9), eps=1e-15)
-    return minimise(lambda progress: objective(policy(), progress), optimiser, steps, warmup=steps // 20)
+    return minimise(lambda progress: objective(policy(), progress), optimiser, steps, steps // 20, decay)

@@ -53,6 +53,7 @@ class TrainSettings:
             examples of one or two.
         learning_rate: at its peak; from there it falls in a straight line that would end at 0 after the last step.
         warmup: steps over which it rises, at most half of them.
+        decay: whether it falls at all. A method whose target moves with the policy would be stopped by that.
         easing: share of the steps over which an on-policy method's pull grows from none to its own (n from 1, 1/β from
             0). With all of it at once, a policy first gives up responses that it then hardly draws again.
         max_grad_norm: longer gradients are cut to this length.
@@ -71,6 +72,7 @@ class TrainSettings:
     group: int = 4
     learning_rate: float = 1e-4
     warmup: int = 10
+    decay: bool = True
     easing: float = 0.0
     max_grad_norm: float = 1.0
     ppo: Ppo | None = None
@@ -107,7 +109,7 @@ class TrainSettings:
         """Return the learning rate of a step, counted from 0."""
         warmup = min(self.warmup, self.steps // 2)
         rising = (step + 1) / max(warmup, 1)
-        falling = (self.steps - step) / (self.steps - warmup)
+        falling = (self.steps - step) / (self.steps - warmup) if self.decay else 1.0
         return self.learning_rate * min(rising, falling, 1.0)
 
 

@@ -32,6 +32,11 @@ def grid() -> list[ExactRun]:
 
 def _run(method: str, seed: int = 0, count: int | None = None, **options: Any) -> ExactRun:
     run = ExactRun(
-        method, learning_rate=LEARNING_RATES[method], steps=STEPS, seed=seed, options=tuple(sorted(options.items()))
+        method,
+        learning_rate=LEARNING_RATES[method],
+        steps=STEPS,
+        seed=seed,
+        options=tuple(sorted(options.items())),
+        decay=False,  # it would stop methods whose target moves
     )
     return run if count is None else replace(run, training="samples", count=count)

@@ -77,6 +77,7 @@ class ExactRun:
         count: examples a prompt and step, where there are more than can be listed.
         seed: of draws.
         options: fields of the method that differ from its own, as pairs.
+        decay: whether the learning rate falls.
     """
 
     method: str
@@ -91,6 +92,7 @@ class ExactRun:
     count: int = 16_384
     seed: int = 0
     options: Options = ()
+    decay: bool = True
 
     def __post_init__(self) -> None:
         known = {
@@ -109,7 +111,8 @@ class ExactRun:
     @property
     def identity(self) -> str:
         """A hash of all of it."""
-        about = {name: value for name, value in asdict(self).items() if name != "options" or value}
+        late = {"options": (), "decay": True}  # fields that runs made before them do not have
+        about = {name: value for name, value in asdict(self).items() if late.get(name, ...) != value}
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
 
     @property
@@ -207,7 +210,7 @@ def _trained(run: ExactRun, prompts: EnumeratedPrompts, curve: Curve | None) -> 
     objective = _objective(run, prompts, policy)
     if curve is not None:
         objective = _watched(objective, run, prompts, curve)
-    train_exactly(policy, objective, steps=run.steps, learning_rate=run.learning_rate)
+    train_exactly(policy, objective, steps=run.steps, learning_rate=run.learning_rate, decay=run.decay)
     with torch.no_grad():
         return policy()
 

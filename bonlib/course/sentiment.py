@@ -195,14 +195,16 @@ class Harness:
         }
         if run.method == "jbond":  # one response of the policy and two of the anchor to each of many prompts
             chosen |= {"prompts": 32, "group": 1}
+        if run.method in ("jbond", "bond-iterative"):
+            chosen["decay"] = False
         return TrainSettings(**(chosen | dict(run.changes)))
 
     def identity(self, run: Run) -> str:
         """Return a hash of all that the run's numbers depend on, but the code."""
         profile, sizes = self.profile, self.profile.training
         about = {
-            **{name: value for name, value in asdict(run).items() if name != "options" or value},
-            "settings": asdict(self.settings(run)),
+            **_told(run, options=()),
+            "settings": _told(self.settings(run), decay=True),
             "draws": sizes.draws,
             "cdf_samples": run.m or sizes.cdf_samples,
             "test": [sizes.test_prompts, sizes.responses],
@@ -327,6 +329,11 @@ class Harness:
         )
 
 
+def _told(settings: Any, **unchanged: Any) -> dict[str, Any]:
+    """Fields by name, without those that came late and are as before: runs made then keep their names."""
+    return {name: value for name, value in asdict(settings).items() if unchanged.get(name, ...) != value}
+
+
 class _Learned:
     """A quantile model as a CDF of responses."""
 
@@ -412,8 +419,11 @@ def bond_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
     steps = profile.training.steps
     pairs = (("group", 2), ("prompts", 32))  # as many prompts a step as J-BOND, and two responses to each
     changed: list[tuple[str, float, dict[str, Any]]] = [
-        *(("bond", n, {"options": (("jeffreys_weight", w),)}) for w in (0.0, 1.0) for n in (8, 4, 16)),
-        *(("bond", n, {}) for n in (4, 16)),
+        *(
+            ("bond", n, {"options": (("jeffreys_weight", w),), "changes": (("decay", False),)})
+            for n in (8, 4, 16)
+            for w in (0.0, 0.5, 1.0)
+        ),
         ("bond-iterative", steps // 5, {"options": (("n", 4),)}),
         ("jbond", 1.0, {"options": (("anchor_every", max(steps // 4, 1)),)}),
         *(("jbond", 0.05, {"options": (("regulariser", gamma),)}) for gamma in (0.5, 1.0, 2.0, -1.0)),

@@ -251,15 +251,23 @@ def _cross_entropy(model: Any, ids: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
 
 
-def minimise(loss: Callable[[float], Tensor], optimiser: torch.optim.Optimizer, steps: int, warmup: int) -> list[float]:
+def minimise(
+    loss: Callable[[float], Tensor],
+    optimiser: torch.optim.Optimizer,
+    steps: int,
+    warmup: int,
+    decay: bool = True,
+) -> list[float]:
     """Take steps down a loss, a function of the share that is over after it, and return its values.
 
-    The learning rate goes up in a straight line and down to 0 along a cosine.
+    The learning rate goes up in a straight line and then down to 0 along a cosine, or stays.
     """
 
     def rate(step: int) -> float:
         if step < warmup:
             return (step + 1) / warmup
+        if not decay:
+            return 1.0
         return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(steps - warmup, 1))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
