@@ -193,7 +193,7 @@ def exact_ends_figure(rows: pd.DataFrame) -> Figure:
         rows: a row a method and way of training, with method, name, training ("table", "exact" or "samples"),
             reverse_kl and forward_kl in nats.
     """
-    figure, (left, right) = new_figure(2, width=6.0, height=4.4)
+    figure, (left, right) = new_figure(2, width=6.0, height=5.0)
     names = list(dict.fromkeys(rows["name"]))
     kinds = {
         "table": ("none", 130, "a number a response, exact"),
