@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import bootstrap
 
-from bonlib.align.methods import KlRl, SampledCdf, Vbon, VbonBound
+from bonlib.align.methods import KlRl, Vbon, VbonBound
+from bonlib.align.reward_cdf import SampledCdf
 from bonlib.align.settings import TrainingData, TrainSettings
 from bonlib.align.trainer import TrainingRun
 from bonlib.course.profiles import get_profile

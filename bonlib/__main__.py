@@ -103,7 +103,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from bonlib.align.methods import METHODS
     from bonlib.align.settings import TrainSettings
     from bonlib.align.trainer import DivergedError
-    from bonlib.course import exact_bond, exact_ends, sentiment
+    from bonlib.course import exact_bond, exact_ends, grids, sentiment
     from bonlib.course.profiles import get_profile
 
     if arguments.sweep == "exact":
@@ -124,14 +124,14 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.sweep:
         if assigned or arguments.out:
             raise ValueError("a sweep has its own settings and folders: leave out --set and --out")
-        grids = {
-            "sentiment": sentiment.grid,
-            "learning_rates": sentiment.rate_grid,
-            "cdf": sentiment.cdf_grid,
-            "budget": sentiment.budget_grid,
-            "bond": sentiment.bond_grid,
+        sweeps = {
+            "sentiment": grids.grid,
+            "learning_rates": grids.rate_grid,
+            "cdf": grids.cdf_grid,
+            "budget": grids.budget_grid,
+            "bond": grids.bond_grid,
         }
-        return 0 if harness.run_all(grids[arguments.sweep](profile, arguments.method)) else 1
+        return 0 if harness.run_all(sweeps[arguments.sweep](profile, arguments.method)) else 1
     if len(arguments.method) != 1:
         raise ValueError(f"name one method of {', '.join(METHODS)}, or a --sweep")
     (method,) = arguments.method

@@ -65,7 +65,7 @@ def classifier(classifier_folder: Path) -> LoadedModel:
 @pytest.fixture(scope="session")
 def training_data(language_model, tmp_path_factory):
     """64 draws a prompt of the small language model, scored, and their CDF."""
-    from bonlib.align.methods import SampledCdf
+    from bonlib.align.reward_cdf import SampledCdf
     from bonlib.align.settings import TrainingData
     from bonlib.lm.rewards import FunctionReward
     from bonlib.lm.samplers import SamplingSettings, TransformersSampler

@@ -1,5 +1,6 @@
 """BOND and J-BOND against the exact part, many digits, full enumeration and closed forms."""
 
+import copy
 import itertools
 import math
 from dataclasses import replace
@@ -10,18 +11,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from toy_training import PROMPTS as TOY_PROMPTS
 
 from bonlib import losses
 from bonlib.align import trainer
+from bonlib.align.bond import Bond, JBond, iterative_bond
 from bonlib.align.enumerated import Distillation, EnumeratedPrompts, TabularPolicy, train_exactly
-from bonlib.align.evaluate import TestSet, divergences, evaluate
-from bonlib.align.learners import best_of_subsets
-from bonlib.align.methods import Bond, JBond, Judged, iterative_bond
-from bonlib.align.policy import Anchor
+from bonlib.align.evaluate import TestSet, divergences, evaluate, log_quantiles
+from bonlib.align.learners import best_of_subsets, read
+from bonlib.align.methods import Judged
+from bonlib.align.policy import Anchor, Policy
 from bonlib.align.settings import Ppo, TrainSettings
 from bonlib.course import exact_ends
 from bonlib.exact import Outcomes
-from bonlib.lm.enumerable import LENGTH, PROMPTS
+from bonlib.lm.enumerable import LENGTH, PROMPTS, enumerate_log_probs
 from bonlib.lm.samplers import SamplingSettings, TransformersSampler
 from bonlib.lm.store import SampleStore
 
@@ -198,15 +201,66 @@ def test_the_anchor_draws_and_reads_as_itself(method, language_model, training_d
     start = [weight.detach().clone() for weight in run.learned]
     before = run.train_step()
     moved = 0.25 if isinstance(method, JBond) else 0.0
-    for copy, old, new in zip(run.policy.anchor.buffers(), start, run.learned, strict=True):
-        torch.testing.assert_close(copy, torch.lerp(old, new.detach(), moved))
+    for held, old, new in zip(run.policy.anchor.buffers(), start, run.learned, strict=True):
+        torch.testing.assert_close(held, torch.lerp(old, new.detach(), moved))
     run.step = 1
     shard = run.learner.shard(1, 0)
     assert float(shard.drifts.abs().max()) > 1e-3
     assert run.responses == 4 * (2 + method.anchor_draws)
     assert before["kl"] == pytest.approx(0, abs=1e-4)
-    held = len(shard.prompts)
-    assert len(shard.batch.responses) == 2 * held  # own responses and then as many best ones
+    assert len(shard.batch.responses) == 2 * len(shard.prompts)  # own responses and then as many best ones
+
+
+def test_what_the_anchor_draws_is_its_own(language_model, training_data, tmp_path):
+    run = begin(language_model, training_data, tmp_path, JBond())
+    with torch.no_grad():
+        for weight in run.learned:
+            weight.mul_(1 + 0.5 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    learner, chosen = run.learner, run.learner.chosen(0, 0)
+    judged, tokens = learner.answers(chosen, 2, [0, 0])
+    own = learner.tokens.batch(judged.prompts, tokens)
+    seen, rewards, answers = learner.ask_anchor(judged, own, chosen, [0, 0])
+    # The anchor is where the reference is; the policy is elsewhere.
+    reference = read(Policy(language_model.model), own).double().sum(1)
+    torch.testing.assert_close(seen.ref_log_probs, reference, atol=1e-4, rtol=0)
+    assert float((seen.log_probs - seen.ref_log_probs).abs().min()) > 0.1
+    prompts = [training_data.prompts[i] for i in chosen]
+    texts = language_model.tokenizer.batch_decode([[t for t in row if t > 1] for pair in answers for row in pair])
+    found = training_data.reward_model.score([p for p in prompts for _ in range(2)], texts).reshape(-1, 2)
+    np.testing.assert_allclose(rewards, found)
+    np.testing.assert_allclose(seen.anchor_rewards, np.repeat(found, 2, axis=0))
+    seed = int(np.random.SeedSequence([0, 0, 0, 1]).generate_state(1, np.uint64)[0] >> 1)
+    ids = [learner.tokens.ids[prompt] for prompt in prompts for _ in range(2)]
+    again = TransformersSampler(language_model, batch_size=8).sample_tokens(ids, training_data.sampling, seed=seed)
+    assert again.token_ids.tolist() == [row.tolist() for pair in answers for row in pair]
+
+
+def test_the_loss_is_divergence_and_regulariser(language_model, training_data, tmp_path):
+    method = Bond(4, jeffreys_weight=0.25, regulariser=0.7)
+    learner = begin(language_model, training_data, tmp_path, method).learner
+    shard = learner.shard(0, 0)
+    learner.weigh([shard])
+    tokens = -torch.rand(shard.batch.responses.shape) * shard.batch.response_mask
+    own, best = tokens.sum(1)[:8], tokens.sum(1)[8:]
+    shard.drifts = torch.linspace(-1, 1, 8)
+    want = -0.75 * best - 0.25 * 3 * shard.advantages * own + 0.7 * shard.drifts * own
+    torch.testing.assert_close(learner.loss(shard, tokens, None), want.mean())
+    stored = {
+        (p, tuple(r[r >= 0]))
+        for p, d in zip(TOY_PROMPTS, training_data.draws.responses, strict=True)
+        for r in d.token_ids
+    }
+    for prompt, row, mask in zip(shard.prompts, shard.batch.responses[8:], shard.batch.response_mask[8:], strict=True):
+        assert (prompt, tuple(row[mask.bool()].tolist())) in stored
+
+
+def test_a_run_on_other_draws_is_another_run(language_model, training_data, tmp_path):
+    def about(method, data):
+        return begin(language_model, data, tmp_path, method)._about()["learned_from"]
+
+    other = replace(training_data, rewards=training_data.rewards[:, ::-1].copy())
+    assert about(Bond(4), training_data) != about(Bond(4), other)
+    assert about(JBond(), training_data) == about(JBond(), replace(other, cdf=None))
 
 
 def test_the_anchor_survives_a_resume(language_model, training_data, tmp_path):
@@ -235,28 +289,57 @@ def test_what_does_not_fit_is_refused(language_model, training_data, tmp_path):
         begin(language_model, training_data, tmp_path, Bond(65))
     with pytest.raises(ValueError, match="trained by REINFORCE"):
         begin(language_model, training_data, tmp_path, JBond(), ppo=Ppo())
+    with pytest.raises(ValueError, match="easing is on"):
+        begin(language_model, training_data, tmp_path, JBond(), easing=0.5)
     with pytest.raises(ValueError, match="cdf is None"):
         begin(language_model, replace(training_data, cdf=None), tmp_path, Bond(4))
 
 
 def test_estimated_divergences_are_those_of_the_exact_sums(tmp_path):
-    world, model, sampling = exact_ends.world("letters"), exact_ends.reference(), SamplingSettings(LENGTH)
+    world, reference, sampling = exact_ends.world("letters"), exact_ends.reference(), SamplingSettings(LENGTH)
     store, reward = SampleStore(tmp_path), exact_ends.REWARDS["letters"]()
-    draws = store.draw(TransformersSampler(model), world.prompts, 2200, sampling, seed=0)
+    draws = store.draw(TransformersSampler(reference), world.prompts, 2500, sampling, seed=0)
     rewards = store.score(reward, draws)
-    n, few = 4, 200
-    test = TestSet(world.prompts, rewards[:, few:], sampling, 600, 1, draws, rewards[:, :few])
-    evaluation = evaluate(model, model, reward, test)
-    found, exact = divergences(model, evaluation, test, n), world.judge(model, n)
-    log_quantile = (world.ref_log_probs.exp() * world.log_cdf).sum(1)
-    assert found.reverse_kl.mean() == pytest.approx(exact.reverse_kl.mean(), abs=0.2)  # of 2,400 responses
-    assert found.log_quantile.mean() == pytest.approx(float(log_quantile.mean()), abs=0.07)
-    assert found.forward_kl.mean() == pytest.approx(exact.forward_kl.mean(), abs=1.0)  # of one response a prompt
-    with pytest.raises(ValueError, match="test has 200 draws a prompt; a best-of-201"):
-        divergences(model, evaluation, test, 201)
+    policy = replace(reference, model=copy.deepcopy(reference.model))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for weight in policy.model.parameters():
+            weight.mul_(1 + 0.2 * torch.randn_like(weight))
+    n, few = 4, 2000
+    test = TestSet(world.prompts, rewards[:, few:], sampling, 500, 1, draws, rewards[:, :few])
+    evaluation = evaluate(policy, reference, reward, test)
+    exact = world.judge(policy, n)
+    assert exact.forward_kl.mean() > 1
+    reverse, forward = (table.mean() for table in divergences(policy, evaluation, test, n))
+    assert reverse == pytest.approx(exact.reverse_kl.mean(), rel=0.1)
+    assert forward == pytest.approx(exact.forward_kl.mean(), rel=0.1)
+    with torch.no_grad():
+        log_probs = enumerate_log_probs(policy.model, world.prompt_ids)
+    log_quantile = (log_probs.exp() * world.log_cdf).sum(1).mean()
+    assert log_quantiles(evaluation, test).mean() == pytest.approx(float(log_quantile), rel=0.1)
+    with pytest.raises(ValueError, match="test has 2000 draws a prompt; best-of-1001"):
+        divergences(policy, evaluation, test, 1001)
     smaller = test.first(2, 1)
     assert smaller.rewards.shape == (2, few)
     assert smaller.draws.prompts == world.prompts[:2]
+
+
+def test_one_run_with_a_copied_anchor_arrives_at_best_of_8():
+    prompts = EnumeratedPrompts(exact_ends.reference(), PROMPTS[:1], exact_ends.REWARDS["letters"]())
+    policy, method = TabularPolicy(prompts.ref_log_probs), Bond(**dict(exact_ends.ITERATED))
+    train_exactly(policy, Distillation(prompts, method, policy), steps=300, learning_rate=0.1, decay=False)
+    assert prompts.judge(policy(), 8).reverse_kl[0] < 0.005
+
+
+def test_the_regulariser_holds_and_its_printed_sign_drives_away():
+    prompts = EnumeratedPrompts(exact_ends.reference(), PROMPTS[:1], exact_ends.REWARDS["letters"]())
+    spent = []
+    for gamma in (-0.3, 0.0, 1.0):
+        policy = TabularPolicy(prompts.ref_log_probs)
+        method = JBond(anchor_rate=0.0, regulariser=gamma)
+        train_exactly(policy, Distillation(prompts, method, policy), steps=60, learning_rate=0.1)
+        spent.append(prompts.judge(policy(), 2).kl[0])
+    assert spent[0] > 1.1 * spent[1] > 1.3 * spent[2]
 
 
 def test_repeated_distillation_of_best_of_2_arrives_at_best_of_8():

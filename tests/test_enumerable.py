@@ -9,7 +9,8 @@ import torch
 from scipy.stats import chisquare
 
 from bonlib.align.enumerated import EnumeratedPrompts, ListedPolicy, TabularPolicy, train_exactly
-from bonlib.align.methods import Bonbon, BonSft, Dpo, KlRl, SampledCdf, Vbon, VbonBound
+from bonlib.align.methods import Bonbon, BonSft, Dpo, KlRl, Vbon, VbonBound
+from bonlib.align.reward_cdf import SampledCdf
 from bonlib.exact import kl_divergence
 from bonlib.lm import enumerable
 from bonlib.lm.enumerable import PROMPTS, enumerate_log_probs, responses

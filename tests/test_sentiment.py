@@ -10,8 +10,9 @@ from filelock import FileLock
 from bonlib.__main__ import main
 from bonlib.align.methods import METHODS
 from bonlib.align.results import add_rows, read_rows
+from bonlib.course.grids import RATES, cdf_grid, grid, rate_grid
 from bonlib.course.profiles import PROFILES, get_profile
-from bonlib.course.sentiment import LEARNING_RATES, RATES, Harness, Run, cdf_grid, grid, rate_grid
+from bonlib.course.sentiment import LEARNING_RATES, Harness, Run
 from bonlib.lm.store import SampleStore
 
 quick = get_profile("quick")

@@ -12,21 +12,10 @@ import torch
 from toy_training import PROMPTS
 
 from bonlib.align import trainer
+from bonlib.align.bond import Bond, JBond, iterative_bond
 from bonlib.align.evaluate import TestSet
-from bonlib.align.methods import (
-    METHODS,
-    Bonbon,
-    Bond,
-    BonSft,
-    Dpo,
-    JBond,
-    Judged,
-    KlRl,
-    SampledCdf,
-    Vbon,
-    VbonBound,
-    iterative_bond,
-)
+from bonlib.align.methods import METHODS, Bonbon, BonSft, Dpo, Judged, KlRl, Vbon, VbonBound
+from bonlib.align.reward_cdf import SampledCdf
 from bonlib.align.settings import Ppo, TrainSettings
 from bonlib.align.trainer import DivergedError, train
 from bonlib.lm.models import load_language_model
@@ -283,7 +272,8 @@ sys.path.insert(0, {tests!r})
 from test_trainer import SHORT
 from toy_training import PROMPTS, vowels
 from dataclasses import replace
-from bonlib.align.methods import KlRl, VbonBound, SampledCdf
+from bonlib.align.bond import JBond
+from bonlib.align.methods import KlRl
 from bonlib.align.settings import Ppo, TrainingData
 from bonlib.align.trainer import train
 from bonlib.lm.models import load_language_model
@@ -295,8 +285,11 @@ data = TrainingData(PROMPTS, FunctionReward(vowels, name="vowels"), SamplingSett
 out = Path({out!r})
 settings = replace(SHORT, shards=2)
 result = {{}}
-for name, changed in (("rloo", settings), ("ppo", replace(settings, ppo=Ppo(epochs=2)))):
-    trained = train(model, KlRl(0.1), data, changed, out / name, show=False)
+with_ppo = replace(settings, ppo=Ppo(epochs=2))
+runs = {{"rloo": (KlRl(0.1), settings), "ppo": (KlRl(0.1), with_ppo), "jbond": (JBond(anchor_rate=0.2), settings)}}
+for name, (method, changed) in runs.items():
+    trained = train(model, method, data, changed, out / name, show=False)
+    result["processes"] = PartialState().num_processes
     flat = torch.cat([p.detach().flatten() for p in trained.policy.model.parameters()])
     result[name] = [trained.curve[-1][k] for k in ("reward", "kl", "loss")] + [float(flat.double().norm())]
 if PartialState().is_main_process:
@@ -313,10 +306,13 @@ def test_two_processes_come_to_the_same_result_as_one(language_model_folder, tmp
         script = out / "script.py"
         names = {"tests": str(Path(__file__).parent), "model": str(language_model_folder), "out": str(out)}
         script.write_text(SCRIPT.format(**names))
-        launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1"]
+        launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
+        # On CPUs, too, only this option starts more processes than one.
+        launch += ["--multi_gpu"] if processes > 1 else ["--cpu"]
         launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_processes", str(processes), str(script)]
         done = subprocess.run(launch, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         results.append(json.loads((out / "result.json").read_text()))
-    for name in ("rloo", "ppo"):
+        assert results[-1].pop("processes") == processes
+    for name in ("rloo", "ppo", "jbond"):
         assert np.allclose(results[0][name], results[1][name], rtol=1e-4, atol=1e-5), (name, results)

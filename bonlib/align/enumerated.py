@@ -14,8 +14,10 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from bonlib import losses
-from bonlib.align.methods import Bonbon, Bond, JBond, Judged, LogCdf, OffPolicy, OnPolicy
+from bonlib.align.bond import Bond, JBond
+from bonlib.align.methods import Bonbon, Judged, OffPolicy, OnPolicy
 from bonlib.align.policy import Anchor
+from bonlib.align.reward_cdf import LogCdf
 from bonlib.exact import Array, Outcomes, Ties
 from bonlib.lm.enumerable import LENGTH, enumerate_log_probs, minimise, response_indices, responses
 from bonlib.lm.models import LoadedModel

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from bonlib.align.methods import Judged, SampledCdf, Vbon
+from bonlib.align.methods import Judged, Vbon
+from bonlib.align.reward_cdf import SampledCdf
 from bonlib.lm.kernels import cpu_kernels
 from bonlib.lm.models import LoadedModel
-from bonlib.lm.reading import response_logits, token_batch
+from bonlib.lm.reading import TokenBatch, response_logits, token_batch
 from bonlib.lm.rewards import RewardModel, checked_score
 from bonlib.lm.samplers import Responses, SamplingSettings, TransformersSampler, best_of_n, concatenate, encode_prompts
 from bonlib.lm.store import Draws
@@ -32,8 +33,8 @@ class TestSet:
         sampling: length of the responses, at temperature 1 from all tokens.
         responses: drawn for each prompt.
         seed: of these draws, the same for every policy.
-        draws: of the reference to the prompts, others than the opponents, at least as many a prompt; for `divergences`.
-        rewards: of these draws, shape (P, at least m).
+        draws: of the reference to the prompts, others than the opponents; for `divergences`.
+        rewards: of these draws, shape (P, m).
     """
 
     __test__ = False  # not a test of pytest's
@@ -131,88 +132,99 @@ def evaluate(
     )
 
 
-class Divergences(NamedTuple):
-    """How far a policy is from best-of-n by a reward CDF estimated from the opponents; a number a prompt, (P,).
+def log_quantiles(evaluation: Evaluation, test: TestSet) -> Array:
+    """Return log F≤ of the responses of a policy, (P, k), F counted on all draws of the reference there are.
 
-    Attributes:
-        reverse_kl: estimate of KL(πθ ‖ π_n), from responses of the policy, nats.
-        forward_kl: estimate of KL(π_n ‖ πθ), from a best-of-n response of the reference, nats.
-        log_quantile: mean of log F≤ of the policy's responses, nats.
+    The posterior mean is used; beyond a tenth of their number draws cannot tell how rare a response is, and it is low.
     """
-
-    reverse_kl: Array
-    forward_kl: Array
-    log_quantile: Array
-
-    def summary(self) -> dict[str, float]:
-        """Return the mean over prompts of every figure, and its standard error as NAME_se."""
-        row: dict[str, float] = {}
-        for name, column in self._asdict().items():
-            mean, error = mean_over_prompts(column)
-            row |= {name: float(mean), f"{name}_se": float(error)}
-        return row
+    cdf = SampledCdf(test.prompts, _others(test, 0))
+    prompts = [prompt for prompt in test.prompts for _ in range(evaluation.rewards.shape[1])]
+    found = cdf.log_weak(prompts, evaluation.responses.texts.tolist(), evaluation.rewards.ravel())
+    return found.reshape(evaluation.rewards.shape)
 
 
-def divergences(policy: LoadedModel, evaluation: Evaluation, test: TestSet, n: int) -> Divergences:
-    """Estimate how far a policy is from best-of-n of its reference, in both directions.
+def divergences(policy: LoadedModel, evaluation: Evaluation, test: TestSet, n: int) -> tuple[Array, Array]:
+    """Estimate how far a policy is from best-of-n of its reference, KL(πθ ‖ π_n) and KL(π_n ‖ πθ), in nats.
 
     Args:
         policy: a causal language model.
         evaluation: of it, on the same prompts.
-        test: the prompts, with draws.
-        n: number of draws, at most as many as the test set has.
+        test: the prompts, with draws. Some are chosen from, F is counted on the others.
+        n: number of draws, at most half as many as the test set has.
+
+    Returns:
+        From responses of the policy, (P, k), and from best-of-n responses, (P, as many as there are draws for up to k).
 
     Raises:
         ValueError: if the test set has too few draws.
 
-    Source: Sessa et al. (BOND), Figure 2, with 32 samples for the CDF; here as many as there are opponents.
+    Source: Sessa et al. (BOND), Figure 2, which counts F on 32 draws.
     """
     have = 0 if test.rewards is None else test.rewards.shape[1]
-    if test.draws is None or test.rewards is None or have < n:
-        raise ValueError(f"test has {have} draws a prompt; a best-of-{n} response needs {n}: give it more")
-    method, cdf = Vbon(n), SampledCdf(test.prompts, test.opponents)
-    prompts = [prompt for prompt in test.prompts for _ in range(evaluation.rewards.shape[1])]
-    texts = evaluation.responses.texts.tolist()
-    own = _judged(prompts, texts, evaluation.responses.log_probs, evaluation.ref_log_probs, evaluation.rewards)
-    best = best_of_n(test.rewards, n)[:, 0]
-    chosen = concatenate([row[[draw]] for row, draw in zip(test.draws.responses, best, strict=True)])
-    _, _, log_probs = _along_responses(policy, policy, test.prompts, chosen, 128)
-    rewards = test.rewards[np.arange(len(best)), best]
-    target = _judged(test.prompts, chosen.texts.tolist(), log_probs, chosen.log_probs, rewards)
-    shape = evaluation.rewards.shape
-    return Divergences(
-        -method.returns(own, cdf).numpy().reshape(shape).mean(axis=1),
-        method.returns(target, cdf).numpy(),
-        cdf.log_weak(prompts, texts, evaluation.rewards.ravel()).reshape(shape).mean(axis=1),
-    )
+    if test.draws is None or test.rewards is None or have < 2 * n:
+        raise ValueError(f"test has {have} draws a prompt; best-of-{n} and its F need {2 * n}: give it more")
+    k, method = evaluation.rewards.shape[1], Vbon(n)
+    groups = min(k, have // (2 * n))
+    counted = _others(test, groups * n)
+    own = _judged(test.prompts, evaluation.responses, evaluation.ref_log_probs, evaluation.rewards)
+    reverse = -method.returns(own, SampledCdf(test.prompts, counted))
+
+    best = best_of_n(test.rewards[:, : groups * n], n)
+    chosen = concatenate([row[draws] for row, draws in zip(test.draws.responses, best, strict=True)])
+    prompts = [prompt for prompt in test.prompts for _ in range(groups)]
+    log_probs = np.empty(len(prompts))
+    for places, batch in _batches(policy, prompts, chosen, 128):
+        log_probs[places] = _log_probs(_logits(policy, batch), batch)
+    target = _judged(test.prompts, chosen, chosen.log_probs, np.take_along_axis(test.rewards, best, axis=1))
+    # Of a response that best-of-n chose it is known beforehand that its F is like the best of n uniform numbers.
+    cdf = SampledCdf(test.prompts, counted, prior=(n, 1.0))
+    forward = method.returns(target._replace(log_probs=torch.as_tensor(log_probs)), cdf)
+    return reverse.numpy().reshape(-1, k), forward.numpy().reshape(-1, groups)
 
 
-def _judged(prompts: Sequence[str], texts: Sequence[str], log_probs: Array, ref: Array, rewards: Array) -> Judged:
-    return Judged(prompts, texts, *(torch.as_tensor(table.ravel()) for table in (log_probs, ref, rewards)))
+def _others(test: TestSet, used: int) -> Array:
+    """Rewards of the reference on the test prompts, but those of the first `used` draws."""
+    return test.opponents if test.rewards is None else np.hstack([test.opponents, test.rewards[:, used:]])
 
 
-@torch.no_grad()
+def _judged(prompts: Sequence[str], drawn: Responses, ref_log_probs: Array, rewards: Array) -> Judged:
+    names = [prompt for prompt in prompts for _ in range(rewards.shape[1])]
+    tables = (torch.as_tensor(table.ravel()) for table in (drawn.log_probs, ref_log_probs, rewards))
+    return Judged(names, drawn.texts.tolist(), *tables)
+
+
 def _along_responses(
     policy: LoadedModel, reference: LoadedModel, prompts: Sequence[str], drawn: Responses, batch_size: int
 ) -> tuple[Array, Array, Array]:
     """KL to the reference and entropy summed over the positions of each response, and log π of it, (B,) each."""
-    encoded = encode_prompts(policy.tokenizer, policy.context, prompts, drawn.token_ids.shape[1])
-    tokens = [row[row >= 0].tolist() for row in drawn.token_ids]
     found = np.empty((3, len(prompts)))
+    for places, batch in _batches(policy, prompts, drawn, batch_size):
+        logits, ref_logits = _logits(policy, batch), _logits(reference, batch)
+        figures = torch.stack([next_token_kl(logits, ref_logits), next_token_entropy(logits)]) * batch.response_mask
+        found[:2, places] = figures.cpu().double().sum(2).numpy()  # Apple's GPUs know no float64
+        found[2, places] = _log_probs(ref_logits, batch)
+    return found[0], found[1], found[2]
+
+
+def _batches(
+    model: LoadedModel, prompts: Sequence[str], drawn: Responses, batch_size: int
+) -> Iterator[tuple[NDArray[np.intp], TokenBatch]]:
+    """Places of responses of like length, and these with their prompts."""
+    encoded = encode_prompts(model.tokenizer, model.context, prompts, drawn.token_ids.shape[1])
+    tokens = [row[row >= 0].tolist() for row in drawn.token_ids]
     order = np.argsort([len(prompt) + len(response) for prompt, response in zip(encoded, tokens, strict=True)])
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
-        batch = token_batch(
-            [encoded[i] for i in places],
-            [tokens[i] for i in places],
-            pad_id=policy.tokenizer.pad_token_id,
-            device=policy.device,
-        )
-        with cpu_kernels(policy.model):
-            logits = response_logits(policy.model, batch).logits
-        with cpu_kernels(reference.model):
-            ref_logits = response_logits(reference.model, batch).logits
-        ref_log_probs = -torch.nn.functional.cross_entropy(ref_logits.mT, batch.responses, reduction="none")
-        figures = torch.stack([next_token_kl(logits, ref_logits), next_token_entropy(logits), ref_log_probs])
-        found[:, places] = (figures * batch.response_mask).cpu().double().sum(2).numpy()  # Apple's GPUs know no float64
-    return found[0], found[1], found[2]
+        ids = [encoded[i] for i in places], [tokens[i] for i in places]
+        yield places, token_batch(*ids, pad_id=model.tokenizer.pad_token_id, device=model.device)
+
+
+@torch.no_grad()
+def _logits(model: LoadedModel, batch: TokenBatch) -> Tensor:
+    with cpu_kernels(model.model):
+        return response_logits(model.model, batch).logits
+
+
+def _log_probs(logits: Tensor, batch: TokenBatch) -> Array:
+    nll = torch.nn.functional.cross_entropy(logits.mT, batch.responses, reduction="none")
+    return -(nll * batch.response_mask).cpu().double().sum(1).numpy()

@@ -5,6 +5,7 @@ The loop asks a learner for the shards of a step, lets it weigh them all togethe
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -15,14 +16,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bonlib import losses
-from bonlib.align.methods import Bonbon, Bond, JBond, Judged, OffPolicy, OnPolicy, SampledCdf
+from bonlib.align.bond import Bond, JBond
+from bonlib.align.methods import Bonbon, Judged, OffPolicy, OnPolicy
 from bonlib.align.policy import Anchor, Policy
+from bonlib.align.reward_cdf import SampledCdf
 from bonlib.align.settings import Ppo, TrainingData, TrainSettings
 from bonlib.lm.kernels import cpu_kernels
 from bonlib.lm.models import LoadedModel
 from bonlib.lm.reading import TokenBatch, token_batch
 from bonlib.lm.rewards import checked_score
 from bonlib.lm.samplers import TransformersSampler, encode_prompts
+from bonlib.lm.store import Draws
 
 T = TypeVar("T")
 Array = NDArray[Any]
@@ -65,6 +69,7 @@ class Learner(Protocol):
 
     epochs: int  # gradient steps on the same shards
     responses: int  # drawn, or taken from the store, at each step
+    learned_from: str | None  # a hash of stored draws, and of the CDF, that it learns from
 
     def shard(self, step: int, place: int) -> Shard:
         """Return what a step learns from, the part at one of its `settings.shards` places."""
@@ -122,16 +127,15 @@ class OffPolicyLearner:
     epochs = 1
 
     def __init__(self, method: OffPolicy, data: TrainingData, settings: TrainSettings, tokens: PromptTokens) -> None:
-        needs, have = method.needs_draws, 0 if data.rewards is None else data.rewards.shape[1]
-        if data.draws is None or data.rewards is None or have < needs:
-            raise ValueError(f"data has {have} draws a prompt; {method} learns from {needs}: draw more")
-        self.examples = method.examples(data.rewards, seed=settings.seed)
+        stored, rewards = enough_draws(data, method.needs_draws, method)
+        self.examples = method.examples(rewards, seed=settings.seed)
         prompts, draws = self.examples
         if not len(prompts):
             raise ValueError(f"{method} finds no example in the draws: are all rewards of a prompt equal?")
         if isinstance(method, Bonbon):
-            method = method.balanced(data.draws.log_probs[prompts, draws[:, 0]])
-        self.method, self.draws, self.tokens = method, data.draws, tokens
+            method = method.balanced(stored.log_probs[prompts, draws[:, 0]])
+        self.method, self.draws, self.tokens = method, stored, tokens
+        self.learned_from: str | None = fingerprint_of(rewards, stored.log_probs)
         self.rounds = Rounds(len(prompts), settings.seed)
         self.responses = settings.prompts * settings.group
         self.step_size = self.responses // draws.shape[1]  # examples
@@ -193,6 +197,7 @@ class ReinforceLearner:
         self.sampler = TransformersSampler(loaded, batch_size=settings.prompts * settings.group)
         self.rounds = Rounds(len(data.prompts), settings.seed)
         self.responses = settings.prompts * settings.group
+        self.learned_from: str | None = getattr(data.cdf, "fingerprint", None) if method.needs_cdf else None
 
     def shard(self, step: int, place: int) -> Shard:
         """Draw responses from the policy, score them and say what each is worth."""
@@ -250,7 +255,7 @@ class ReinforceLearner:
     def centred(self, shard: Shard, numbers: Tensor) -> Tensor:
         """Return what each response has more of something than the others to its prompt, or of its shard, (B,)."""
         group = self.settings.group if self.settings.group > 1 else len(numbers)
-        return losses.leave_one_out(numbers, group=group).float().to(shard.reference.device)
+        return losses.leave_one_out(numbers, group=group).float().to(self.tokens.device)
 
     def loss(self, shard: Shard, log_probs: Tensor, values: Tensor | None) -> Tensor:
         """Return what descends along the policy gradient."""
@@ -275,32 +280,33 @@ class BondLearner(ReinforceLearner):
     def __init__(self, anchor: Anchor | None, *args: object, **others: object) -> None:
         super().__init__(*args, **others)  # type: ignore[arg-type]
         self.anchor, self.reader = anchor, Policy(self.sampler.loaded.model)
+        self.eased(0)  # refuses easing at once
         if anchor is not None:
             self.responses += self.settings.prompts * self.method.anchor_draws
             return
-        have = 0 if self.data.rewards is None else self.data.rewards.shape[1]
-        if self.data.draws is None or have < self.method.n:
-            raise ValueError(f"data has {have} draws a prompt; {self.method} learns from {self.method.n}: draw more")
+        draws, rewards = enough_draws(self.data, self.method.n, self.method)
+        self.learned_from = f"{self.learned_from} {fingerprint_of(rewards, draws.log_probs)}"
 
     def shard(self, step: int, place: int) -> Shard:
         """Draw responses from the policy, find best-of-n responses of the anchor, and say what the former are worth."""
         settings, data, chosen = self.settings, self.data, self.chosen(step, place)
         judged, tokens = self.answers(chosen, settings.group, [step, place])
         own = self.tokens.batch(judged.prompts, tokens)
-        judged = judged._replace(ref_log_probs=summed(read(self.frozen, own)))
+        reference = read(self.frozen, own)
+        judged = judged._replace(ref_log_probs=summed(reference))
         if self.anchor is None:
             seen, cdf = judged, data.cdf
             rewards = known(data.rewards)[chosen]
-            answers = [data.draws.responses[i].token_ids for i in chosen] if data.draws else []
+            answers = [known(data.draws).responses[i].token_ids for i in chosen]
         else:
             seen, rewards, answers = self.ask_anchor(judged, own, chosen, [step, place])
             cdf = SampledCdf(*distinct([data.prompts[i] for i in chosen], rewards))
         returns = self.eased(step).returns(seen, cdf)
-        rng = np.random.default_rng([settings.seed, step, place])
+        rng = np.random.default_rng([settings.seed, step, place, 2])
         best = best_of_subsets(rewards, self.method.n, settings.group, rng)
         learned = [answers[row][draw].tolist() for row, draws in enumerate(best) for draw in draws]
         batch = self.tokens.batch([*judged.prompts, *judged.prompts], tokens + learned)
-        shard = Shard(batch, judged.prompts, seen.ref_log_probs, returns, self.figures(judged, returns))
+        shard = Shard(batch, judged.prompts, reference, returns, self.figures(judged, returns))
         shard.drifts = self.centred(shard, judged.log_probs - seen.ref_log_probs)
         return shard
 
@@ -390,6 +396,19 @@ class PpoLearner(ReinforceLearner):
         of_policy = losses.ppo(log_probs[real], old_log_probs, advantages, clip=self.ppo.clip)
         of_values = losses.ppo_value(known(values)[real], old_values, targets, clip=self.ppo.value_clip)
         return (of_policy + self.ppo.value_weight * of_values).sum() / len(real)
+
+
+def enough_draws(data: TrainingData, needs: int, method: object) -> tuple[Draws, Array]:
+    """Return the stored draws and their rewards, if there are as many as a method needs."""
+    have = 0 if data.draws is None or data.rewards is None else data.rewards.shape[1]
+    if data.draws is None or data.rewards is None or have < needs:
+        raise ValueError(f"data has {have} scored draws a prompt; {method} learns from {needs}: draw more")
+    return data.draws, data.rewards
+
+
+def fingerprint_of(*tables: Array) -> str:
+    """Return a hash of tables of one shape."""
+    return hashlib.sha256(np.stack(tables).tobytes()).hexdigest()
 
 
 def best_of_subsets(rewards: Array, n: int, count: int, rng: np.random.Generator) -> Indices:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bonlib.align.methods import LogCdf
+from bonlib.align.reward_cdf import LogCdf
 from bonlib.lm.rewards import RewardModel
 from bonlib.lm.samplers import SamplingSettings
 from bonlib.lm.store import Draws
@@ -100,6 +101,11 @@ class TrainSettings:
                 f"group is {self.group} with {self.prompts} prompts in {self.shards} shards; the leave-one-out "
                 "baseline needs at least 2 responses in each shard"
             )
+
+    def described(self) -> dict[str, Any]:
+        """Return all fields by name, without those that came late and are as before: older runs keep their identity."""
+        late = {"decay": True}
+        return {name: value for name, value in asdict(self).items() if late.get(name, ...) != value}
 
     def pull_at(self, step: int) -> float:
         """Return the part of an on-policy method's pull that is there at a step, counted from 0."""

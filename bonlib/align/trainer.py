@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from bonlib.align.bond import Bond, JBond
 from bonlib.align.learners import BondLearner, Learner, OffPolicyLearner, PpoLearner, PromptTokens, ReinforceLearner
-from bonlib.align.methods import Bond, JBond, OffPolicy, OnPolicy
+from bonlib.align.methods import OffPolicy, OnPolicy
 from bonlib.align.policy import Anchor, Policy, trainable
 from bonlib.align.run_folder import Progress, RunFolder
 from bonlib.align.settings import TrainingData, TrainSettings
@@ -104,7 +105,7 @@ class TrainingRun:
         show: bool,
     ) -> None:
         from accelerate import Accelerator
-        from accelerate.utils import set_seed
+        from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
         keep_freed_memory()
         # Tied weights are stored once, as they should be, and each checkpoint would say so.
@@ -113,7 +114,12 @@ class TrainingRun:
         self.reference, self.method, self.data, self.settings = reference, method, data, settings
         self.folder, self.measure, self.show = folder, measure, show
         try:
-            self.accelerator = Accelerator(cpu=reference.device.type == "cpu", mixed_precision=settings.precision)
+            self.accelerator = Accelerator(
+                cpu=reference.device.type == "cpu",
+                mixed_precision=settings.precision,
+                # Buffers are the anchor: the same in all processes, and as large as the model.
+                kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            )
         except ValueError as error:
             raise ValueError(
                 f"precision is {settings.precision!r}, but this process has trained with another: start a new one"
@@ -282,20 +288,13 @@ class TrainingRun:
         return {
             "method": type(self.method).__name__,
             **asdict(self.method),  # type: ignore[call-overload]
-            "settings": asdict(self.settings),
+            "settings": self.settings.described(),
             "sampling": asdict(self.data.sampling),
             "reference": self.reference.fingerprint,
             "reward_model": self.data.reward_model.fingerprint,
             "prompts": hashlib.sha256(json.dumps(list(self.data.prompts)).encode()).hexdigest(),
-            "learned_from": self._learned_from(),
+            "learned_from": self.learner.learned_from,
         }
-
-    def _learned_from(self) -> str | None:
-        """A hash of the draws an off-policy method learns from, or of the CDF that an on-policy one is told."""
-        data = self.data
-        if isinstance(self.learner, ReinforceLearner) or data.rewards is None or data.draws is None:
-            return getattr(data.cdf, "fingerprint", None)
-        return hashlib.sha256(np.stack([data.rewards, data.draws.log_probs]).tobytes()).hexdigest()
 
     def _progress(self) -> Progress:
         return {name: getattr(self, name) for name in PROGRESS}

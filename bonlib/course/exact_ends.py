@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from scipy.optimize import brentq
 
+from bonlib.align.bond import Bond, JBond
 from bonlib.align.enumerated import (
     Distillation,
     EnumeratedPrompts,
@@ -28,8 +29,9 @@ from bonlib.align.enumerated import (
     TabularPolicy,
     train_exactly,
 )
-from bonlib.align.methods import METHODS, Bond, BonSft, Dpo, JBond, LogCdf, OffPolicy, SampledCdf
+from bonlib.align.methods import METHODS, BonSft, Dpo, OffPolicy
 from bonlib.align.results import add_rows, read_rows
+from bonlib.align.reward_cdf import LogCdf, SampledCdf
 from bonlib.align.settings import TrainingData, TrainSettings
 from bonlib.align.trainer import train
 from bonlib.cdf import Smoothing
@@ -107,6 +109,8 @@ class ExactRun:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(values)}")
         if self.m and self.training == "trainer":
             raise ValueError(f"m is {self.m}; the trainer's runs here have the true F: leave m out")
+        if self.training == "trainer" and METHODS[self.method].algorithm != "rloo":
+            raise ValueError(f"training is 'trainer'; {self.method} has draws from the list only")
 
     @property
     def identity(self) -> str:
@@ -317,8 +321,9 @@ def grid() -> list[ExactRun]:
             training,
             beta=beta,
             learning_rate=_rate(method, policy),
-            steps=300 if options else steps,
+            steps=300 if options == ITERATED else steps,
             options=options,
+            decay=method != "jbond" and options != ITERATED,  # it would stop what has no end, or another in each round
         )
         for reward in REWARDS
         for policy, training, steps in [("network", "samples", 300), ("network", "exact", 300), ("table", "exact", 400)]

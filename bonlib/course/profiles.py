@@ -104,6 +104,7 @@ class Training:
         ns: numbers of draws N, the regularisers of best-of-n methods.
         betas: KL coefficients of reinforcement learning.
         dpo_betas: β of DPO.
+        bond_ns: those of BOND, above 1 and at most a quarter of the draws: it learns from many best-of-n of the same.
         anchor_moves: how often an anchor becomes the policy, of iterative BOND; the first phase counts as one.
         anchor_rates: η of J-BOND's anchor.
         seeds: training seeds.
@@ -123,6 +124,7 @@ class Training:
     seeds: tuple[int, ...]
     steps: int
     test_prompts: int
+    bond_ns: tuple[int, ...] = (2, 4, 8, 32, 128)
     anchor_moves: tuple[int, ...] = (1, 2, 3, 5, 8)
     anchor_rates: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05, 0.1)
     responses: int = 4
@@ -204,6 +206,7 @@ PROFILES = {
                 ns=(8,),
                 betas=(0.1,),
                 dpo_betas=(0.1,),
+                bond_ns=(8,),
                 anchor_moves=(2,),
                 anchor_rates=(0.02,),
                 seeds=(0,),

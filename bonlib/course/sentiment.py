@@ -16,9 +16,11 @@ from typing import Any
 import pandas as pd
 import torch
 
-from bonlib.align.evaluate import Evaluation, TestSet, divergences, evaluate
-from bonlib.align.methods import METHODS, Bond, JBond, LogCdf, SampledCdf
+from bonlib.align.bond import Bond, JBond
+from bonlib.align.evaluate import Evaluation, TestSet, divergences, evaluate, log_quantiles
+from bonlib.align.methods import METHODS, OffPolicy
 from bonlib.align.results import add_rows, read_rows
+from bonlib.align.reward_cdf import LogCdf, SampledCdf
 from bonlib.align.settings import Ppo, TrainingData, TrainSettings
 from bonlib.align.trainer import DivergedError, Trained, train
 from bonlib.course.profiles import Profile
@@ -28,12 +30,12 @@ from bonlib.lm.data import review_prompts
 from bonlib.lm.models import LoadedModel
 from bonlib.lm.quantile import QuantileModel, fit_quantile_model
 from bonlib.lm.store import Draws, SampleStore
+from bonlib.metrics import mean_over_prompts
 
 RESULTS = ROOT / "data" / "results"
 FEW = 32  # reference samples a prompt that a quantile model learns from
 TEXTS_KEPT = 4  # test prompts whose responses are kept as text
 
-RATES = (3e-5, 1e-4, 3e-4)
 # The best of them by the method's own objective (`python -m bonlib train --sweep learning_rates`).
 LEARNING_RATES = {
     "bon-sft": 1e-4,
@@ -47,9 +49,7 @@ LEARNING_RATES = {
     "bond-iterative": 1e-4,
     "jbond": 1e-4,
 }
-CHEAP_M = 12  # 200 steps of vBoN with so many samples a prompt draw as much as 200 steps of J-BOND
 MEASURED = ("reward", "win_rate", "kl", "entropy", "reverse_kl", "forward_kl", "log_quantile")  # while training
-QUANTILE_N = 8  # whose F̂ the quantiles of a method without an N of its own are measured with; any would do
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Run:
         if whole and self.value != int(self.value):
             raise ValueError(f"n is {self.value}; {self.method} takes the best of a whole number of draws")
         value, options = int(self.value) if whole else self.value, dict(self.options)
-        known = {field.name for field in fields(entry.make(value))} - {entry.setting}
+        known = {field.name for field in fields(entry.make(value))} - {entry.setting, *entry.decides}
         if not set(options) <= known:
             unknown = min(set(options) - known)
             raise ValueError(
@@ -203,8 +203,8 @@ class Harness:
         """Return a hash of all that the run's numbers depend on, but the code."""
         profile, sizes = self.profile, self.profile.training
         about = {
-            **_told(run, options=()),
-            "settings": _told(self.settings(run), decay=True),
+            **{name: value for name, value in asdict(run).items() if name != "options" or value},  # it came late
+            "settings": self.settings(run).described(),
             "draws": sizes.draws,
             "cdf_samples": run.m or sizes.cdf_samples,
             "test": [sizes.test_prompts, sizes.responses],
@@ -223,15 +223,11 @@ class Harness:
     def train(self, run: Run, *, folder: Path | None = None, show: bool = True) -> Trained:
         """Train the policy of a run; it goes on where it was interrupted."""
         method = run.make()
-        draws, rewards = self.reference_draws
-        data = TrainingData(
-            self.prompts,
-            self.setting.reward_model,
-            self.setting.sampling,
-            draws,
-            rewards,
-            self.learned_cdf(run.m or FEW) if run.cdf == "learned" else self.cdf(run.m),
-        )
+        data = TrainingData(self.prompts, self.setting.reward_model, self.setting.sampling)
+        if isinstance(method, OffPolicy) or method.needs_cdf:  # others need no draw of the reference
+            draws, rewards = self.reference_draws
+            cdf = self.learned_cdf(run.m or FEW) if run.cdf == "learned" else self.cdf(run.m)
+            data = replace(data, draws=draws, rewards=rewards, cdf=cdf)
         small = self.test.first(128, 1)
 
         def measure(policy: LoadedModel) -> dict[str, float]:
@@ -251,9 +247,14 @@ class Harness:
         method = run.make()
         if not isinstance(method, Bond | JBond):
             return {}
-        fixed = isinstance(method, Bond) and not method.asks_anchor
-        found = divergences(policy, evaluation, test, method.n if fixed else QUANTILE_N).summary()
-        return found if fixed else {name: found[name] for name in ("log_quantile", "log_quantile_se")}
+        found = {"log_quantile": log_quantiles(evaluation, test)}
+        if isinstance(method, Bond) and not method.asks_anchor:
+            found["reverse_kl"], found["forward_kl"] = divergences(policy, evaluation, test, method.n)
+        row: dict[str, float] = {}
+        for name, table in found.items():
+            mean, error = mean_over_prompts(table.mean(axis=1))
+            row |= {name: float(mean), f"{name}_se": float(error)}
+        return row
 
     def row(self, run: Run, trained: Trained, evaluation: Evaluation) -> dict[str, Any]:
         """Return the row that is stored of a run."""
@@ -329,11 +330,6 @@ class Harness:
         )
 
 
-def _told(settings: Any, **unchanged: Any) -> dict[str, Any]:
-    """Fields by name, without those that came late and are as before: runs made then keep their names."""
-    return {name: value for name, value in asdict(settings).items() if unchanged.get(name, ...) != value}
-
-
 class _Learned:
     """A quantile model as a CDF of responses."""
 
@@ -344,101 +340,6 @@ class _Learned:
         return self.model.log_weak(prompts, responses)
 
     log_strict = log_weak  # it knows no ties
-
-
-def grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
-    """Return the runs of notebook 07, all methods at each regulariser before the next seed begins."""
-    values = {method: regularisers(profile, method) for method in methods or METHODS}
-    return [
-        Run(method, value, seed)
-        for seed in profile.training.seeds
-        for place in range(max(map(len, values.values())))
-        for method, mine in values.items()
-        for value in mine[place : place + 1]
-    ]
-
-
-def regularisers(profile: Profile, method: str) -> Sequence[float]:
-    """Return the values of a method's regulariser that a profile tries."""
-    sizes, setting = profile.training, METHODS[method].setting
-    if method == "dpo":
-        return sizes.dpo_betas
-    if method == "bond":
-        return [n for n in sizes.ns if n > 1]
-    if setting == "every":
-        return [sizes.steps // moves for moves in sizes.anchor_moves if moves <= sizes.steps]
-    return {"n": sizes.ns, "beta": sizes.betas, "rate": sizes.anchor_rates}[setting]
-
-
-def rate_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
-    """Return the runs of the search for learning rates: half as long, at the middle regulariser."""
-    return [
-        Run(method, values[len(values) // 2], 0, "learning_rates", changes=changes)
-        for method in methods or METHODS
-        for values in [regularisers(profile, method)]
-        for rate in RATES
-        for changes in [(("learning_rate", rate), ("steps", max(profile.training.steps // 2, 1)))]
-    ]
-
-
-def cdf_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
-    """Return the runs of notebook 08, half as long: vBoN at N = 10 with M reference samples, or with learned quantiles.
-
-    A quantile model takes minutes to learn, so that a profile with a single seed leaves it out.
-    """
-    seeds, ms = (0, 1, 2) if len(profile.training.seeds) > 1 else (0,), profile.training.ms
-    changes = (("steps", max(profile.training.steps // 2, 1)),)
-    return [
-        Run(method, 10, seed, "cdf", cdf=cdf, m=m, changes=changes)
-        for seed in seeds
-        for method in methods or ("vbon-bound",)
-        for cdf, m in [*(("samples", m) for m in ms), *((("learned", FEW),) if len(seeds) > 1 else ())]
-    ]
-
-
-def budget_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
-    """Return the runs that tell what holds vBoN back: at N = 8, one setting changed at a time."""
-    sizes = profile.training
-    tried: list[tuple[int | None, dict[str, Any]]] = [
-        (sizes.draws, {}),
-        (None, {"learning_rate": 3e-5}),
-        (None, {"learning_rate": 3e-4}),
-        (None, {"easing": 0.5}),
-        (None, {"steps": 3 * sizes.steps}),
-        (None, {"group": 16}),
-    ]
-    return [
-        Run(method, 8, 0, "budget", m=m, changes=tuple(changes.items()))
-        for m, changes in tried
-        for method in methods or ("vbon",)
-    ]
-
-
-def bond_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
-    """Return the runs of notebooks 09 and 10 beyond those of 07: one setting changed at a time, for every seed."""
-    steps = profile.training.steps
-    pairs = (("group", 2), ("prompts", 32))  # as many prompts a step as J-BOND, and two responses to each
-    changed: list[tuple[str, float, dict[str, Any]]] = [
-        *(
-            ("bond", n, {"options": (("jeffreys_weight", w),), "changes": (("decay", False),)})
-            for n in (8, 4, 16)
-            for w in (0.0, 0.5, 1.0)
-        ),
-        ("bond-iterative", steps // 5, {"options": (("n", 4),)}),
-        ("jbond", 1.0, {"options": (("anchor_every", max(steps // 4, 1)),)}),
-        *(("jbond", 0.05, {"options": (("regulariser", gamma),)}) for gamma in (0.5, 1.0, 2.0, -1.0)),
-        *(("kl-rl-rloo", beta, {"changes": pairs}) for beta in (0.001, 0.01, 0.1, 1.0)),
-        ("bond", 8, {"cdf": "learned", "m": FEW}),
-        ("bond", 8, {"m": FEW}),
-        *(("vbon", n, {"m": CHEAP_M}) for n in (2, 8, 32)),
-        ("jbond", 0.02, {"changes": (("steps", 6 * steps),)}),
-    ]
-    return [
-        Run(method, value, seed, "bond", **others)
-        for seed in profile.training.seeds
-        for method, value, others in changed
-        if not methods or method in methods
-    ]
 
 
 def describe_device(device: torch.device) -> str:

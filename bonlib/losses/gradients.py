@@ -158,8 +158,8 @@ def leave_one_out(returns: Tensor, *, group: int) -> Tensor:
     The baseline does not depend on the response itself, so the policy gradient keeps its mean.
 
     Args:
-        returns: shape (B,); each `group` consecutive ones belong to independent responses to one prompt.
-        group: responses a prompt, whole, at least 2, a divisor of B.
+        returns: shape (B,); each `group` consecutive ones belong to responses drawn independently of each other.
+        group: such responses, to one prompt or to several, whole, at least 2, a divisor of B.
 
     Raises:
         ValueError: if the shape is not (B,), a return is not finite, or `group` does not fit.

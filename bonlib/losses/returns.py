@@ -122,10 +122,10 @@ def vbon_loose_bound_return(log_probs: Tensor, ref_log_probs: Tensor, log_cdf: T
 def bond_return(
     log_probs: Tensor, ref_log_probs: Tensor, log_cdf: Tensor, *, n: float, log_strict_cdf: Tensor | None = None
 ) -> Tensor:
-    """Return r_BOND − β (log πθ − log π), β = 1/(n−1): n−1 times it is log π_n − log πθ, the reverse divergence.
+    """Return r_BOND − β (log πθ − log π), where β = 1/(n−1) and r_BOND = log F≤ + log B/(n−1).
 
-    The reward r_BOND is log F≤ + log B/(n−1), where B is the sum of (F/F≤)^(i−1) over i = 1 … n. Without B, as the
-    paper trains, the optimum is π F≤^(n−1), normalised, which is that of vBoN's L; with it, best-of-n.
+    B is the sum of (F/F≤)^(i−1) over i = 1 … n. With it n−1 times the return is log π_n − log πθ, and the optimum
+    best-of-n; without it, as the paper trains, the optimum is π F≤^(n−1), normalised, which is that of vBoN's L.
 
     Args:
         log_probs: log πθ(y) of the responses, shape (B,), summed over tokens.
@@ -177,7 +177,7 @@ def jbond_reward(rewards: Tensor, anchor_rewards: Tensor) -> Tensor:
             f"anchor_rewards has shape {tuple(anchor_rewards.shape)}; it must be ({len(rewards)}, 2), two a response"
         )
     check_finite(rewards=rewards, anchor_rewards=anchor_rewards)
-    return torch.where(rewards < anchor_rewards.min(dim=1).values, -math.log(16), 0.0).to(rewards)
+    return (rewards < anchor_rewards.min(dim=1).values) * rewards.new_tensor(-math.log(16))
 
 
 def jbond_return(log_probs: Tensor, anchor_log_probs: Tensor, rewards: Tensor, anchor_rewards: Tensor) -> Tensor:
