@@ -19,7 +19,7 @@ LINES = ("-", "--", ":", "-.")
 
 
 class Panel(NamedTuple):
-    """What a panel shows: a column against another, with their labels, and curves to compare with."""
+    """A column against another: their labels, curves to compare with, and how the axes are drawn."""
 
     x: str
     y: str
@@ -27,6 +27,7 @@ class Panel(NamedTuple):
     y_label: str
     beside: Mapping[str, CURVE] = {}
     log: bool = False
+    x_max: float | None = None
 
 
 def paths_figure(
@@ -50,6 +51,8 @@ def paths_figure(
         axis.set(xlabel=panel.x_label, ylabel=panel.y_label)
         if panel.log:
             axis.set_yscale("log")
+        if panel.x_max is not None:
+            axis.set_xlim(right=panel.x_max)
     handles, labels = _together(axes)
     axes[-1].legend(handles, labels, frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
