@@ -41,6 +41,7 @@ from bonlib.exact import TiltReward, kl_divergence
 from bonlib.lm.enumerable import LENGTH, PROMPTS, letter_sentiment, vowel_count
 from bonlib.lm.models import LoadedModel, load_language_model
 from bonlib.lm.samplers import SamplingSettings
+from bonlib.losses.checks import NotFiniteError
 
 TABLE = ROOT / "data" / "results" / "exact_ends.csv"
 N = 8
@@ -167,9 +168,7 @@ def run_exactly(run: ExactRun, curve: Curve | None = None) -> dict[str, Any]:
     begun = time.process_time()  # not of the clock: it is the same on a busy machine
     try:
         found = prompts.judge(_trained(run, prompts, curve), run.target).means()
-    except ValueError as error:
-        if "not finite" not in str(error):
-            raise
+    except NotFiniteError:
         found = dict.fromkeys(Judgement._fields, math.nan)
     found["mean_reward"] = found.pop("reward")  # `reward` says which
     return {**asdict(run), **found, "processor_seconds": time.process_time() - begun}

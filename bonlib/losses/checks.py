@@ -6,6 +6,11 @@ import math
 
 from torch import Tensor
 
+
+class NotFiniteError(ValueError):
+    """A number that must be finite is not; with a return, log F of a response is usually −∞."""
+
+
 ROUNDING = 1e-3  # by which a sum of log-probabilities may be off
 
 
@@ -40,7 +45,7 @@ def check_finite(**tensors: Tensor) -> None:
     """Raise if a number is NaN or infinite."""
     for name, tensor in tensors.items():
         if not bool(tensor.detach().isfinite().all()):
-            raise ValueError(f"{name} holds a number that is not finite; drop or repair that response")
+            raise NotFiniteError(f"{name} holds a number that is not finite; drop or repair that response")
 
 
 def check_positive(name: str, number: float, meaning: str) -> None:
