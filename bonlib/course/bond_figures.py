@@ -114,6 +114,8 @@ def budget_figure(rows: pd.DataFrame, paths: pd.DataFrame, best: Mapping[str, CU
 
 
 def _draw_path(axis: Axes, rows: pd.DataFrame, panel: Panel, label: str, colour: str, line: str, ends: bool) -> None:
+    if panel.x_max is not None:
+        rows = rows[rows[panel.x] <= panel.x_max]  # what is not seen shall not stretch the other axis
     by_step = rows.groupby("step")[[name for name in {panel.x: 0, panel.y: 0} if name != "step"]]
     mean, low, high = by_step.mean(), by_step.min(), by_step.max()
     x = np.asarray(mean.index if panel.x == "step" else mean[panel.x])
