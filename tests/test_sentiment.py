@@ -54,6 +54,11 @@ def test_a_sweep_stores_a_row_a_run_and_makes_none_twice(harness, tmp_path, caps
     assert curves["test_reward"].notna().all()
 
 
+def test_an_n_that_cannot_be_measured_is_refused_before_training(harness):
+    with pytest.raises(ValueError, match="n is 5; profile quick has 8 draws a test prompt"):
+        harness.train(Run("bond", 5, 0))
+
+
 @pytest.mark.slow
 def test_a_run_that_diverges_does_not_stop_the_others(harness, tmp_path, capsys):
     wild = Run("kl-rl-rloo", 0.1, 0, changes=(("learning_rate", 1e4), ("max_kl", 1.0)))

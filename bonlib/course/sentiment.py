@@ -223,6 +223,11 @@ class Harness:
     def train(self, run: Run, *, folder: Path | None = None, show: bool = True) -> Trained:
         """Train the policy of a run; it goes on where it was interrupted."""
         method = run.make()
+        if isinstance(method, Bond) and not method.asks_anchor and 2 * method.n > self.profile.imdb.draws:
+            raise ValueError(
+                f"n is {method.n}; profile {self.profile.name} has {self.profile.imdb.draws} draws a test prompt, and "
+                "the distance from best-of-n is measured with 2 n: lower n"
+            )
         data = TrainingData(self.prompts, self.setting.reward_model, self.setting.sampling)
         if isinstance(method, OffPolicy) or method.needs_cdf:  # others need no draw of the reference
             draws, rewards = self.reference_draws
