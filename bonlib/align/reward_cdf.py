@@ -89,7 +89,7 @@ class SampledCdf:
 def known(cdf: LogCdf | None) -> LogCdf:
     """Return it, if it is there."""
     if cdf is None:
-        raise ValueError("cdf is None; vBoN needs the reward's distribution: give a SampledCdf of reference samples")
+        raise ValueError("cdf is None; this method needs the rewards' distribution: give a SampledCdf")
     return cdf
 
 
