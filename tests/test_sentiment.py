@@ -71,7 +71,7 @@ def test_the_grids_cover_what_the_notebooks_compare():
     laptop = PROFILES["laptop"]
     counts = pd.Series([run.method for run in grid(laptop)]).value_counts()
     assert set(counts.index) == set(METHODS)
-    assert set(counts) == {10}  # five regularisers and two seeds
+    assert set(counts) == {10}  # five values and two seeds
     assert [run.m for run in cdf_grid(laptop)][:6] == [2, 8, 32, 128, 512, 32]
     assert len(rate_grid(laptop)) == len(METHODS) * len(RATES)
     assert set(LEARNING_RATES) == set(METHODS)

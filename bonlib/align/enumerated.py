@@ -252,7 +252,8 @@ class Distillation:
         count: int | None = None,
         seed: int = 0,
     ) -> None:
-        self.seen, self.method, self.policy, self.count, self.seed = prompts, method, policy, count, seed
+        self.method, self.policy, self.count, self.seed = method, policy, count, seed
+        self._see(prompts)
         self.anchor, self.steps = Anchor(policy.parameters()), 0
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -261,9 +262,13 @@ class Distillation:
         if self.steps and self.method.moves_after(self.steps):
             self.anchor.move(self.method.anchor_rate)
             with torch.no_grad(), self.anchor.in_place():
-                self.seen = self.seen.seen_from(self.policy())
+                self._see(self.seen.seen_from(self.policy()))
         self.steps += 1
         return self._exact(log_probs) if self.count is None else self._from_draws(log_probs, self.count)
+
+    def _see(self, prompts: EnumeratedPrompts) -> None:
+        """Take prompts with another reference, which stays until the anchor moves."""
+        self.seen, self.likelihood = prompts, prompts.imitate(self.method.n)
 
     def _exact(self, log_probs: Tensor) -> Tensor:
         method, seen, now = self.method, self.seen, log_probs.detach()
@@ -275,7 +280,7 @@ class Distillation:
         reverse = -(log_probs.exp() * gain).sum() / len(now)
         drifting = (log_probs.exp() * drift).sum() / len(now)
         weight = method.jeffreys_weight
-        forward = seen.imitate(method.n)(log_probs, 1.0)
+        forward = self.likelihood(log_probs, 1.0)
         return (1 - weight) * forward + weight * (method.n - 1) * reverse + method.regulariser * drifting
 
     def _from_draws(self, log_probs: Tensor, count: int) -> Tensor:

@@ -15,8 +15,8 @@ CHEAP_M = 12  # 200 steps of vBoN with so many samples a prompt draw as much as 
 
 
 def grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
-    """Return the runs of notebook 07, all methods at each regulariser before the next seed begins."""
-    values = {method: regularisers(profile, method) for method in methods or METHODS}
+    """Return the runs of notebook 07, all methods at one value before the next seed begins."""
+    values = {method: setting_values(profile, method) for method in methods or METHODS}
     return [
         Run(method, value, seed)
         for seed in profile.training.seeds
@@ -26,8 +26,8 @@ def grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
     ]
 
 
-def regularisers(profile: Profile, method: str) -> Sequence[float]:
-    """Return the values of a method's regulariser that a profile tries."""
+def setting_values(profile: Profile, method: str) -> Sequence[float]:
+    """Return the values of a method's setting (n, beta, rate or every) that a profile tries."""
     sizes, setting = profile.training, METHODS[method].setting
     if method == "dpo":
         return sizes.dpo_betas
@@ -39,11 +39,11 @@ def regularisers(profile: Profile, method: str) -> Sequence[float]:
 
 
 def rate_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
-    """Return the runs of the search for learning rates: half as long, at the middle regulariser."""
+    """Return the runs of the search for learning rates: half as long, at the middle value."""
     return [
         Run(method, values[len(values) // 2], 0, "learning_rates", changes=changes)
         for method in methods or METHODS
-        for values in [regularisers(profile, method)]
+        for values in [setting_values(profile, method)]
         for rate in RATES
         for changes in [(("learning_rate", rate), ("steps", max(profile.training.steps // 2, 1)))]
     ]

@@ -101,7 +101,7 @@ class Training:
         draws: reference responses to each training prompt, from which off-policy methods learn.
         cdf_samples: how many of them a reward CDF is estimated from (M).
         ms: values of M whose cost and use is compared.
-        ns: numbers of draws N, the regularisers of best-of-n methods.
+        ns: numbers of draws N, the setting of best-of-n methods.
         betas: KL coefficients of reinforcement learning.
         dpo_betas: β of DPO.
         bond_ns: those of BOND, above 1 and at most a quarter of the draws: it learns from many best-of-n of the same.

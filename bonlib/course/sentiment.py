@@ -58,7 +58,7 @@ class Run:
 
     Attributes:
         method: a key of `bonlib.align.methods.METHODS`.
-        value: of its regulariser, which its entry in `METHODS` names.
+        value: of its setting, which its entry in `METHODS` names.
         seed: of training.
         sweep: which table it belongs to: "sentiment", "cdf", "budget", "bond" or "learning_rates".
         cdf: "samples" for a CDF estimated from samples, "learned" for a quantile model.

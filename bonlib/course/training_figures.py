@@ -72,15 +72,13 @@ def fronts_figure(
     return figure
 
 
-def learning_curves(
-    curves: pd.DataFrame, columns: Mapping[str, str], *, regularisers: Sequence[float] | None = None
-) -> Figure:
+def learning_curves(curves: pd.DataFrame, columns: Mapping[str, str]) -> Figure:
     """Draw figures measured while training against the step, a panel a method and figure.
 
     Args:
         curves: a row a measurement, with method, value, seed, step and the columns.
-        columns: name of a column to the label of its axis; a row of panels each.
-        regularisers: values to draw, all if None; darker is stronger within a method.
+        columns: name of a column to the label of its axis; a row of panels each. The larger value of a method's
+            setting is the darker.
     """
     import matplotlib.pyplot as plt
     import seaborn as sns
@@ -99,7 +97,7 @@ def learning_curves(
     plt.close(figure)
     for place, method in enumerate(methods):
         mine = curves[curves["method"] == method]
-        values = sorted(mine["value"].unique() if regularisers is None else set(regularisers) & set(mine["value"]))
+        values = sorted(mine["value"].unique())
         shades = sns.light_palette(METHOD_STYLES[method][1], len(values) + 2)[2:]
         for row, (column, label) in enumerate(columns.items()):
             axis = axes[row, place]
