@@ -106,7 +106,14 @@ def _train(arguments: argparse.Namespace) -> int:
     from bonlib.course import exact_bond, exact_ends, grids, sentiment
     from bonlib.course.profiles import get_profile
 
+    numbers = {name: getattr(arguments, name) for name in ("n", "beta", "every", "rate", "seed")}
+    given = [f"--{name}" for name, number in numbers.items() if number is not None]
+    if arguments.sweep and (given or arguments.set or arguments.out):
+        wrong = ", ".join(["--set", "--out", *(f"--{name}" for name in numbers)])
+        raise ValueError(f"a sweep has its own settings, seeds and folders: leave out {wrong}")
     if arguments.sweep == "exact":
+        if arguments.method:
+            raise ValueError(f"method is {arguments.method[0]!r}; the sweep exact trains them all: name none")
         exact_ends.run_all([*exact_ends.search(), *exact_ends.grid()])
         exact_ends.run_all(exact_bond.grid(), table=exact_bond.TABLE)
         return 0
@@ -122,8 +129,6 @@ def _train(arguments: argparse.Namespace) -> int:
     )
     harness = sentiment.Harness(profile)
     if arguments.sweep:
-        if assigned or arguments.out:
-            raise ValueError("a sweep has its own settings and folders: leave out --set and --out")
         sweeps = {
             "sentiment": grids.grid,
             "learning_rates": grids.rate_grid,
@@ -131,15 +136,26 @@ def _train(arguments: argparse.Namespace) -> int:
             "budget": grids.budget_grid,
             "bond": grids.bond_grid,
         }
-        return 0 if harness.run_all(sweeps[arguments.sweep](profile, arguments.method)) else 1
+        runs = sweeps[arguments.sweep](profile, arguments.method)
+        if not runs:
+            raise ValueError(f"method is {arguments.method[0]!r}; the sweep {arguments.sweep} has no runs of it")
+        return 0 if harness.run_all(runs) else 1
     if len(arguments.method) != 1:
         raise ValueError(f"name one method of {', '.join(METHODS)}, or a --sweep")
     (method,) = arguments.method
     setting = METHODS[method].setting
-    value = getattr(arguments, setting)
+    value, unused = numbers[setting], [name for name in given if name not in (f"--{setting}", "--seed")]
     if value is None:
-        raise ValueError(f"{method} is regularised by {setting}: give --{setting}")
-    run = sentiment.Run(method, value, arguments.seed, changes=changes, options=options)
+        raise ValueError(f"the setting of {method} is {setting}: give --{setting}")
+    if unused:
+        raise ValueError(
+            f"the setting of {method} is {setting}, not {unused[0]}: other fields of it are given by --set"
+        )
+    run = sentiment.Run(method, value, arguments.seed or 0, changes=changes, options=options)
+    try:
+        run.make(), harness.settings(run)
+    except TypeError as error:
+        raise ValueError(f"--set has a value of the wrong kind: {error}") from error
     try:
         trained = harness.train(run, folder=arguments.out)
     except DivergedError as error:
@@ -201,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--beta", type=float, help="KL coefficient, or DPO's β")
     train.add_argument("--every", type=float, help="steps between two moves of the anchor (bond-iterative)")
     train.add_argument("--rate", type=float, help="share of the weights that the anchor takes up at each step (jbond)")
-    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--seed", type=int, help="of training, 0 if not given")
     fields = "a field of TrainSettings, or of the method"
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=fields)
     train.add_argument("--out", type=Path, help="folder of the run, instead of one under _build/train")

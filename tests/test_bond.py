@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import mpmath
 import numpy as np
@@ -85,10 +86,11 @@ def test_the_mean_jbond_reward_is_minus_log_16_times_the_square_of_what_is_bette
         anchors = tensor([[rewards[a], rewards[b]]] * len(rewards))
         mean += model.probs[a] * model.probs[b] * losses.jbond_reward(tensor(rewards).double(), anchors).numpy()
     np.testing.assert_allclose(mean, -math.log(16) * (1 - model.cdf) ** 2, atol=1e-12)
+    whole = losses.jbond_reward(torch.tensor([1, 2]), torch.tensor([[2, 3], [2, 3]]))
+    assert whole.tolist() == pytest.approx([-math.log(16), 0])
 
 
-def test_the_jbond_reward_meets_log_f_at_the_median():
-    assert -math.log(16) * (1 - 0.5) ** 2 == pytest.approx(math.log(0.5))
+def test_the_jbond_return_pays_what_is_not_worse_than_both():
     judged = Judged(["p"], ["x"], tensor([-3.0]), tensor([-2.0]), tensor([0.1]), tensor([[0.2, 0.3]]))
     assert float(JBond().returns(judged, None)) == pytest.approx(-math.log(16) + 1)
     assert float(JBond().returns(judged._replace(rewards=tensor([0.2])), None)) == pytest.approx(1)
@@ -284,6 +286,14 @@ def test_the_anchor_survives_a_resume(language_model, training_data, tmp_path):
     assert all(torch.equal(one, two) for one, two in zip(whole.learned, second.learned, strict=True))
 
 
+def test_with_one_response_a_prompt_the_others_of_the_step_are_the_baseline(language_model, training_data, tmp_path):
+    run = begin(language_model, training_data, tmp_path, JBond(anchor_rate=0.1), group=1, prompts=4)
+    shard = run.learner.shard(0, 0)
+    run.learner.weigh([shard])
+    rest = (shard.returns.sum() - shard.returns) / 3
+    torch.testing.assert_close(shard.advantages.cpu().double(), shard.returns - rest, atol=1e-6, rtol=0)
+
+
 def test_what_does_not_fit_is_refused(language_model, training_data, tmp_path):
     with pytest.raises(ValueError, match="draw more"):
         begin(language_model, training_data, tmp_path, Bond(65))
@@ -322,6 +332,17 @@ def test_estimated_divergences_are_those_of_the_exact_sums(tmp_path):
     smaller = test.first(2, 1)
     assert smaller.rewards.shape == (2, few)
     assert smaller.draws.prompts == world.prompts[:2]
+
+
+def test_log_quantiles_of_a_good_policy_are_right_on_average_even_from_few_draws():
+    rng, prompts, m, n = np.random.default_rng(0), [str(i) for i in range(4000)], 16, 8
+    test = TestSet(prompts, rng.random((len(prompts), m)), SamplingSettings(4))
+    best_of_n = rng.random((len(prompts), 1)) ** (1 / n)  # its own F≤, as the reference's rewards are uniform
+    evaluation = SimpleNamespace(rewards=best_of_n, responses=SimpleNamespace(texts=np.array(prompts)))
+    found = log_quantiles(evaluation, test)
+    error = found.std() / np.sqrt(len(prompts))
+    assert found.mean() == pytest.approx(-1 / n, abs=4 * error)
+    assert 4 * error < 0.2 / n < 1 / (m + 1)
 
 
 def test_one_run_with_a_copied_anchor_arrives_at_best_of_8():

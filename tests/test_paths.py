@@ -45,7 +45,8 @@ def test_lead_is_the_mean_at_the_places_of_the_first_path():
 
 
 @pytest.mark.parametrize(
-    ("parts", "word"), [([True, True], "holds"), ([True, False], "holds in part"), ([False], "fails")]
+    ("parts", "word"),
+    [([True, True], "holds"), ([True, False], "holds in part"), ([False], "fails"), ([], "undecided")],
 )
 def test_a_verdict_counts_its_parts(parts, word):
     assert verdict("c", parts, "e") == {"claim": "c", "here it": word, "evidence": "e"}

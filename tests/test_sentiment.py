@@ -10,7 +10,7 @@ from filelock import FileLock
 from bonlib.__main__ import main
 from bonlib.align.methods import METHODS
 from bonlib.align.results import add_rows, read_rows
-from bonlib.course.grids import RATES, cdf_grid, grid, rate_grid
+from bonlib.course.grids import RATES, bond_grid, budget_grid, cdf_grid, grid, rate_grid
 from bonlib.course.profiles import PROFILES, get_profile
 from bonlib.course.sentiment import LEARNING_RATES, Harness, Run
 from bonlib.lm.store import SampleStore
@@ -75,8 +75,15 @@ def test_the_grids_cover_what_the_notebooks_compare():
     assert [run.m for run in cdf_grid(laptop)][:6] == [2, 8, 32, 128, 512, 32]
     assert len(rate_grid(laptop)) == len(METHODS) * len(RATES)
     assert set(LEARNING_RATES) == set(METHODS)
-    identities = [Harness(laptop).identity(run) for run in grid(laptop) + cdf_grid(laptop) + rate_grid(laptop)]
+    everything = [make(laptop) for make in (grid, cdf_grid, rate_grid, budget_grid, bond_grid)]
+    identities = [Harness(laptop).identity(run) for runs in everything for run in runs]
     assert len(set(identities)) == len(identities)
+
+
+def test_a_profile_of_one_seed_and_few_steps_can_make_the_runs_of_bond():
+    runs = bond_grid(PROFILES["quick"])
+    assert all(run.make() for run in runs)
+    assert {run.cdf for run in runs} == {"samples"}  # a quantile model takes minutes
 
 
 def test_rows_of_a_run_replace_its_older_ones(tmp_path):
@@ -99,6 +106,12 @@ def test_rows_of_a_run_replace_its_older_ones(tmp_path):
         ([], "name one method"),
         (["vbon", "--n", "4", "--set", "stepz=3"], "'stepz' is unknown"),
         (["--sweep", "sentiment", "--set", "steps=3"], "leave out --set"),
+        (["--sweep", "sentiment", "--n", "3"], "leave out --set, --out, --n"),
+        (["dpo", "--sweep", "exact"], "the sweep exact trains them all"),
+        (["dpo", "--sweep", "cdf"], "method is 'dpo', whose setting is beta"),
+        (["dpo", "--sweep", "bond"], "the sweep bond has no runs of it"),
+        (["bond-iterative", "--every", "50", "--n", "4"], "the setting of bond-iterative is every, not --n"),
+        (["jbond", "--rate", "0.1", "--set", "regulariser=high"], "--set has a value of the wrong kind"),
         (["vbon", "--n", "0", "--set", "steps=1"], "n is 0"),
     ],
 )

@@ -235,7 +235,7 @@ class Distillation:
     """BOND or J-BOND on the enumerable model, as an objective for `train_exactly`; its anchor follows the policy.
 
     Args:
-        prompts: with the reference, where the anchor begins.
+        prompts: with the reference, which the policy must be when training begins: the anchor is a copy of it.
         method: which of the two, and how its anchor moves.
         policy: the one that is trained.
         count: best-of-n responses and as many of the policy, a prompt and step; None to sum over all there are, with

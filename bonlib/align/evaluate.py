@@ -14,13 +14,17 @@ from bonlib.align.methods import Judged, Vbon
 from bonlib.align.reward_cdf import SampledCdf
 from bonlib.lm.kernels import cpu_kernels
 from bonlib.lm.models import LoadedModel
-from bonlib.lm.reading import TokenBatch, response_logits, token_batch
+from bonlib.lm.reading import TokenBatch, response_log_probs, response_logits, token_batch
 from bonlib.lm.rewards import RewardModel, checked_score
 from bonlib.lm.samplers import Responses, SamplingSettings, TransformersSampler, best_of_n, concatenate, encode_prompts
 from bonlib.lm.store import Draws
 from bonlib.metrics import kl_k1, kl_k3, mean_over_prompts, next_token_entropy, next_token_kl, win_probability
 
 Array = NDArray[np.float64]
+
+# With k of M draws at most as good it makes log F̂ = H_k − H_M, whose mean is log F but for the sum of (1 − F)^j / j
+# over j > M. The default, meant for responses of the reference, would put what a good policy says 1 / (M + 1) too low.
+UNBIASED = (1.0, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +37,8 @@ class TestSet:
         sampling: length of the responses, at temperature 1 from all tokens.
         responses: drawn for each prompt.
         seed: of these draws, the same for every policy.
-        draws: of the reference to the prompts, others than the opponents; for `divergences`.
-        rewards: of these draws, shape (P, m).
+        draws: of the reference to the prompts, for `divergences`.
+        rewards: of the first m of these draws, others than the opponents, shape (P, m).
     """
 
     __test__ = False  # not a test of pytest's
@@ -133,11 +137,8 @@ def evaluate(
 
 
 def log_quantiles(evaluation: Evaluation, test: TestSet) -> Array:
-    """Return log F≤ of the responses of a policy, (P, k), F counted on all draws of the reference there are.
-
-    The posterior mean is used; beyond a tenth of their number draws cannot tell how rare a response is, and it is low.
-    """
-    cdf = SampledCdf(test.prompts, _others(test, 0))
+    """Return log F≤ of the responses of a policy, (P, k), F counted on all draws of the reference there are."""
+    cdf = SampledCdf(test.prompts, _others(test, 0), prior=UNBIASED)
     prompts = [prompt for prompt in test.prompts for _ in range(evaluation.rewards.shape[1])]
     found = cdf.log_weak(prompts, evaluation.responses.texts.tolist(), evaluation.rewards.ravel())
     return found.reshape(evaluation.rewards.shape)
@@ -167,18 +168,16 @@ def divergences(policy: LoadedModel, evaluation: Evaluation, test: TestSet, n: i
     groups = min(k, have // (2 * n))
     counted = _others(test, groups * n)
     own = _judged(test.prompts, evaluation.responses, evaluation.ref_log_probs, evaluation.rewards)
-    reverse = -method.returns(own, SampledCdf(test.prompts, counted))
+    reverse = -method.returns(own, SampledCdf(test.prompts, counted, prior=UNBIASED))
 
     best = best_of_n(test.rewards[:, : groups * n], n)
     chosen = concatenate([row[draws] for row, draws in zip(test.draws.responses, best, strict=True)])
     prompts = [prompt for prompt in test.prompts for _ in range(groups)]
-    log_probs = np.empty(len(prompts))
-    for places, batch in _batches(policy, prompts, chosen, 128):
-        log_probs[places] = _log_probs(_logits(policy, batch), batch)
+    log_probs = torch.from_numpy(response_log_probs(policy, prompts, chosen))
     target = _judged(test.prompts, chosen, chosen.log_probs, np.take_along_axis(test.rewards, best, axis=1))
     # Of a response that best-of-n chose it is known beforehand that its F is like the best of n uniform numbers.
     cdf = SampledCdf(test.prompts, counted, prior=(n, 1.0))
-    forward = method.returns(target._replace(log_probs=torch.as_tensor(log_probs)), cdf)
+    forward = method.returns(target._replace(log_probs=log_probs), cdf)
     return reverse.numpy().reshape(-1, k), forward.numpy().reshape(-1, groups)
 
 

@@ -40,7 +40,7 @@ class Shard:
 
     Attributes:
         batch: what the policy reads, with gradients.
-        prompts: of the responses.
+        prompts: of the responses; with BOND, of the policy's, which come first in the batch.
         reference: log π; on policy of each token, (B, T), off policy of each example's responses, (E, roles).
         returns: on policy, what each response is worth, (B,), on the CPU.
         figures: on policy, means for the curve and the progress bar.
@@ -250,7 +250,7 @@ class ReinforceLearner:
     def weigh(self, shards: Sequence[Shard]) -> None:
         """Write down how much better each response was than the others to its prompt."""
         for shard in shards:
-            shard.advantages = self.centred(shard, known(shard.returns))
+            shard.advantages = self.centred(shard, present(shard.returns))
 
     def centred(self, shard: Shard, numbers: Tensor) -> Tensor:
         """Return what each response has more of something than the others to its prompt, or of its shard, (B,)."""
@@ -259,7 +259,7 @@ class ReinforceLearner:
 
     def loss(self, shard: Shard, log_probs: Tensor, values: Tensor | None) -> Tensor:
         """Return what descends along the policy gradient."""
-        return losses.reinforce(log_probs.sum(1), known(shard.advantages)).mean()
+        return losses.reinforce(log_probs.sum(1), present(shard.advantages)).mean()
 
     def stepped(self, steps: int) -> None:
         """Do nothing: the reference stays."""
@@ -296,8 +296,8 @@ class BondLearner(ReinforceLearner):
         judged = judged._replace(ref_log_probs=summed(reference))
         if self.anchor is None:
             seen, cdf = judged, data.cdf
-            rewards = known(data.rewards)[chosen]
-            answers = [known(data.draws).responses[i].token_ids for i in chosen]
+            rewards = present(data.rewards)[chosen]
+            answers = [present(data.draws).responses[i].token_ids for i in chosen]
         else:
             seen, rewards, answers = self.ask_anchor(judged, own, chosen, [step, place])
             cdf = SampledCdf(*distinct([data.prompts[i] for i in chosen], rewards))
@@ -326,7 +326,7 @@ class BondLearner(ReinforceLearner):
             and these as tokens, (draws, T) a prompt.
         """
         count, group = self.method.anchor_draws, self.settings.group
-        with known(self.anchor).in_place():
+        with present(self.anchor).in_place():
             drawn, tokens = self.answers(chosen, count, [*place, 1])
             log_probs = summed(read(self.reader, own))
         rewards = drawn.rewards.view(len(chosen), count)
@@ -337,9 +337,9 @@ class BondLearner(ReinforceLearner):
         """Return what descends along the gradient of the divergence and of the regulariser."""
         method, (own, best) = self.method, log_probs.sum(1).chunk(2)
         divergence = losses.jeffreys(
-            best, own, known(shard.advantages), n=method.n, jeffreys_weight=method.jeffreys_weight
+            best, own, present(shard.advantages), n=method.n, jeffreys_weight=method.jeffreys_weight
         )
-        return (divergence + method.regulariser * losses.reinforce(own, -known(shard.drifts))).mean()
+        return (divergence + method.regulariser * losses.reinforce(own, -present(shard.drifts))).mean()
 
     def stepped(self, steps: int) -> None:
         """Move the anchor, if it is time."""
@@ -368,33 +368,33 @@ class PpoLearner(ReinforceLearner):
         paid = (shard.old_log_probs - shard.reference) * self.eased(step).kl_coefficient
         shard.token_rewards = -paid
         last = shard.batch.response_mask.sum(1) - 1
-        rest = known(shard.returns).float().to(paid.device) + paid.sum(1)
+        rest = present(shard.returns).float().to(paid.device) + paid.sum(1)
         shard.token_rewards[torch.arange(len(last)), last] += rest
         return shard
 
     def weigh(self, shards: Sequence[Shard]) -> None:
         """Write down advantages, standardised over all tokens of the step, and targets of the values."""
         for shard in shards:
-            lengths, values = shard.batch.response_mask.sum(1), known(shard.old_values)
-            rewards = known(shard.token_rewards)
+            lengths, values = shard.batch.response_mask.sum(1), present(shard.old_values)
+            rewards = present(shard.token_rewards)
             shard.advantages = losses.gae(rewards, values, lengths, discount=1.0, trace=self.ppo.trace)
             shard.targets = shard.advantages + values
-        everything = torch.cat([known(shard.advantages)[shard.batch.response_mask.bool()] for shard in shards])
+        everything = torch.cat([present(shard.advantages)[shard.batch.response_mask.bool()] for shard in shards])
         moments = torch.stack([everything.sum(), everything.square().sum(), torch.ones_like(everything).sum()])
         total, squares, count = self.add_up(moments)
         mean = total / count
         scale = (squares / count - mean**2).clamp(min=1e-12).sqrt()
         for shard in shards:
-            shard.advantages = (known(shard.advantages) - mean) / scale
+            shard.advantages = (present(shard.advantages) - mean) / scale
 
     def loss(self, shard: Shard, log_probs: Tensor, values: Tensor | None) -> Tensor:
         """Return the clipped losses of policy and values, summed over tokens, a mean over responses."""
         real = shard.batch.response_mask.bool()
         old_log_probs, old_values, targets, advantages = (
-            known(table)[real] for table in (shard.old_log_probs, shard.old_values, shard.targets, shard.advantages)
+            present(table)[real] for table in (shard.old_log_probs, shard.old_values, shard.targets, shard.advantages)
         )
         of_policy = losses.ppo(log_probs[real], old_log_probs, advantages, clip=self.ppo.clip)
-        of_values = losses.ppo_value(known(values)[real], old_values, targets, clip=self.ppo.value_clip)
+        of_values = losses.ppo_value(present(values)[real], old_values, targets, clip=self.ppo.value_clip)
         return (of_policy + self.ppo.value_weight * of_values).sum() / len(real)
 
 
@@ -422,7 +422,7 @@ def best_of_subsets(rewards: Array, n: int, count: int, rng: np.random.Generator
 
 
 def distinct(prompts: Sequence[str], rewards: Array) -> tuple[list[str], Array]:
-    """Return prompts and their rows without those that come twice."""
+    """Return prompts, each once, and its row, the last if it has several."""
     rows = dict(zip(prompts, rewards, strict=True))
     return list(rows), np.stack(list(rows.values()))
 
@@ -438,7 +438,7 @@ def summed(log_probs: Tensor) -> Tensor:
     return log_probs.cpu().double().sum(1)  # Apple's GPUs have no float64
 
 
-def known(table: T | None) -> T:
+def present(table: T | None) -> T:
     """Return what this learner has been given, or has set."""
     assert table is not None
     return table

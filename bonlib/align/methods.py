@@ -21,6 +21,7 @@ from bonlib import losses
 from bonlib.align.bond import Bond, iterative_bond, jbond
 from bonlib.align.reward_cdf import LogCdf, known, looked_up
 from bonlib.lm.samplers import best_of_n
+from bonlib.losses.checks import check_n, check_positive
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -102,7 +103,7 @@ class KlRl:
     needs_cdf: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check_beta(self.beta)
+        check_positive("beta", self.beta, "the KL coefficient")
 
     @property
     def kl_coefficient(self) -> float:
@@ -127,7 +128,7 @@ class Vbon:
     kl_coefficient: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
-        _check_n(self.n)
+        check_n(self.n)
 
     def eased(self, part: float) -> Vbon:
         """Return it with 1 + part (N − 1) draws."""
@@ -148,7 +149,7 @@ class VbonBound:
     kl_coefficient: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
-        _check_n(self.n)
+        check_n(self.n)
 
     def eased(self, part: float) -> VbonBound:
         """Return it with 1 + part (N − 1) draws."""
@@ -168,7 +169,7 @@ class BonSft:
     n: int
 
     def __post_init__(self) -> None:
-        _check_n(self.n)
+        check_n(self.n)
 
     @property
     def needs_draws(self) -> int:
@@ -199,7 +200,7 @@ class Bonbon:
     sft_weight: float | None = None
 
     def __post_init__(self) -> None:
-        _check_n(self.n)
+        check_n(self.n)
         if self.sft_weight is not None and not 0 <= self.sft_weight <= 1:
             raise ValueError(f"sft_weight is {self.sft_weight}; it must be from 0 to 1, or None for equal terms")
 
@@ -248,7 +249,7 @@ class Dpo:
     identity: bool = False
 
     def __post_init__(self) -> None:
-        _check_beta(self.beta)
+        check_positive("beta", self.beta, "the KL coefficient")
         possible = self.generations * (self.generations - 1) // 2
         if not 1 <= self.pairs <= possible:
             raise ValueError(f"pairs is {self.pairs}; {self.generations} generations make 1 to {possible}")
@@ -283,7 +284,7 @@ class Entry(NamedTuple):
     """A method as the command line and the tables know it.
 
     Attributes:
-        make: its settings, from the number that regularises it, and other fields by name.
+        make: its settings, from the number of its setting, and other fields by name.
         setting: what that number is called: "n" (draws), "beta" (KL coefficient), "every" (steps between two moves of
             the anchor) or "rate" (η of the anchor).
         algorithm: "rloo", "ppo", "offline" or "bond".
@@ -308,13 +309,3 @@ METHODS = {
     "bond-iterative": Entry(iterative_bond, "every", "bond", ("anchor_every", "anchor_rate")),
     "jbond": Entry(jbond, "rate", "bond", ("anchor_rate",)),
 }
-
-
-def _check_n(n: float) -> None:
-    if not 1 <= n < np.inf:
-        raise ValueError(f"n is {n}; the number of draws must be finite and at least 1")
-
-
-def _check_beta(beta: float) -> None:
-    if not 0 < beta < np.inf:
-        raise ValueError(f"beta is {beta}; it must be positive and finite")

@@ -36,7 +36,7 @@ class Ppo:
 
     def __post_init__(self) -> None:
         _check("epochs", self.epochs, self.epochs >= 1, "at least 1")
-        _check("clip", self.clip, self.clip > 0, "positive")
+        _check("clip", self.clip, 0 < self.clip < 1, "between 0 and 1")
         _check("value_clip", self.value_clip, self.value_clip > 0, "positive")
         _check("value_weight", self.value_weight, self.value_weight >= 0, "0 or more")
         _check("trace", self.trace, 0 <= self.trace <= 1, "from 0 to 1")
@@ -151,6 +151,10 @@ class TrainingData:
             raise ValueError("draws has other prompts than prompts, or in another order: draw for these")
         if self.rewards is not None and len(self.rewards) != len(self.prompts):
             raise ValueError(f"rewards has {len(self.rewards)} rows for {len(self.prompts)} prompts; it must be (P, M)")
+        if self.draws is not None and self.rewards is not None and self.rewards.shape != self.draws.log_probs.shape:
+            raise ValueError(
+                f"rewards has shape {self.rewards.shape}, draws {self.draws.log_probs.shape}; score each draw"
+            )
 
 
 def _check(name: str, value: object, good: bool, what: str) -> None:

@@ -268,7 +268,10 @@ class TrainingRun:
                 "a return that is not finite: log F of a response is −inf (smooth the CDF), or its reward is extreme"
             )
         elif what.startswith("the KL"):
-            cause = "too weak a regulariser or too long steps: raise beta (lower n), or lower learning_rate"
+            cause = (
+                "too weak a pull back or too long steps: raise beta, lower n, slow the anchor (rate, every), or lower "
+                "learning_rate"
+            )
         else:
             cause = (
                 "steps too long or numbers too large for the format: lower learning_rate, or take precision 'no' in "

@@ -1,4 +1,4 @@
-"""The figures of the notebooks on BOND: policies on their way, one line a setting with a band over seeds."""
+"""The figures of the notebooks on BOND: policies on their way, one line a setting."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from bonlib.course.figures import COLOURS, CURVE, new_figure
+from bonlib.course.training_figures import SCORES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +34,9 @@ class Panel(NamedTuple):
 def paths_figure(
     curves: pd.DataFrame, panels: Sequence[Panel], colours: Mapping[str, str], *, width: float = 4.6, ends: bool = True
 ) -> Figure:
-    """Draw policies on their way, a line a setting: the mean over seeds, with a band from the lowest to the highest.
+    """Draw policies on their way, a line a setting: the mean over seeds.
+
+    Against the step there is a band from the lowest seed to the highest; elsewhere each seed has a thin line.
 
     Args:
         curves: a row a measurement, with label, seed, step and the columns of the panels.
@@ -94,13 +97,11 @@ def budget_figure(rows: pd.DataFrame, paths: pd.DataFrame, best: Mapping[str, CU
 
     Args:
         rows: a row a run, with label, colour, marker, kl, reward and win_rate.
-        paths: as in `paths_figure`, with kl, reward and win_rate.
+        paths: a row a measurement, with label, seed, colour, kl, reward and win_rate.
         best: curves to compare with, by column.
     """
     figure, axes = new_figure(2, width=5.4, height=4.2)
-    for axis, (column, name) in zip(
-        axes, {"win_rate": "win rate against the reference", "reward": "mean reward, p(positive)"}.items(), strict=True
-    ):
+    for axis, (column, name) in zip(axes, SCORES.items(), strict=True):
         for label, mine in rows.groupby("label", sort=False):
             style = {"color": mine["colour"].iloc[0], "marker": mine["marker"].iloc[0]}
             axis.scatter(mine["kl"], mine[column], s=60, edgecolors="#222222", linewidths=0.8, label=label, **style)
@@ -114,18 +115,19 @@ def budget_figure(rows: pd.DataFrame, paths: pd.DataFrame, best: Mapping[str, CU
 
 
 def _draw_path(axis: Axes, rows: pd.DataFrame, panel: Panel, label: str, colour: str, line: str, ends: bool) -> None:
-    if panel.x_max is not None:
-        rows = rows[rows[panel.x] <= panel.x_max]  # what is not seen shall not stretch the other axis
     by_step = rows.groupby("step")[[name for name in {panel.x: 0, panel.y: 0} if name != "step"]]
     mean, low, high = by_step.mean(), by_step.min(), by_step.max()
     x = np.asarray(mean.index if panel.x == "step" else mean[panel.x])
+    limit = np.inf if panel.x_max is None else panel.x_max
+    seen, arrived = x <= limit, bool(len(x)) and x[-1] <= limit  # what is not seen shall not stretch the other axis
+    x, mean, low, high = x[seen], mean[seen], low[seen], high[seen]
     axis.plot(x, mean[panel.y], ls=line, lw=1.8, color=colour, label=label)
     if rows["seed"].nunique() > 1 and panel.x == "step":
         axis.fill_between(x, low[panel.y], high[panel.y], color=colour, alpha=0.18, lw=0)
     if rows["seed"].nunique() > 1 and panel.x != "step":
-        for _, run in rows.groupby("seed"):
+        for _, run in rows[rows[panel.x] <= limit].groupby("seed"):
             axis.plot(run[panel.x], run[panel.y], ls=line, lw=0.7, alpha=0.5, color=colour)
-    if ends and len(x):
+    if ends and arrived:
         axis.plot(x[-1], mean[panel.y].iloc[-1], "o", ms=5, color=colour, mec=COLOURS["bound"], mew=0.6)
 
 

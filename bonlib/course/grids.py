@@ -15,7 +15,7 @@ CHEAP_M = 12  # 200 steps of vBoN with so many samples a prompt draw as much as 
 
 
 def grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
-    """Return the runs of notebook 07, all methods at one value before the next seed begins."""
+    """Return the runs of notebook 07, seed by seed: each method at its first value, then at its second."""
     values = {method: setting_values(profile, method) for method in methods or METHODS}
     return [
         Run(method, value, seed)
@@ -59,7 +59,7 @@ def cdf_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
     return [
         Run(method, 10, seed, "cdf", cdf=cdf, m=m, changes=changes)
         for seed in seeds
-        for method in methods or ("vbon-bound",)
+        for method in _imitators(methods, "vbon-bound")
         for cdf, m in [*(("samples", m) for m in ms), *((("learned", FEW),) if len(seeds) > 1 else ())]
     ]
 
@@ -78,12 +78,15 @@ def budget_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
     return [
         Run(method, 8, 0, "budget", m=m, changes=tuple(changes.items()))
         for m, changes in tried
-        for method in methods or ("vbon",)
+        for method in _imitators(methods, "vbon")
     ]
 
 
 def bond_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
-    """Return the runs of notebooks 09 and 10 beyond those of 07: one setting changed at a time, for every seed."""
+    """Return the runs of notebooks 09 and 10 beyond those of 07: one setting changed at a time, for every seed.
+
+    As in `cdf_grid`, learned quantiles are for profiles with more than one.
+    """
     steps = profile.training.steps
     pairs = (("group", 2), ("prompts", 32))  # as many prompts a step as J-BOND, and two responses to each
     changed: list[tuple[str, float, dict[str, Any]]] = [
@@ -92,11 +95,11 @@ def bond_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
             for n in (8, 4, 16)
             for w in (0.0, 0.5, 1.0)
         ),
-        ("bond-iterative", steps // 5, {"options": (("n", 4),)}),
+        ("bond-iterative", max(steps // 5, 1), {"options": (("n", 4),)}),
         ("jbond", 1.0, {"options": (("anchor_every", max(steps // 4, 1)),)}),
         *(("jbond", 0.05, {"options": (("regulariser", gamma),)}) for gamma in (0.5, 1.0, 2.0, -1.0)),
         *(("kl-rl-rloo", beta, {"changes": pairs}) for beta in (0.001, 0.01, 0.1, 1.0)),
-        ("bond", 8, {"cdf": "learned", "m": FEW}),
+        *((("bond", 8, {"cdf": "learned", "m": FEW}),) if len(profile.training.seeds) > 1 else ()),
         ("bond", 8, {"m": FEW}),
         *(("vbon", n, {"m": CHEAP_M}) for n in (2, 8, 32)),
         ("jbond", 0.02, {"changes": (("steps", 6 * steps),)}),
@@ -107,3 +110,13 @@ def bond_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
         for method, value, others in changed
         if not methods or method in methods
     ]
+
+
+def _imitators(methods: Sequence[str], usual: str) -> Sequence[str]:
+    """Return the methods of a sweep at one N."""
+    for method in methods:
+        if METHODS[method].setting != "n":
+            raise ValueError(
+                f"method is {method!r}, whose setting is {METHODS[method].setting}; this sweep is at one N"
+            )
+    return methods or (usual,)

@@ -38,6 +38,9 @@ def with_fields(rows: pd.DataFrame, **defaults: float) -> pd.DataFrame:
 def height(rows: pd.DataFrame, at: ArrayLike, x: str = "kl", y: str = "reward") -> NDArray[np.float64]:
     """Return how high a path, the mean over its runs, is at some places along x; NaN where it did not come.
 
+    At each step the mean is over the runs that were measured there, and the means are put in the order of x: give runs
+    with the same steps, on a path that goes forward along x.
+
     Args:
         rows: a row a measurement, with run, step, x and y.
         at: places, of any shape. Between two measurements the path is straight, so that they must lie close.
@@ -51,6 +54,8 @@ def height(rows: pd.DataFrame, at: ArrayLike, x: str = "kl", y: str = "reward") 
 def lead(rows: pd.DataFrame, other: pd.DataFrame, x: str = "kl", y: str = "reward", *, up_to: float = np.inf) -> float:
     """Return how much higher one path is than another, the mean over its own places that both came to.
 
+    The place where both begin, x = 0, is left out.
+
     Args:
         rows: a row a measurement, with run, step, x and y.
         other: likewise, of the other path.
@@ -62,12 +67,12 @@ def lead(rows: pd.DataFrame, other: pd.DataFrame, x: str = "kl", y: str = "rewar
         The mean of the differences; NaN if the two have no place in common.
     """
     places = rows.groupby("step")[x].mean()
-    places = places[(places > 0) & (places <= up_to)]
+    places = places[(places != 0) & (places <= up_to)]
     gaps = height(rows, places, x, y) - height(other, places, x, y)
     return float(np.nanmean(gaps)) if np.isfinite(gaps).any() else np.nan
 
 
 def verdict(claim: str, parts: Collection[bool], evidence: str) -> dict[str, str]:
-    """Return the row of a table of claims: it holds if all its parts do, and in part if some do."""
-    here = "holds" if all(parts) else "holds in part" if any(parts) else "fails"
+    """Return the row of a table of claims: it holds if all its parts do, in part if some do; open if there are none."""
+    here = "undecided" if not len(parts) else "holds" if all(parts) else "holds in part" if any(parts) else "fails"
     return {"claim": claim, "here it": here, "evidence": evidence}

@@ -163,11 +163,15 @@ class Harness:
         sampling = self.setting.sampling
         return TestSet(self.setting.prompts, opponents, sampling, responses, seed, draws, rewards[:, : imdb.draws])
 
-    def cdf(self, m: int | None = None) -> LogCdf:
+    def samples_behind(self, run: Run) -> int:
+        """Return how many draws of each training prompt a run's CDF is made from."""
+        return run.m or (FEW if run.cdf == "learned" else self.profile.training.cdf_samples)
+
+    def cdf(self, m: int) -> LogCdf:
         """Return the CDF estimated from the first m draws of each training prompt."""
-        if m and m > self.profile.training.draws:
+        if m > self.profile.training.draws:
             raise ValueError(f"m is {m}; profile {self.profile.name} has {self.profile.training.draws} draws a prompt")
-        return SampledCdf(self.prompts, self.reference_draws[1][:, : m or self.profile.training.cdf_samples])
+        return SampledCdf(self.prompts, self.reference_draws[1][:, :m])
 
     def learned_cdf(self, m: int) -> LogCdf:
         """Return the CDF of a quantile model that was fitted on the first m draws of each training prompt."""
@@ -206,7 +210,7 @@ class Harness:
             **{name: value for name, value in asdict(run).items() if name != "options" or value},  # it came late
             "settings": self.settings(run).described(),
             "draws": sizes.draws,
-            "cdf_samples": run.m or sizes.cdf_samples,
+            "cdf_samples": self.samples_behind(run),
             "test": [sizes.test_prompts, sizes.responses],
             "imdb": {name: value for name, value in asdict(profile.imdb).items() if name != "ns"},
             "seed": profile.seed,
@@ -231,7 +235,7 @@ class Harness:
         data = TrainingData(self.prompts, self.setting.reward_model, self.setting.sampling)
         if isinstance(method, OffPolicy) or method.needs_cdf:  # others need no draw of the reference
             draws, rewards = self.reference_draws
-            cdf = self.learned_cdf(run.m or FEW) if run.cdf == "learned" else self.cdf(run.m)
+            cdf = (self.learned_cdf if run.cdf == "learned" else self.cdf)(self.samples_behind(run))
             data = replace(data, draws=draws, rewards=rewards, cdf=cdf)
         small = self.test.first(128, 1)
 
@@ -273,13 +277,13 @@ class Harness:
             "seed": run.seed,
             "algorithm": entry.algorithm,
             "cdf": run.cdf if told_cdf else "",
-            "m": run.m or self.profile.training.cdf_samples if told_cdf else "",
+            "m": self.samples_behind(run) if told_cdf else "",
             "options": "; ".join(f"{name}={value}" for name, value in run.options),
             "learning_rate": settings.learning_rate,
             "steps": settings.steps,
             "responses": trained.responses,
             "seconds": trained.seconds,
-            "fit_seconds": self._fit_seconds.get(run.m or FEW, "") if run.cdf == "learned" else "",
+            "fit_seconds": self._fit_seconds.get(self.samples_behind(run), "") if run.cdf == "learned" else "",
             **evaluation.summary(),
             **self.divergences(run, trained.policy, evaluation, self.test),
             "train_prompts": len(self.prompts),

@@ -211,7 +211,8 @@ def exact_ends_figure(rows: pd.DataFrame) -> Figure:
         left.scatter(
             [], [], s=size, edgecolors=grey, facecolors=grey if face == "filled" else face, linewidths=1.6, label=label
         )
-    ends = [0.008, 6.0]
+    measured = rows.loc[rows["training"] != "table", ["reverse_kl", "forward_kl"]].to_numpy()
+    ends = [0.8 * measured.min(), 1.25 * measured.max()]
     right.plot(ends, ends, lw=1, ls="--", color=COLOURS["bound"])
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()

@@ -143,7 +143,7 @@ def bond_return(
     check_log_probs(log_probs=log_probs, ref_log_probs=ref_log_probs, log_cdf=log_cdf)
     check_n(n)
     if n == 1:
-        raise ValueError("n is 1; BOND's regulariser is 1/(n−1): n must be above 1")
+        raise ValueError("n is 1; BOND's β is 1/(n−1): n must be above 1")
     reward = log_cdf
     if log_strict_cdf is not None:
         check_log_probs(log_cdf=log_cdf, log_strict_cdf=log_strict_cdf)
@@ -177,7 +177,8 @@ def jbond_reward(rewards: Tensor, anchor_rewards: Tensor) -> Tensor:
             f"anchor_rewards has shape {tuple(anchor_rewards.shape)}; it must be ({len(rewards)}, 2), two a response"
         )
     check_finite(rewards=rewards, anchor_rewards=anchor_rewards)
-    return (rewards < anchor_rewards.min(dim=1).values) * rewards.new_tensor(-math.log(16))
+    worse = rewards < anchor_rewards.min(dim=1).values
+    return worse.to(torch.result_type(rewards, 1.0)) * -math.log(16)
 
 
 def jbond_return(log_probs: Tensor, anchor_log_probs: Tensor, rewards: Tensor, anchor_rewards: Tensor) -> Tensor:
