@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from bonlib.align.results import add_rows
-from bonlib.course.paths import height, lead, read_paths, verdict, with_fields
+from bonlib.course.paths import height, lead, read_paths, read_sweeps, verdict, with_fields
 
 
 def test_a_measurement_knows_its_run(tmp_path):
@@ -15,6 +15,19 @@ def test_a_measurement_knows_its_run(tmp_path):
     paths = read_paths(tmp_path / "t.csv", ["method"])
     assert paths[["run", "method", "step", "kl"]].values.tolist() == [
         ["aa", "bond", 1, 0.1], ["aa", "bond", 2, 0.2], ["bb", "jbond", 1, 0.1], ["bb", "jbond", 2, 0.2],
+    ]  # fmt: skip
+
+
+def test_a_profile_is_read_from_several_sweeps(tmp_path):
+    for sweep, run in (("one", "aa"), ("two", "bb")):
+        row = {"profile": "laptop", "method": "bond", "value": 8.0, "seed": 0, "options": "n=4", "m": 200, "steps": 2}
+        add_rows(tmp_path / f"{sweep}.csv", run, [{**row, "kl": 1.0}])
+        add_rows(tmp_path / f"{sweep}_curves.csv", run, [{"step": 1, "kl": 7.0, "test_kl": 0.5, "loss": 3.0}])
+    add_rows(tmp_path / "two.csv", "cc", [{"profile": "quick"}])
+    runs, paths = read_sweeps(tmp_path, ["one", "two"], "laptop", n=2)
+    assert runs[["sweep", "run", "kl", "n"]].values.tolist() == [["one", "aa", 1.0, 4.0], ["two", "bb", 1.0, 4.0]]
+    assert paths[["sweep", "run", "step", "kl", "n"]].values.tolist() == [
+        ["one", "aa", 1, 0.5, 4.0], ["two", "bb", 1, 0.5, 4.0],
     ]  # fmt: skip
 
 

@@ -28,11 +28,17 @@ class Panel(NamedTuple):
     y_label: str
     beside: Mapping[str, CURVE] = {}
     log: bool = False
+    log_x: bool = False
     x_max: float | None = None
 
 
 def paths_figure(
-    curves: pd.DataFrame, panels: Sequence[Panel], colours: Mapping[str, str], *, width: float = 4.6, ends: bool = True
+    curves: pd.DataFrame,
+    panels: Sequence[Panel],
+    colours: Mapping[str, str],
+    *,
+    finals: pd.DataFrame | None = None,
+    width: float = 4.6,
 ) -> Figure:
     """Draw policies on their way, a line a setting: the mean over seeds.
 
@@ -42,18 +48,26 @@ def paths_figure(
         curves: a row a measurement, with label, seed, step and the columns of the panels.
         panels: what to draw.
         colours: label to colour, in the order of the legend.
+        finals: a row a run with the same columns, measured better at its end; it is marked by a dot, which otherwise
+            is where the line ends.
         width: of a panel, inches.
-        ends: whether to mark where a line ends.
     """
     figure, axes = new_figure(len(panels), width=width, height=3.9)
     for axis, panel in zip(axes, panels, strict=True):
         for place, (label, colour) in enumerate(colours.items()):
-            _draw_path(axis, curves[curves["label"] == label], panel, label, colour, LINES[place % len(LINES)], ends)
+            mine = curves[curves["label"] == label]
+            _draw_path(axis, mine, panel, label, colour, LINES[place % len(LINES)])
+            ends = mine[mine["step"] == mine["step"].max()] if finals is None else finals[finals["label"] == label]
+            x, y = ends[panel.x].mean(), ends[panel.y].mean()
+            if panel.x_max is None or x <= panel.x_max:
+                axis.plot(x, y, "o", ms=5, color=colour, mec=COLOURS["bound"], mew=0.6)
         for name, (x, y, style) in panel.beside.items():
             axis.plot(x, y, label=name, **style)
         axis.set(xlabel=panel.x_label, ylabel=panel.y_label)
         if panel.log:
             axis.set_yscale("log")
+        if panel.log_x:
+            axis.set_xscale("log")
         if panel.x_max is not None:
             axis.set_xlim(right=panel.x_max)
     handles, labels = _together(axes)
@@ -81,7 +95,7 @@ def divergences_figure(curves: pd.DataFrame, columns: Mapping[str, str], *, log:
         for axis, (column, label) in zip(row, columns.items(), strict=True):
             for line, (weight, colour) in zip(LINES, WEIGHTS.items(), strict=False):
                 mine = curves[(curves["n"] == n) & (curves["weight"] == weight)]
-                _draw_path(axis, mine, Panel("step", column, "", ""), names[weight], colour, line, ends=False)
+                _draw_path(axis, mine, Panel("step", column, "", ""), names[weight], colour, line)
             axis.set_ylabel(label, fontsize=10)
             if log and "quantile" not in column:
                 axis.set_yscale("log")
@@ -92,12 +106,11 @@ def divergences_figure(curves: pd.DataFrame, columns: Mapping[str, str], *, log:
     return figure
 
 
-def budget_figure(rows: pd.DataFrame, paths: pd.DataFrame, best: Mapping[str, CURVE]) -> Figure:
-    """Draw reward against KL for runs that drew equally many responses, and for J-BOND on its way there.
+def budget_figure(rows: pd.DataFrame, best: Mapping[str, CURVE]) -> Figure:
+    """Draw win rate and reward against KL, on a logarithmic axis, for runs that drew equally many responses.
 
     Args:
         rows: a row a run, with label, colour, marker, kl, reward and win_rate.
-        paths: a row a measurement, with label, seed, colour, kl, reward and win_rate.
         best: curves to compare with, by column.
     """
     figure, axes = new_figure(2, width=5.4, height=4.2)
@@ -105,30 +118,27 @@ def budget_figure(rows: pd.DataFrame, paths: pd.DataFrame, best: Mapping[str, CU
         for label, mine in rows.groupby("label", sort=False):
             style = {"color": mine["colour"].iloc[0], "marker": mine["marker"].iloc[0]}
             axis.scatter(mine["kl"], mine[column], s=60, edgecolors="#222222", linewidths=0.8, label=label, **style)
-        for _, run in paths.groupby(["label", "seed"]):
-            axis.plot(run["kl"], run[column], lw=1.2, alpha=0.6, color=run["colour"].iloc[0])
         kl, values, bon_style = best[column]
         axis.plot(kl, values, label="best-of-N, estimated", **bon_style)
-        axis.set(xlabel="KL to the reference  (nats)", ylabel=name)
+        axis.set(xlabel="KL to the reference  (nats)", ylabel=name, xscale="log")
     axes[1].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
-def _draw_path(axis: Axes, rows: pd.DataFrame, panel: Panel, label: str, colour: str, line: str, ends: bool) -> None:
+def _draw_path(axis: Axes, rows: pd.DataFrame, panel: Panel, label: str, colour: str, line: str) -> None:
+    rows = rows.dropna(subset=[panel.x, panel.y])  # a panel may be about some of the rows alone
     by_step = rows.groupby("step")[[name for name in {panel.x: 0, panel.y: 0} if name != "step"]]
     mean, low, high = by_step.mean(), by_step.min(), by_step.max()
     x = np.asarray(mean.index if panel.x == "step" else mean[panel.x])
     limit = np.inf if panel.x_max is None else panel.x_max
-    seen, arrived = x <= limit, bool(len(x)) and x[-1] <= limit  # what is not seen shall not stretch the other axis
+    seen = x <= limit  # what is not seen shall not stretch the other axis
     x, mean, low, high = x[seen], mean[seen], low[seen], high[seen]
     axis.plot(x, mean[panel.y], ls=line, lw=1.8, color=colour, label=label)
     if rows["seed"].nunique() > 1 and panel.x == "step":
         axis.fill_between(x, low[panel.y], high[panel.y], color=colour, alpha=0.18, lw=0)
     if rows["seed"].nunique() > 1 and panel.x != "step":
-        for _, run in rows[rows[panel.x] <= limit].groupby("seed"):
+        for _, run in rows[rows[panel.x] <= limit].groupby("run"):
             axis.plot(run[panel.x], run[panel.y], ls=line, lw=0.7, alpha=0.5, color=colour)
-    if ends and arrived:
-        axis.plot(x[-1], mean[panel.y].iloc[-1], "o", ms=5, color=colour, mec=COLOURS["bound"], mew=0.6)
 
 
 def _together(axes: Iterable[Axes]) -> tuple[list[object], list[str]]:

@@ -102,6 +102,7 @@ def bond_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
         *((("bond", 8, {"cdf": "learned", "m": FEW}),) if len(profile.training.seeds) > 1 else ()),
         ("bond", 8, {"m": FEW}),
         *(("vbon", n, {"m": CHEAP_M}) for n in (2, 8, 32)),
+        ("jbond", 0.02, {"changes": (("decay", True),)}),
         ("jbond", 0.02, {"changes": (("steps", 6 * steps),)}),
     ]
     return [

@@ -23,6 +23,34 @@ def read_paths(table: Path, about: Sequence[str]) -> pd.DataFrame:
     return curves.drop(columns=[*about], errors="ignore").merge(runs[["run", *about]], on="run")
 
 
+def read_sweeps(
+    folder: Path, sweeps: Sequence[str], profile: str, **defaults: float
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the runs of a profile and what was measured on the way, on held-out prompts, from several sweeps.
+
+    Args:
+        folder: of the tables.
+        sweeps: names of the tables.
+        profile: whose runs.
+        defaults: fields of the methods that get a column, as in `with_fields`.
+
+    Returns:
+        A row a run, of the policy at its end on all test prompts, and a row a measurement on the way, on few responses.
+        Both have the columns step, run, sweep, method, value, seed, options, m, steps, the fields and the figures.
+    """
+    about = ["profile", "method", "value", "seed", "options", "m", "steps"]
+    tables = {sweep: folder / f"{sweep}.csv" for sweep in sweeps}
+    runs = pd.concat({sweep: read_rows(table) for sweep, table in tables.items()}, names=["sweep"])
+    paths = pd.concat({sweep: read_paths(table, about) for sweep, table in tables.items()}, names=["sweep"])
+    tested = {column: str(column).removeprefix("test_") for column in paths if str(column).startswith("test_")}
+    paths = paths.drop(columns=[*tested.values()], errors="ignore").rename(columns=tested)  # these were of training
+    runs, paths = (
+        with_fields(table[table["profile"] == profile].reset_index("sweep").reset_index(drop=True), **defaults)
+        for table in (runs, paths)
+    )
+    return runs.assign(step=runs["steps"]), paths
+
+
 def with_fields(rows: pd.DataFrame, **defaults: float) -> pd.DataFrame:
     """Return rows with a column for each of some fields of a method, read from their column of options.
 

@@ -281,6 +281,7 @@ class Harness:
             "options": "; ".join(f"{name}={value}" for name, value in run.options),
             "learning_rate": settings.learning_rate,
             "steps": settings.steps,
+            "decay": settings.decay,
             "responses": trained.responses,
             "seconds": trained.seconds,
             "fit_seconds": self._fit_seconds.get(self.samples_behind(run), "") if run.cdf == "learned" else "",
