@@ -36,7 +36,8 @@ RESULTS = ROOT / "data" / "results"
 FEW = 32  # reference samples a prompt that a quantile model learns from
 TEXTS_KEPT = 4  # test prompts whose responses are kept as text
 
-# The best of them by the method's own objective (`python -m bonlib train --sweep learning_rates`).
+# The best of three by the method's own objective (`python -m bonlib train --sweep learning_rates`); what follows an
+# anchor has no objective that stays, and takes the rate of the others.
 LEARNING_RATES = {
     "bon-sft": 1e-4,
     "dpo": 1e-4,
