@@ -1,4 +1,4 @@
-"""The command line: `python -m bonlib run | train | pretrain | check | store`."""
+"""The command line: `python -m bonlib run | train | judge | pretrain | check | store`."""
 
 from __future__ import annotations
 
@@ -77,20 +77,31 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:
+    from bonlib.course.profiles import get_profile
     from bonlib.course.runner import BUILD
-    from bonlib.lm import pretrain
+    from bonlib.course.tldr import SummaryHarness, bundle
+    from bonlib.lm import adapters, pretrain
     from bonlib.lm.models import BUNDLED, locate
 
     names = {"language-model": "imdb-gpt2-tiny", "reward-model": "imdb-sentiment-tiny"}
+    names |= {which: f"tldr-{which}" for which in ("sft", "proxy", "gold")}
     if arguments.what == "evaluate":
-        for name in [arguments.model] if arguments.model else names.values():
+        for name in [arguments.model] if arguments.model else list(names.values())[:2]:
             figures = pretrain.evaluate(Path(locate(name)))
             print(name + ":", ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in figures.items()))
         return 0
-    folder = arguments.out or BUNDLED / names[arguments.what]
+    folder = arguments.out or BUNDLED / names.get(arguments.what, "")
     scratch = BUILD / "pretrain" / folder.name
     if arguments.what == "language-model":
         pretrain.pretrain_language_model(folder, scratch)
+    elif arguments.what == "sft":
+        adapters.make_finetuned(folder, scratch, arguments.data, arguments.revision)
+    elif arguments.what == "policies":
+        bundle(SummaryHarness(get_profile("laptop")), folder=arguments.out or BUNDLED)
+        return 0
+    elif arguments.what in ("proxy", "gold"):
+        sft = Path(locate(arguments.model or names["sft"]))
+        adapters.make_reward_model(arguments.what, folder, scratch, sft, arguments.data, arguments.revision)
     else:
         pretrain.pretrain_reward_model(folder, scratch, Path(locate(arguments.model or names["language-model"])))
     print((folder / "README.md").read_text())
@@ -103,7 +114,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from bonlib.align.methods import METHODS
     from bonlib.align.settings import TrainSettings
     from bonlib.align.trainer import DivergedError
-    from bonlib.course import exact_bond, exact_ends, grids, sentiment
+    from bonlib.course import exact_bond, exact_ends, grids, sentiment, tldr
     from bonlib.course.profiles import get_profile
 
     numbers = {name: getattr(arguments, name) for name in ("n", "beta", "every", "rate", "seed")}
@@ -127,7 +138,7 @@ def _train(arguments: argparse.Namespace) -> int:
         tuple(sorted((name, given) for name, given in assigned.items() if (name in names) == of_training))
         for of_training in (True, False)
     )
-    harness = sentiment.Harness(profile)
+    harness = (tldr.SummaryHarness if arguments.sweep == tldr.SWEEP else sentiment.Harness)(profile)
     if arguments.sweep:
         sweeps = {
             "sentiment": grids.grid,
@@ -135,6 +146,7 @@ def _train(arguments: argparse.Namespace) -> int:
             "cdf": grids.cdf_grid,
             "budget": grids.budget_grid,
             "bond": grids.bond_grid,
+            "tldr": tldr.grid,
         }
         runs = sweeps[arguments.sweep](profile, arguments.method)
         if not runs:
@@ -165,6 +177,14 @@ def _train(arguments: argparse.Namespace) -> int:
         for name, figure in harness.row(run, trained, harness.evaluate(trained.policy)).items():
             print(f"{name:15s} {figure:.4g}" if isinstance(figure, float) else f"{name:15s} {figure}")
         print(f"policy in {trained.folder / 'policy'}")
+    return 0
+
+
+def _judge(arguments: argparse.Namespace) -> int:
+    from bonlib.course.profiles import get_profile
+    from bonlib.course.tldr import SummaryHarness
+
+    SummaryHarness(get_profile(arguments.profile)).judge_all()
     return 0
 
 
@@ -221,15 +241,27 @@ def _parser() -> argparse.ArgumentParser:
     fields = "a field of TrainSettings, or of the method"
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=fields)
     train.add_argument("--out", type=Path, help="folder of the run, instead of one under _build/train")
-    sweeps = ["learning_rates", "sentiment", "cdf", "budget", "bond", "exact"]
+    sweeps = ["learning_rates", "sentiment", "cdf", "budget", "bond", "tldr", "exact"]
     train.add_argument("--sweep", choices=sweeps, help="many runs, into data/results")
     train.set_defaults(command=_train)
 
+    judge = commands.add_parser("judge", help="judge the policies of the notebook on summarisation; resumes")
+    judge.add_argument("--profile", default="laptop")
+    judge.set_defaults(command=_judge)
+
     pretrain = commands.add_parser("pretrain", help="train or evaluate the bundled models; resumes")
-    pretrain.add_argument("what", choices=["language-model", "reward-model", "evaluate"])
     pretrain.add_argument(
-        "model", nargs="?", help="evaluate: the model; reward-model: the language model to start from"
+        "what", choices=["language-model", "reward-model", "sft", "proxy", "gold", "policies", "evaluate"]
     )
+    pretrain.add_argument(
+        "model",
+        nargs="?",
+        help="evaluate: the model; reward-model: the language model to start from; proxy, gold: the fine-tuned adapter",
+    )
+    pretrain.add_argument(
+        "--data", default="allenai/scitldr", help="of sft, proxy and gold: SciTLDR's folder, or the hub"
+    )
+    pretrain.add_argument("--revision", help="commit of that data set on the hub")
     pretrain.add_argument("--out", type=Path, help="folder for the model, instead of data/models")
     pretrain.set_defaults(command=_pretrain)
 

@@ -7,7 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on the hub
 
 import pytest
 import torch
-from toy_training import PROMPTS, vowels
+from toy_training import DOCUMENTS, EXAMPLES, PROMPTS, vowels
 
 from bonlib.lm.models import LoadedModel, load_classifier, load_language_model
 from bonlib.lm.pretrain import train_tokenizer
@@ -86,3 +86,50 @@ def one_accelerator():
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory, language_model):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("models") / "random-llama"
+    torch.manual_seed(4)
+    config = LlamaConfig(
+        vocab_size=len(language_model.tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128, pad_token_id=1, bos_token_id=0,
+        eos_token_id=0, initializer_range=0.2,
+    )  # fmt: skip
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    language_model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finetuned_folder(tmp_path_factory, llama_folder):
+    """An adapter of a random model that was trained for a moment."""
+    from accelerate.state import AcceleratorState
+
+    from bonlib.lm.adapters import AdapterRecipe, finetune
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    folder, base = tmp_path_factory.mktemp("adapters") / "sft", str(llama_folder)
+    settings = {"context": 64, "steps": 12, "batch_size": 2, "learning_rate": 2e-2, "warmup_steps": 1, "rank": 2}
+    finetune(folder, folder.with_name("scratch"), DOCUMENTS, AdapterRecipe(**settings, base=base))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reward_folders(tmp_path_factory, llama_folder):
+    """Two reward models, trained for a moment."""
+    from accelerate.state import AcceleratorState
+
+    from bonlib.lm.adapters import RewardRecipe, train_reward_model
+
+    found = []
+    for seed in (0, 1):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        folder, base = tmp_path_factory.mktemp("adapters") / f"judge-{seed}", str(llama_folder)
+        settings = {"context": 64, "steps": 30, "batch_size": 2, "learning_rate": 2e-2, "warmup_steps": 1, "rank": 2}
+        train_reward_model(folder, folder / "scratch", EXAMPLES, RewardRecipe(**settings, seed=seed, base=base))
+        found.append(folder)
+    return found

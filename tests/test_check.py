@@ -13,7 +13,7 @@ def test_everything_is_well_here(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("BONLIB_STORE", str(tmp_path))
     assert main(["check"]) == 0
     out = capsys.readouterr().out
-    assert out.count("[OK]") == 13
+    assert out.count("[OK]") == 17
     assert "draws to sample" in out
     assert "largest profile" in out
 

@@ -1,13 +1,15 @@
 """Texts read in batches with shared beginnings, against a pass over each text alone."""
 
+import copy
 import inspect
 
 import numpy as np
+import peft
 import pytest
 import torch
 
 from bonlib.lm.models import LoadedModel
-from bonlib.lm.reading import read, response_log_probs
+from bonlib.lm.reading import read, response_log_probs, response_logits, response_states, token_batch
 from bonlib.lm.rewards import ClassifierReward, SentimentReward
 from bonlib.lm.samplers import SamplingSettings, TransformersSampler
 
@@ -17,6 +19,19 @@ TEXTS = [
     [30, 31, 32], [33],  # none
 ]  # fmt: skip
 HEADS = [3, 3, 3, 1, 1, 2, 0]
+
+
+def random_llama():
+    """A causal model with another way of telling positions."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(3)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=64, pad_token_id=1, initializer_range=0.4,
+        )
+    ).eval()  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +112,47 @@ def test_a_token_that_spans_the_border_is_read_with_the_response(llama):
 def test_a_classifier_with_other_outputs_is_refused(classifier):
     with pytest.raises(ValueError, match="has 2 outputs; ClassifierReward takes a classifier with 1"):
         ClassifierReward(classifier)
+
+
+@pytest.mark.parametrize("dressed", [False, True], ids=["bare", "adapter"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_prompt_that_is_there_once_for_several_responses_changes_nothing(language_model, kind, dressed):
+    model = copy.deepcopy(language_model.model) if kind == "gpt2" else random_llama()
+    if dressed:
+        config = peft.LoraConfig(
+            target_modules="all-linear", init_lora_weights=False, fan_in_fan_out=kind == "gpt2", task_type="CAUSAL_LM"
+        )
+        model = peft.get_peft_model(model, config).eval()
+    long, short = [*range(10, 40)], [41, 42, 43]
+    prompts, responses = [long, short, long, long, short], [[50], [51, 52], [53, 54, 55, 56], [50, 57, 58], [59]]
+    together = token_batch(prompts, responses, pad_id=1, device=torch.device("cpu"))
+    assert (together.ids.shape, together.mask.ndim) == ((2, 30 + 8), 4)
+    logits = response_logits(model, together).logits
+    states = response_states(model, together)
+    begin = 0
+    for prompt, response, state in zip(prompts, responses, states, strict=True):
+        alone = token_batch([prompt], [response], pad_id=1, device=torch.device("cpu"))
+        assert alone.mask.ndim == 2
+        found, begin = logits[begin : begin + len(response)], begin + len(response)
+        torch.testing.assert_close(found, response_logits(model, alone).logits, atol=1e-5, rtol=1e-4)
+        whole = model(torch.tensor([prompt + response]), output_hidden_states=True)
+        torch.testing.assert_close(found, whole.logits[0, len(prompt) - 1 : -1], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(state, whole.hidden_states[-1][0, -1], atol=1e-5, rtol=1e-4)
+
+
+def test_gradients_are_those_of_separate_texts(language_model):
+    prompts, responses = [[*range(10, 40)]] * 4, [[50, 51], [52], [53, 54, 55], [56]]
+    grads = []
+    for parts in ([range(4)], [[i] for i in range(4)]):
+        model = copy.deepcopy(language_model.model).double().requires_grad_(True)
+        for part in parts:
+            chosen = [prompts[i] for i in part], [responses[i] for i in part]
+            batch = token_batch(*chosen, pad_id=1, device=torch.device("cpu"))
+            response_logits(model, batch).logits.logsumexp(1).sum().backward()
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-3)
+
+
+def test_short_prompts_stay_as_they_are():
+    batch = token_batch([[5, 6]] * 3, [[7] * 10, [8] * 10, [9] * 3], pad_id=1, device=torch.device("cpu"))
+    assert (batch.ids.shape, batch.mask.ndim) == ((3, 12), 2)

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from bonlib.lm.models import LoadedModel
-from bonlib.lm.rewards import ClassifierReward, FunctionReward, SentimentReward, checked_score
+from bonlib.lm.rewards import ClassifierReward, CutPenalty, FunctionReward, SentimentReward, checked_score
+from bonlib.lm.samplers import SamplingSettings, TransformersSampler
+from bonlib.lm.store import SampleStore
 
 PROMPTS = ["the film", "a bad", "I saw this with my", "nobody"]
 RESPONSES = [" was good", " film, a very bad film indeed", " mother", " knows why this was made and we laughed"]
@@ -94,3 +96,22 @@ def test_a_classifier_with_an_encoder_is_read_whole(language_model):
         ids = torch.tensor([loaded.tokenizer("the film" + response)["input_ids"]])
         with torch.inference_mode():
             assert reward == pytest.approx(float(loaded.model(ids).logits[0, 0]), abs=1e-4)
+
+
+def test_a_cut_response_loses_the_penalty_wherever_it_is_scored(language_model, tmp_path):
+    class Judge(FunctionReward):
+        loaded = language_model
+
+    judge = Judge(lambda prompt, response: len(response) / 10, name="length")
+    ends = language_model.end_token_ids
+    reward_model, sampler = CutPenalty(judge, ends, penalty=2.0), TransformersSampler(language_model)
+    draws = SampleStore(tmp_path).draw(sampler, ["the film"], 256, SamplingSettings(12), seed=0)
+    (responses,) = draws.responses
+    is_cut = np.array([row[row >= 0][-1] not in ends for row in responses.token_ids])
+    assert 0 < is_cut.sum() < 256
+    expected = judge.score(["the film"] * 256, responses.texts.tolist()) - 2.0 * is_cut
+    assert np.array_equal(SampleStore(tmp_path).score(reward_model, draws)[0], expected)
+    assert np.array_equal(checked_score(reward_model, ["the film"] * 256, responses), expected)
+    assert reward_model.fingerprint != CutPenalty(judge, ends, penalty=1.0).fingerprint
+    with pytest.raises(ValueError, match="penalty is -1"):
+        CutPenalty(judge, ends, penalty=-1)

@@ -120,7 +120,7 @@ def evaluate(
     prompts = [prompt for prompt in test.prompts for _ in range(test.responses)]
     sampler = TransformersSampler(policy, batch_size=batch_size)
     drawn = sampler.sample(prompts, test.sampling, seed=test.seed)
-    rewards = checked_score(reward_model, prompts, drawn.texts.tolist())
+    rewards = checked_score(reward_model, prompts, drawn)
     kl, entropy, ref_log_probs = _along_responses(policy, reference, prompts, drawn, batch_size)
     shape = (len(test.prompts), test.responses)
     table = rewards.reshape(shape)
@@ -199,19 +199,24 @@ def _along_responses(
     found = np.empty((3, len(prompts)))
     for places, batch in _batches(policy, prompts, drawn, batch_size):
         logits, ref_logits = _logits(policy, batch), _logits(reference, batch)
-        figures = torch.stack([next_token_kl(logits, ref_logits), next_token_entropy(logits)]) * batch.response_mask
-        found[:2, places] = figures.cpu().double().sum(2).numpy()  # Apple's GPUs know no float64
-        found[2, places] = _log_probs(ref_logits, batch)
+        ref_nll = torch.nn.functional.cross_entropy(
+            ref_logits, batch.responses[batch.response_mask.bool()], reduction="none"
+        )
+        figures = torch.stack([next_token_kl(logits, ref_logits), next_token_entropy(logits), -ref_nll])
+        tokens = figures.cpu().double().numpy()  # Apple's GPUs know no float64
+        owners = np.repeat(places, batch.response_mask.sum(1).cpu().numpy())
+        for row, values in zip(found, tokens, strict=True):
+            row[places] = np.bincount(owners, values, minlength=len(row))[places]
     return found[0], found[1], found[2]
 
 
 def _batches(
     model: LoadedModel, prompts: Sequence[str], drawn: Responses, batch_size: int
 ) -> Iterator[tuple[NDArray[np.intp], TokenBatch]]:
-    """Places of responses of like length, and these with their prompts."""
+    """Places of responses to like prompts, and these with their prompts."""
     encoded = encode_prompts(model.tokenizer, model.context, prompts, drawn.token_ids.shape[1])
     tokens = [row[row >= 0].tolist() for row in drawn.token_ids]
-    order = np.argsort([len(prompt) + len(response) for prompt, response in zip(encoded, tokens, strict=True)])
+    order = np.array(sorted(range(len(tokens)), key=lambda i: (len(encoded[i]), encoded[i], len(tokens[i]))))
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
         ids = [encoded[i] for i in places], [tokens[i] for i in places]
@@ -222,8 +227,3 @@ def _batches(
 def _logits(model: LoadedModel, batch: TokenBatch) -> Tensor:
     with cpu_kernels(model.model):
         return response_logits(model.model, batch).logits
-
-
-def _log_probs(logits: Tensor, batch: TokenBatch) -> Array:
-    nll = torch.nn.functional.cross_entropy(logits.mT, batch.responses, reduction="none")
-    return -(nll * batch.response_mask).cpu().double().sum(1).numpy()

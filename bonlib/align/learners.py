@@ -228,7 +228,7 @@ class ReinforceLearner:
         log_probs = torch.as_tensor(drawn.log_probs)
         self.expect_finite("a log-probability", log_probs, prompts)
         texts = drawn.texts.tolist()
-        rewards = torch.as_tensor(checked_score(self.data.reward_model, prompts, texts))
+        rewards = torch.as_tensor(checked_score(self.data.reward_model, prompts, drawn))
         return Judged(
             prompts, texts, log_probs, torch.full_like(log_probs, torch.nan), rewards
         ), drawn.token_ids.tolist()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bonlib.lm.kernels import plain_attention
 from bonlib.lm.reading import TokenBatch, response_logits
 
 
@@ -70,21 +71,37 @@ class Policy(torch.nn.Module):
     def forward(self, batch: TokenBatch) -> tuple[Tensor, Tensor | None]:
         """Return log-probabilities of the response tokens and values before them, each (B, T), 0 in padding."""
         output = response_logits(self.model, batch, output_hidden_states=self.value_head is not None)
-        nll = torch.nn.functional.cross_entropy(
-            output.logits.flatten(0, 1), batch.responses.flatten(), reduction="none"
-        )
-        log_probs = -nll.view_as(batch.responses) * batch.response_mask
+        real = batch.response_mask.bool()
+        nll = torch.nn.functional.cross_entropy(output.logits, batch.responses[real], reduction="none")
+        log_probs = torch.zeros(real.shape, device=nll.device).masked_scatter(real, -nll)
         if self.value_head is None:
             return log_probs, None
-        states = output.hidden_states[-1][:, -batch.responses.shape[1] - 1 : -1]
+        states = output.hidden_states[-1][batch.rows[:, None], batch.before]
         with torch.autocast(states.device.type, enabled=False):  # steps of bfloat16 are as wide as the value's clip
             values = self.value_head(states.float())[..., 0]
         return log_probs, values * batch.response_mask
 
 
 def trainable(model: Any, lora_rank: int) -> Any:
-    """Return a copy of a model in single precision, to be trained whole; or with an adapter, which alone is trained."""
+    """Return a copy of a model to be trained: whole and in single precision, or an adapter of it alone.
+
+    Args:
+        model: where the policy starts. Of one with an adapter, the adapter is trained.
+        lora_rank: of a new adapter; 0 for none.
+
+    Raises:
+        ValueError: if a new adapter is asked for on top of one.
+    """
     policy = copy.deepcopy(model)
+    plain_attention(policy)
+    if hasattr(model, "peft_config"):
+        if lora_rank:
+            raise ValueError(
+                f"lora_rank is {lora_rank}, but the reference has an adapter, which is trained: leave it at 0"
+            )
+        for name, parameter in policy.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+        return policy
     if lora_rank == 0:
         return policy.float().requires_grad_(True)
     import peft

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from bonlib.cdf import EmpiricalCdf, Smoothing
+from bonlib.cdf import EmpiricalCdf, ExponentialCdf, RewardCdf, Smoothing
 
 if TYPE_CHECKING:
     from bonlib.align.methods import Judged
@@ -38,15 +38,15 @@ class SampledCdf:
     Args:
         prompts: P, all different.
         samples: rewards of M reference responses to each, shape (P, M).
-        smoothing: as in `bonlib.cdf.EmpiricalCdf`.
-        prior: likewise.
+        smoothing: as in `bonlib.cdf.EmpiricalCdf`; or "exponential" for the curve of `bonlib.cdf.ExponentialCdf`.
+        prior: as in `EmpiricalCdf`.
     """
 
     def __init__(
         self,
         prompts: Sequence[str],
         samples: ArrayLike,
-        smoothing: Smoothing = "posterior",
+        smoothing: Smoothing | Literal["exponential"] = "posterior",
         *,
         prior: tuple[float, float] = (1.0, 1.0),
     ) -> None:
@@ -60,21 +60,20 @@ class SampledCdf:
         about = hashlib.sha256(json.dumps([list(prompts), smoothing, prior]).encode())
         about.update(table.tobytes())
         self.fingerprint = about.hexdigest()  # two runs with different estimates are different runs
-        self._cdfs = {
-            prompt: EmpiricalCdf(row, smoothing, prior=prior) for prompt, row in zip(prompts, table, strict=True)
+        self._cdfs: dict[str, RewardCdf] = {
+            prompt: ExponentialCdf.fit(row) if smoothing == "exponential" else EmpiricalCdf(row, smoothing, prior=prior)
+            for prompt, row in zip(prompts, table, strict=True)
         }
 
     def log_strict(self, prompts: Sequence[str], responses: Sequence[str], rewards: ArrayLike) -> Array:
         """Return the estimate of log F of each response, shape (B,)."""
-        return self._look_up(EmpiricalCdf.log_strict, prompts, rewards)
+        return self._look_up("log_strict", prompts, rewards)
 
     def log_weak(self, prompts: Sequence[str], responses: Sequence[str], rewards: ArrayLike) -> Array:
         """Return the estimate of log F≤ of each response, shape (B,)."""
-        return self._look_up(EmpiricalCdf.log_weak, prompts, rewards)
+        return self._look_up("log_weak", prompts, rewards)
 
-    def _look_up(
-        self, function: Callable[[EmpiricalCdf, Array], Array], prompts: Sequence[str], rewards: ArrayLike
-    ) -> Array:
+    def _look_up(self, name: str, prompts: Sequence[str], rewards: ArrayLike) -> Array:
         places: dict[str, list[int]] = {}
         for place, prompt in enumerate(prompts):
             places.setdefault(prompt, []).append(place)
@@ -82,7 +81,7 @@ class SampledCdf:
         for prompt, here in places.items():
             if prompt not in self._cdfs:
                 raise ValueError(f"prompt {prompt!r} has no samples: draw some, or take it out")
-            found[here] = function(self._cdfs[prompt], given[here])
+            found[here] = getattr(self._cdfs[prompt], name)(given[here])
         return found
 
 

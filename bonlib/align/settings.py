@@ -59,7 +59,8 @@ class TrainSettings:
             0). With all of it at once, a policy first gives up responses that it then hardly draws again.
         max_grad_norm: longer gradients are cut to this length.
         ppo: settings of PPO, or None for REINFORCE with a leave-one-out baseline.
-        lora_rank: rank of the adapter that is trained in place of the weights; 0 trains the weights.
+        lora_rank: rank of the adapter that is trained in place of the weights; 0 trains the weights, or, of a reference
+            with an adapter, that adapter.
         precision: "no" (float32) or "bf16" for matrix products in bfloat16.
         shards: parts that a step is worked in; processes share them out, so it is a multiple of their number.
         measure_every: steps between two measurements.

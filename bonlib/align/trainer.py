@@ -171,9 +171,9 @@ class TrainingRun:
         self.files.claim(self._about())
         if self.files.finished:
             self._go_on_from(self.files.final_progress())
-            return self._trained(
-                load_language_model(self.folder / "policy", device=self.reference.device.type, dtype="float32")
-            )
+            dtype = str(next(self.policy.parameters()).dtype).removeprefix("torch.")
+            device = self.reference.device.type
+            return self._trained(load_language_model(self.folder / "policy", device=device, dtype=dtype))
         self._go_on_from(self.files.resume())
         bar = tqdm(
             total=self.settings.steps,

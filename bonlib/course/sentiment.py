@@ -23,9 +23,9 @@ from bonlib.align.results import add_rows, read_rows
 from bonlib.align.reward_cdf import LogCdf, SampledCdf
 from bonlib.align.settings import Ppo, TrainingData, TrainSettings
 from bonlib.align.trainer import DivergedError, Trained, train
-from bonlib.course.profiles import Profile
+from bonlib.course.profiles import Imdb, Profile, Summaries, Training
 from bonlib.course.runner import BUILD, ROOT, commit_of_workbook
-from bonlib.course.setting import ImdbSetting, imdb_setting
+from bonlib.course.setting import Setting, imdb_setting
 from bonlib.lm.data import review_prompts
 from bonlib.lm.models import LoadedModel
 from bonlib.lm.quantile import QuantileModel, fit_quantile_model
@@ -61,8 +61,9 @@ class Run:
         method: a key of `bonlib.align.methods.METHODS`.
         value: of its setting, which its entry in `METHODS` names.
         seed: of training.
-        sweep: which table it belongs to: "sentiment", "cdf", "budget", "bond" or "learning_rates".
-        cdf: "samples" for a CDF estimated from samples, "learned" for a quantile model.
+        sweep: which table it belongs to: "sentiment", "cdf", "budget", "bond", "learning_rates" or "tldr".
+        cdf: "samples" for a CDF counted on samples, "exponential" for a curve fitted to that, "learned" for a quantile
+            model.
         m: samples behind it.
         changes: settings of training that differ from the profile's, as pairs.
         options: fields of the method that differ from its own, as pairs.
@@ -80,8 +81,8 @@ class Run:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method is {self.method!r}; it must be one of {', '.join(METHODS)}")
-        if self.cdf not in ("samples", "learned"):
-            raise ValueError(f"cdf is {self.cdf!r}; it must be 'samples' or 'learned'")
+        if self.cdf not in ("samples", "exponential", "learned"):
+            raise ValueError(f"cdf is {self.cdf!r}; it must be 'samples', 'exponential' or 'learned'")
         if self.m is not None and self.m < 1:
             raise ValueError(f"m is {self.m}; a CDF needs at least 1 sample, or None for the profile's number")
         object.__setattr__(self, "value", float(self.value))  # 8 and 8.0 are one run
@@ -108,7 +109,7 @@ class Run:
 
 
 class Harness:
-    """Reference, reward model, draws and test prompts of a profile, the same for every method.
+    """Reference, reward model, draws and test prompts of a profile, the same for every method: sentiment control.
 
     Args:
         profile: names models and sizes.
@@ -116,14 +117,31 @@ class Harness:
         build: where checkpoints and policies go.
     """
 
+    compares = True  # whether there are draws enough to measure how far a policy is from best-of-n
+
     def __init__(self, profile: Profile, store: SampleStore | None = None, *, build: Path = BUILD) -> None:
         self.profile, self.store, self.build = profile, store or SampleStore(), build
         self.commit = commit_of_workbook()  # now: the code that runs is the code that was loaded
         self._learned: dict[int, LogCdf] = {}
         self._fit_seconds: dict[int, float] = {}
 
+    @property
+    def sizes(self) -> Imdb | Summaries:
+        """How much is drawn to measure with."""
+        return self.profile.imdb
+
+    @property
+    def training(self) -> Training:
+        """Sizes of training."""
+        return self.profile.training
+
+    @property
+    def glance(self) -> tuple[int, int]:
+        """Test prompts, and responses to each, that a policy is measured on while it learns."""
+        return 128, 1
+
     @cached_property
-    def setting(self) -> ImdbSetting:
+    def setting(self) -> Setting:
         """Models and test prompts."""
         # In single precision, as policies are: else one that has learned nothing would be away from its reference.
         return imdb_setting(replace(self.profile, dtype="float32"), self.profile.training.test_prompts)
@@ -138,12 +156,12 @@ class Harness:
             split="train",
             lengths=self.profile.imdb.prompt_tokens,
             source=self.profile.reviews,
-            revision=self.setting.reviews.partition("@")[2] or None,
+            revision=self.setting.source.partition("@")[2] or None,
         )
 
     def draw(self, prompts: Sequence[str], count: int, seed: int) -> tuple[Draws, Any]:
         """Return draws of the reference and their rewards, from the store as far as it has them."""
-        chunk_size = self.profile.imdb.chunk_size
+        chunk_size = self.sizes.chunk_size
         draws = self.store.draw(
             self.setting.sampler, prompts, count, self.setting.sampling, seed=seed, chunk_size=chunk_size
         )
@@ -152,27 +170,29 @@ class Harness:
     @cached_property
     def reference_draws(self) -> tuple[Draws, Any]:
         """Draws of the training prompts, and their rewards."""
-        return self.draw(self.prompts, self.profile.training.draws, self.profile.seed)
+        return self.draw(self.prompts, self.training.draws, self.profile.seed)
 
     @cached_property
     def test(self) -> TestSet:
         """Test prompts, with opponents that no best-of-n of notebook 05 has chosen from."""
-        imdb = self.profile.imdb
-        draws, rewards = self.draw(self.setting.prompts, imdb.draws + imdb.opponents, self.profile.seed)
-        opponents = rewards[:, imdb.draws :]
-        responses, seed = self.profile.training.responses, self.profile.seed
+        sizes, seed = self.sizes, self.profile.seed
+        draws, rewards = self.draw(self.setting.prompts, sizes.draws + sizes.opponents, seed)
+        own, opponents = rewards[:, : sizes.draws], rewards[:, sizes.draws :]
         sampling = self.setting.sampling
-        return TestSet(self.setting.prompts, opponents, sampling, responses, seed, draws, rewards[:, : imdb.draws])
+        return TestSet(self.setting.prompts, opponents, sampling, self.training.responses, seed, draws, own)
 
     def samples_behind(self, run: Run) -> int:
         """Return how many draws of each training prompt a run's CDF is made from."""
-        return run.m or (FEW if run.cdf == "learned" else self.profile.training.cdf_samples)
+        return run.m or (FEW if run.cdf == "learned" else self.training.cdf_samples)
 
-    def cdf(self, m: int) -> LogCdf:
-        """Return the CDF estimated from the first m draws of each training prompt."""
-        if m > self.profile.training.draws:
-            raise ValueError(f"m is {m}; profile {self.profile.name} has {self.profile.training.draws} draws a prompt")
-        return SampledCdf(self.prompts, self.reference_draws[1][:, :m])
+    def cdf(self, kind: str, m: int) -> LogCdf:
+        """Return a CDF made from the first m draws of each training prompt; `Run` says what kinds there are."""
+        if m > self.training.draws:
+            raise ValueError(f"m is {m}; profile {self.profile.name} has {self.training.draws} draws a prompt")
+        if kind == "learned":
+            return self.learned_cdf(m)
+        rewards = self.reference_draws[1][:, :m]
+        return SampledCdf(self.prompts, rewards, "exponential" if kind == "exponential" else "posterior")
 
     def learned_cdf(self, m: int) -> LogCdf:
         """Return the CDF of a quantile model that was fitted on the first m draws of each training prompt."""
@@ -188,37 +208,47 @@ class Harness:
 
     def settings(self, run: Run) -> TrainSettings:
         """Return the settings of a run: the profile's, with the method's learning rate."""
-        sizes = self.profile.training
+        sizes = self.training
         chosen: dict[str, Any] = {
             "steps": sizes.steps,
-            "learning_rate": LEARNING_RATES[run.method],
             "lora_rank": sizes.lora_rank,
             "precision": sizes.precision,
             "measure_every": max(int(dict(run.changes).get("steps", sizes.steps)) // 10, 5),
             "ppo": Ppo() if METHODS[run.method].algorithm == "ppo" else None,
             "seed": run.seed,
         }
-        if run.method == "jbond":  # one response of the policy and two of the anchor to each of many prompts
-            chosen |= {"prompts": 32, "group": 1}
         if run.method in ("jbond", "bond-iterative"):
             chosen["decay"] = False
-        return TrainSettings(**(chosen | dict(run.changes)))
+        return TrainSettings(**(chosen | self.usual(run.method) | dict(run.changes)))
+
+    def usual(self, method: str) -> dict[str, Any]:
+        """Return the settings that a method has here: its learning rate, and how a step is made up."""
+        rate = {"learning_rate": LEARNING_RATES[method]}
+        # One response of the policy and two of the anchor to each of many prompts.
+        return rate | ({"prompts": 32, "group": 1} if method == "jbond" else {})
 
     def identity(self, run: Run) -> str:
         """Return a hash of all that the run's numbers depend on, but the code."""
-        profile, sizes = self.profile, self.profile.training
+        profile, sizes = self.profile, self.training
         about = {
             **{name: value for name, value in asdict(run).items() if name != "options" or value},  # it came late
             "settings": self.settings(run).described(),
             "draws": sizes.draws,
             "cdf_samples": self.samples_behind(run),
             "test": [sizes.test_prompts, sizes.responses],
-            "imdb": {name: value for name, value in asdict(profile.imdb).items() if name != "ns"},
             "seed": profile.seed,
+            **self.sources(),
+        }
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+
+    def sources(self) -> dict[str, Any]:
+        """Return what draws and rewards depend on."""
+        profile = self.profile
+        return {
+            "imdb": {name: value for name, value in asdict(profile.imdb).items() if name != "ns"},
             "models": [profile.language_model, profile.reward_model, profile.reviews],
             "revisions": [profile.language_model_revision, profile.reward_model_revision],
         }
-        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
 
     def folder(self, run: Run) -> Path:
         """Return where a run keeps its checkpoints and its policy."""
@@ -228,17 +258,17 @@ class Harness:
     def train(self, run: Run, *, folder: Path | None = None, show: bool = True) -> Trained:
         """Train the policy of a run; it goes on where it was interrupted."""
         method = run.make()
-        if isinstance(method, Bond) and not method.asks_anchor and 2 * method.n > self.profile.imdb.draws:
+        if isinstance(method, Bond) and not method.asks_anchor and self.compares and 2 * method.n > self.sizes.draws:
             raise ValueError(
-                f"n is {method.n}; profile {self.profile.name} has {self.profile.imdb.draws} draws a test prompt, and "
+                f"n is {method.n}; profile {self.profile.name} has {self.sizes.draws} draws a test prompt, and "
                 "the distance from best-of-n is measured with 2 n: lower n"
             )
         data = TrainingData(self.prompts, self.setting.reward_model, self.setting.sampling)
         if isinstance(method, OffPolicy) or method.needs_cdf:  # others need no draw of the reference
             draws, rewards = self.reference_draws
-            cdf = (self.learned_cdf if run.cdf == "learned" else self.cdf)(self.samples_behind(run))
+            cdf = self.cdf(run.cdf, self.samples_behind(run))
             data = replace(data, draws=draws, rewards=rewards, cdf=cdf)
-        small = self.test.first(128, 1)
+        small = self.test.first(*self.glance)
 
         def measure(policy: LoadedModel) -> dict[str, float]:
             evaluation = evaluate(policy, self.setting.reference, self.setting.reward_model, small)
@@ -258,7 +288,7 @@ class Harness:
         if not isinstance(method, Bond | JBond):
             return {}
         found = {"log_quantile": log_quantiles(evaluation, test)}
-        if isinstance(method, Bond) and not method.asks_anchor:
+        if isinstance(method, Bond) and not method.asks_anchor and self.compares:
             found["reverse_kl"], found["forward_kl"] = divergences(policy, evaluation, test, method.n)
         row: dict[str, float] = {}
         for name, table in found.items():

@@ -8,33 +8,33 @@ from bonlib.course.profiles import Profile
 from bonlib.lm.data import resolve_reviews, review_prompts
 from bonlib.lm.kernels import has_bfloat16
 from bonlib.lm.models import LoadedModel, load_classifier, load_language_model, pick_device
-from bonlib.lm.rewards import SentimentReward
+from bonlib.lm.rewards import CutPenalty, SentimentReward
 from bonlib.lm.samplers import SamplingSettings, TransformersSampler
 
 
 @dataclass(frozen=True, eq=False)
-class ImdbSetting:
-    """Reference policy, reward model and prompts of vBoN section 5, at the size of a profile.
+class Setting:
+    """Reference policy, reward model and test prompts, at the size of a profile.
 
     Attributes:
         reference: the language model.
         sampler: draws from it.
-        reward_model: p(positive) of prompt and response.
-        prompts: openings of held-out reviews.
-        reviews: where the prompts come from, with the commit if it is the hub.
+        reward_model: what policies are trained on.
+        prompts: that policies are not trained on.
+        source: where the prompts come from, with the commit if it is the hub.
         sampling: length and temperature of the draws.
     """
 
     reference: LoadedModel
     sampler: TransformersSampler
-    reward_model: SentimentReward
+    reward_model: SentimentReward | CutPenalty
     prompts: list[str]
-    reviews: str
+    source: str
     sampling: SamplingSettings
 
     def __str__(self) -> str:
         length = self.sampling.max_new_tokens
-        lines = [f"{len(self.prompts)} prompts from {self.reviews}, responses of at most {length} tokens"]
+        lines = [f"{len(self.prompts)} prompts from {self.source}, responses of at most {length} tokens"]
         for role, loaded in (("reference", self.reference), ("reward model", self.reward_model.loaded)):
             commit = f"hub commit {loaded.commit}, " if loaded.commit else ""
             version = f"{commit}weights {loaded.fingerprint[:12]}"
@@ -81,8 +81,8 @@ def instruct_sampler(profile: Profile) -> TransformersSampler:
     return TransformersSampler(loaded, batch_size=profile.instruct.chunk_size)
 
 
-def imdb_setting(profile: Profile, prompts: int | None = None) -> ImdbSetting:
-    """Load models and prompts of a profile; hub models at the revision that it names.
+def imdb_setting(profile: Profile, prompts: int | None = None) -> Setting:
+    """Load models and prompts of vBoN section 5, openings of held-out reviews; hub models at the profile's revision.
 
     Args:
         profile: names the models and data.
@@ -97,7 +97,7 @@ def imdb_setting(profile: Profile, prompts: int | None = None) -> ImdbSetting:
     )
     sizes = profile.imdb
     reviews_commit = resolve_reviews(profile.reviews, profile.reviews_revision)
-    return ImdbSetting(
+    return Setting(
         reference=reference,
         sampler=TransformersSampler(reference, batch_size=sizes.chunk_size),
         reward_model=SentimentReward(judge),
@@ -109,6 +109,6 @@ def imdb_setting(profile: Profile, prompts: int | None = None) -> ImdbSetting:
             source=profile.reviews,
             revision=reviews_commit,
         ),
-        reviews=profile.reviews + (f"@{reviews_commit}" if reviews_commit else ""),
+        source=profile.reviews + (f"@{reviews_commit}" if reviews_commit else ""),
         sampling=SamplingSettings(sizes.max_new_tokens),
     )

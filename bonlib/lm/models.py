@@ -7,7 +7,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,7 +131,7 @@ def locate(name: str | os.PathLike[str]) -> str:
         return str(unpacked(packaged_file(text)))
     if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).exists():
         return text
-    ours = [*sorted(path.parent.name for path in BUNDLED.glob("*/config.json")), *PACKAGED]
+    ours = [*sorted(path.parent.name for path in BUNDLED.glob("*/*config.json")), *PACKAGED]
     raise FileNotFoundError(
         f"model {text!r} is neither one of the workbook's ({', '.join(ours)}), nor a folder with a config.json or a "
         "GGUF file, nor a hub name (owner/name): check the spelling, or make the bundled ones with "
@@ -184,23 +184,39 @@ def load_language_model(
     """
     from transformers import AutoModelForCausalLM
 
-    return _load(AutoModelForCausalLM, name, revision, device, dtype)
+    return _load(AutoModelForCausalLM.from_pretrained, name, revision, device, dtype)
 
 
 def load_classifier(
-    name: str | os.PathLike[str], *, revision: str | None = None, device: str = "auto", dtype: str = "auto"
+    name: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    outputs: int | None = None,
 ) -> LoadedModel:
-    """Load a sequence classifier and its tokenizer; arguments as in `load_language_model`."""
+    """Load a sequence classifier and its tokenizer.
+
+    Args:
+        name: as in `load_language_model`, as are those not named here.
+        revision: likewise.
+        device: likewise.
+        dtype: likewise; the head of an adapter stays in float32, or it would round different rewards to equal ones.
+        outputs: of a new head, still to be trained, in place of any that the model has.
+    """
     from transformers import AutoModelForSequenceClassification
 
-    return _load(AutoModelForSequenceClassification, name, revision, device, dtype)
+    load = AutoModelForSequenceClassification.from_pretrained
+    return _load(load if outputs is None else _with_new_head(load, outputs), name, revision, device, dtype)
 
 
-def _load(auto: Any, name: str | os.PathLike[str], revision: str | None, device: str, dtype: str) -> LoadedModel:
+def _load(
+    load: Callable[..., Any], name: str | os.PathLike[str], revision: str | None, device: str, dtype: str
+) -> LoadedModel:
     keep_freed_memory()
     device = pick_device(device)
     with without_bars():
-        model, tokenizer, commit = _load_files(auto, name, locate(name), revision, pick_dtype(dtype, device))
+        model, tokenizer, commit = _load_files(load, name, locate(name), revision, pick_dtype(dtype, device))
     if tokenizer.pad_token_id is None:  # GPT-2 has none; padded places are masked, so any token will do
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
@@ -208,10 +224,14 @@ def _load(auto: Any, name: str | os.PathLike[str], revision: str | None, device:
     return LoadedModel(model.to(device).eval(), tokenizer, os.fspath(name), commit)
 
 
-def _load_files(auto: Any, name: Any, where: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+def _load_files(
+    load: Callable[..., Any], name: Any, where: str, revision: str | None, dtype: torch.dtype
+) -> tuple[Any, Any, Any]:
     """Model, tokenizer and, from the hub, the commit."""
     from transformers import AutoTokenizer
 
+    if (Path(where) / "adapter_config.json").is_file():
+        return _load_adapter(load, Path(where), dtype)
     pinned: Any = None
     try:
         if not Path(where).is_dir():
@@ -219,7 +239,7 @@ def _load_files(auto: Any, name: Any, where: str, revision: str | None, dtype: t
 
             pinned = resolve_revision(where, revision=revision)
         # Pickled weights can run code on loading, hence safetensors only; the hub offers a conversion of most others.
-        model = auto.from_pretrained(where, revision=pinned, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        model = load(where, revision=pinned, dtype=dtype, use_safetensors=True, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(where, revision=pinned, trust_remote_code=False)
     except Exception as error:  # the hub's client raises a dozen kinds; each means "not to be had"
         if isinstance(error, (ValueError, KeyError)) and Path(where).is_dir():
@@ -229,6 +249,37 @@ def _load_files(auto: Any, name: Any, where: str, revision: str | None, dtype: t
             "weights there as safetensors? A folder downloaded elsewhere works too: give its path as the name"
         ) from error
     return model, tokenizer, getattr(pinned, "resolved", None)
+
+
+def _load_adapter(load: Callable[..., Any], folder: Path, dtype: torch.dtype) -> tuple[Any, Any, Any]:
+    """A model with an adapter on it, from the folder of the adapter; tokenizer and commit are those of the model."""
+    import peft
+    from safetensors import safe_open
+
+    config = json.loads((folder / "adapter_config.json").read_text())
+    base, revision = config["base_model_name_or_path"], config.get("revision")
+    with safe_open(folder / "adapter_model.safetensors", "pt") as weights:
+        heads = [weights.get_slice(key).get_shape()[0] for key in weights.keys() if key.endswith("score.weight")]  # noqa: SIM118
+    shaped = _with_new_head(load, heads[0]) if heads else load
+    model, tokenizer, commit = _load_files(shaped, base, locate(base), revision, dtype)
+    if heads:
+        model.score.float()
+    return peft.PeftModel.from_pretrained(model, folder), tokenizer, commit
+
+
+def _with_new_head(load: Callable[..., Any], outputs: int) -> Callable[..., Any]:
+    """A way of loading that gives the model another head and does not complain that its weights are new."""
+    from transformers.utils import logging
+
+    def loaded(*args: Any, **options: Any) -> Any:
+        level = logging.get_verbosity()
+        logging.set_verbosity_error()
+        try:
+            return load(*args, num_labels=outputs, **options)
+        finally:
+            logging.set_verbosity(level)
+
+    return loaded
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -150,10 +150,28 @@ class LabelledCrops(Dataset[dict[str, Any]]):
         return {"input_ids": self.prefix + ids[start : start + length], "labels": self.labels[which]}
 
 
-def fit(model: Any, dataset: Any, recipe: Recipe, scratch: Path, collate: Any = None) -> float:
+def fit(
+    model: Any,
+    dataset: Any,
+    recipe: Recipe,
+    scratch: Path,
+    collate: Any = None,
+    loss: Callable[[Any, Any], torch.Tensor] | None = None,
+) -> float:
     """Train `model` in place, from the newest checkpoint if an interrupted run of the same recipe left one.
 
-    Checkpoints are removed when done. Returns the minutes of all its sessions.
+    Checkpoints are removed when done.
+
+    Args:
+        model: of `transformers`, or with an adapter.
+        dataset: of examples.
+        recipe: sizes and settings.
+        scratch: where checkpoints go.
+        collate: makes a batch of examples, if they are not tensors.
+        loss: of the model on a batch; the model's own if None.
+
+    Returns:
+        The minutes of all its sessions.
     """
     from transformers import Trainer, TrainerCallback, TrainingArguments
     from transformers.trainer_utils import get_last_checkpoint
@@ -164,6 +182,12 @@ def fit(model: Any, dataset: Any, recipe: Recipe, scratch: Path, collate: Any = 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step % args.save_steps == 0:
                 clock_file.write_text(json.dumps(minutes()))
+
+    class Fitted(Trainer):  # type: ignore[misc]
+        """Minimises the given loss."""
+
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **options: Any) -> Any:
+            return loss(model, inputs) if loss else super().compute_loss(model, inputs, *args, **options)
 
     def minutes() -> float:
         return earlier + (time.perf_counter() - begun) / 60
@@ -186,15 +210,16 @@ def fit(model: Any, dataset: Any, recipe: Recipe, scratch: Path, collate: Any = 
         weight_decay=recipe.weight_decay,
         adam_beta2=0.95,
         max_grad_norm=1.0,
-        bf16=True,
+        bf16=next(model.parameters()).dtype == torch.float32,  # else it is in that format already
         use_cpu=not torch.cuda.is_available(),
         seed=recipe.seed,
         logging_steps=100,
         save_steps=min(500, max(1, recipe.steps // 4)),
         save_total_limit=1,
         report_to="none",
+        remove_unused_columns=False,
     )
-    trainer = Trainer(model=model, args=arguments, train_dataset=dataset, data_collator=collate, callbacks=[Clock()])
+    trainer = Fitted(model=model, args=arguments, train_dataset=dataset, data_collator=collate, callbacks=[Clock()])
     trainer.train(resume_from_checkpoint=newest)
     spent = minutes()
     shutil.rmtree(checkpoints)
@@ -309,10 +334,14 @@ def balance_judge(model: Any, tokenizer: Any, reviews: Sequence[Review], *, word
 def _save(model: Any, tokenizer: Any, folder: Path, recipe: Recipe, minutes: float) -> None:
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    gpu = torch.cuda.is_available()
-    machine = torch.cuda.get_device_name() if gpu else f"{torch.get_num_threads()} CPU threads"
-    notes = {**asdict(recipe), "minutes": round(minutes, 1), "machine": machine}
+    notes = {**asdict(recipe), "minutes": round(minutes, 1), "machine": machine()}
     (folder / "recipe.json").write_text(json.dumps(notes, indent=2) + "\n")
+
+
+def machine() -> str:
+    """Return what a model is trained on here, in words."""
+    threads = torch.get_num_threads()
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{threads} CPU thread{'s' * (threads > 1)}"
 
 
 def perplexity(loaded: LoadedModel, texts: Sequence[str], *, stride: int = 128) -> dict[str, float]:
@@ -410,7 +439,20 @@ def write_card(folder: Path) -> dict[str, float]:
         *((name.replace("_", " ") + ", held out", f"{value:.4g}") for name, value in figures.items()),
         ("limits", "trained on little text for teaching: its English is shaky and its taste is that of IMDB users"),
     ]
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
-    front = "---\nlicense: apache-2.0\nlanguage: en\nlibrary_name: transformers\n---\n"
-    (folder / "README.md").write_text(f"{front}\n# {folder.name}\n\n| | |\n|---|---|\n{table}\n")
+    (folder / "README.md").write_text(card(folder.name, "transformers", rows))
     return figures
+
+
+def card(name: str, library: str, rows: Sequence[tuple[str, str]], base: str = "") -> str:
+    """Return a model card: a title and a table, with the front matter that the hub reads.
+
+    Args:
+        name: of the model.
+        library: that loads it.
+        rows: what there is to say, a line each.
+        base: name on the hub of the model below an adapter.
+    """
+    table = "\n".join(f"| {about} | {value} |" for about, value in rows)
+    below = f"base_model: {base}\n" if base else ""
+    front = f"---\nlicense: apache-2.0\nlanguage: en\nlibrary_name: {library}\n{below}---\n"
+    return f"{front}\n# {name}\n\n| | |\n|---|---|\n{table}\n"

@@ -127,48 +127,130 @@ def response_log_probs(
 
 @dataclass(frozen=True, eq=False)
 class TokenBatch:
-    """Prompts and responses as tensors: prompts padded on the left, responses on the right.
+    """B prompts and responses as R rows of tokens; a prompt with several responses may have one row for all of them.
 
     Attributes:
-        ids: (B, W + T) token ids.
-        mask: (B, W + T) 1 for a token, 0 for padding.
-        responses: (B, T) the responses' tokens.
-        response_mask: (B, T) likewise.
+        ids: (R, L) token ids: the prompt, padded on the left to one width, and then responses, one after another.
+        mask: (R, L) 1 for a token, 0 for padding; or (R, 1, L, L), 0 where a token (row) sees another (column) and a
+            very low number where not, if a row has several responses: none of them sees the others.
+        position_ids: (R, L) places in the text that prompt and response make.
+        responses: (B, T) the responses' tokens, padded on the right.
+        response_mask: (B, T) 1 for a token, 0 for padding.
+        rows: (B,) where each response is.
+        columns: (B, T) where each of its tokens is in that row, in padding anywhere.
+        width: of the prompts.
     """
 
     ids: torch.Tensor
     mask: torch.Tensor
+    position_ids: torch.Tensor
     responses: torch.Tensor
     response_mask: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+    width: int
+
+    @property
+    def before(self) -> torch.Tensor:
+        """(B, T) the column of the token before each: the prompt's last, and then the response's own."""
+        first = torch.full_like(self.columns[:, :1], self.width - 1)
+        return torch.cat([first, self.columns[:, :-1]], dim=1)
+
+    def options(self, model: Any) -> dict[str, Any]:
+        """Return what a model is told besides the tokens."""
+        mask = self.mask if self.mask.ndim == 2 else self.mask.to(next(model.parameters()).dtype)
+        options = {"attention_mask": mask, "use_cache": False}
+        return options | ({"position_ids": self.position_ids} if takes(model, "position_ids") else {})
 
 
 def token_batch(
     prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, pad_id: int, device: torch.device
 ) -> TokenBatch:
-    """Return prompts and responses, B lists of token ids each, as one padded batch."""
+    """Return prompts and responses, B lists of token ids each, as one padded batch.
+
+    Where long prompts have several responses each, so that it saves a third of the tokens, they are there only once.
+    """
     width, length = max(map(len, prompts)), max(map(len, responses))
-    before = [[pad_id] * (width - len(ids)) + list(ids) for ids in prompts]
-    after = [list(ids) + [pad_id] * (length - len(ids)) for ids in responses]
-    shown = [
-        [0] * (width - len(p)) + [1] * (len(p) + len(r)) + [0] * (length - len(r))
-        for p, r in zip(prompts, responses, strict=True)
-    ]
-    ids = torch.tensor([p + r for p, r in zip(before, after, strict=True)], device=device)
-    mask = torch.tensor(shown, device=device)
-    return TokenBatch(ids, mask, ids[:, width:], mask[:, width:])
+    distinct = list(dict.fromkeys(map(tuple, prompts)))
+    place = {prompt: row for row, prompt in enumerate(distinct)}
+    shared, room = [place[tuple(prompt)] for prompt in prompts], [0] * len(distinct)
+    for row, response in zip(shared, responses, strict=True):
+        room[row] += len(response)
+    once = 3 * len(distinct) * (width + max(room)) <= 2 * len(prompts) * (width + length)
+    rows = shared if once else list(range(len(prompts)))
+    heads, total = (distinct, width + max(room)) if once else (prompts, width + length)
+
+    ids = torch.full((len(heads), total), pad_id)
+    position_ids = torch.zeros((len(heads), total), dtype=torch.long)
+    segments = torch.full((len(heads), total), -1)  # whose token it is: 0 the prompt's, k of the kth response, -1 none
+    columns = torch.zeros((len(prompts), length), dtype=torch.long)
+    padded, real = torch.full((len(prompts), length), pad_id), torch.zeros((len(prompts), length), dtype=torch.long)
+    for row, head in enumerate(heads):
+        ids[row, width - len(head) : width] = torch.tensor(head)
+        position_ids[row, width - len(head) : width] = torch.arange(len(head))
+        segments[row, width - len(head) : width] = 0
+    ends = [width] * len(heads)
+    for place_in_batch, (row, response) in enumerate(zip(rows, responses, strict=True)):
+        begin, ends[row] = ends[row], ends[row] + len(response)
+        ids[row, begin : ends[row]] = tokens = torch.tensor(response, dtype=torch.long)
+        position_ids[row, begin : ends[row]] = len(prompts[place_in_batch]) + torch.arange(len(response))
+        segments[row, begin : ends[row]] = place_in_batch + 1
+        columns[place_in_batch, : len(response)] = torch.arange(begin, ends[row])
+        padded[place_in_batch, : len(response)], real[place_in_batch, : len(response)] = tokens, 1
+    mask = _seen(segments) if once else (segments >= 0).long()
+    ids, mask, position_ids, padded, real, row_of, columns = (
+        tensor.to(device) for tensor in (ids, mask, position_ids, padded, real, torch.tensor(rows), columns)
+    )
+    return TokenBatch(ids, mask, position_ids, padded, real, row_of, columns, width)
+
+
+def _seen(segments: torch.Tensor) -> torch.Tensor:
+    """The mask (R, 1, L, L) with which tokens see those before them of the prompt and of their own response."""
+    before = torch.ones(2 * segments.shape[1:], dtype=torch.bool).tril()
+    own = segments[:, :, None] == segments[:, None, :]
+    seen = before & (own | (segments == 0)[:, None, :])
+    return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.bfloat16).min)[:, None]
 
 
 def response_logits(model: Any, batch: TokenBatch, **options: Any) -> Any:
-    """Return a causal model's output with `logits` for each response token alone, shape (B, T, V); gradients flow.
+    """Return a causal model's output with `logits` for each real response token alone, shape (N, V); gradients flow.
 
     Args:
-        model: a `transformers` model.
-        batch: what it reads.
+        model: a `transformers` model, or one with an adapter.
+        batch: what it reads; the N tokens are those of `batch.response_mask`, response by response.
         options: for the model, such as output_hidden_states.
     """
-    length = batch.responses.shape[1]
+    real = batch.response_mask.bool()
+    rows, columns = batch.rows[:, None].expand_as(batch.columns)[real], batch.before[real]
     if takes(model, "logits_to_keep"):
-        options["logits_to_keep"] = length + 1
-    output = model(batch.ids, use_cache=False, **_places(model, batch.mask, batch.ids.shape[1]), **options)
-    output.logits = output.logits[:, -length - 1 : -1].float()
+        options["logits_to_keep"] = batch.ids.shape[1] - batch.width + 1
+
+    def needed(_: Any, states: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        return (states[0][rows, columns - (batch.ids.shape[1] - states[0].shape[1])],)
+
+    # Only these states go through the output layer, which costs a small model as much as all the others. Of a slice
+    # of states, PyTorch would even copy the vocabulary's weights for each text.
+    hook = _inner(model).get_output_embeddings().register_forward_pre_hook(needed)
+    try:
+        output = model(batch.ids, **batch.options(model), **options)
+    finally:
+        hook.remove()
+    output.logits = output.logits.float()
     return output
+
+
+def response_states(model: Any, batch: TokenBatch) -> torch.Tensor:
+    """Return what the layers of a causal model end with at each response's last token, (B, H); gradients flow.
+
+    Args:
+        model: a classifier on a causal model, or one with an adapter.
+        batch: what it reads.
+    """
+    states = _inner(model).base_model(batch.ids, **batch.options(model)).last_hidden_state
+    last = batch.columns.gather(1, batch.response_mask.sum(1, keepdim=True) - 1)[:, 0]
+    return states[batch.rows, last]
+
+
+def _inner(model: Any) -> Any:
+    """A model without the adapter around it; the adapter's layers are in it all the same."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -13,6 +13,7 @@ from scipy.special import expit
 
 from bonlib.lm.models import LoadedModel
 from bonlib.lm.reading import read
+from bonlib.lm.samplers import Responses
 
 Rewards = NDArray[np.float64]
 
@@ -63,11 +64,13 @@ class ClassifierReward:
         Raises:
             ValueError: if the lists differ in length, or a text is longer than the classifier's context.
         """
-        encoded = self._encode([prompt + response for prompt, response in zip(prompts, responses, strict=True)])
+        pairs = list(zip(prompts, responses, strict=True))
+        place = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}  # what is there twice is read once
+        encoded = self._encode([prompt + response for prompt, response in place])
         prompt_ids = {prompt: self.loaded.tokenizer(prompt)["input_ids"] for prompt in dict.fromkeys(prompts)}
         # The border between prompt and response can change a token, so only what is really there counts as common.
-        heads = [_common(prompt_ids[prompt], ids[:-1]) for prompt, ids in zip(prompts, encoded, strict=True)]
-        return self.score_tokens(encoded, heads)
+        heads = [_common(prompt_ids[prompt], ids[:-1]) for (prompt, _), ids in zip(place, encoded, strict=True)]
+        return self.score_tokens(encoded, heads)[[place[pair] for pair in pairs]]
 
     def score_texts(self, texts: Sequence[str]) -> Rewards:
         """Return the reward of whole texts, shape (B,)."""
@@ -81,6 +84,7 @@ class ClassifierReward:
             heads: (B,) tokens at the beginning of each text that others may begin with as well; none if not given.
         """
         model = self.loaded.model
+        model = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter's layers are in it
         # So the classifiers on causal models call their last layer.
         pools_last = hasattr(model, "score") and not model.config.is_encoder_decoder
         batches = read(
@@ -91,12 +95,13 @@ class ClassifierReward:
             pad_id=self.loaded.tokenizer.pad_token_id,
         )
         scores = np.empty((len(encoded), self.outputs))
+        precision = next(model.score.parameters()).dtype if pools_last else None
         with torch.inference_mode():
             for places, skipped, output in batches:
                 if pools_last:
                     last = np.array([len(encoded[place]) for place in places]) - skipped - 1
                     states = output.last_hidden_state[np.arange(len(places)), last]
-                    scores[places] = model.score(states).cpu().double().numpy()
+                    scores[places] = model.score(states.to(precision)).cpu().double().numpy()
                 else:
                     scores[places] = output.logits.cpu().double().numpy()
         return self._rewards(scores)
@@ -181,13 +186,61 @@ class FunctionReward:
         return np.array([self.function(p, r) for p, r in zip(prompts, responses, strict=True)], dtype=np.float64)
 
 
-def checked_score(reward_model: RewardModel, prompts: Sequence[str], responses: Sequence[str]) -> Rewards:
+class CutPenalty:
+    """Another reward model, less a fixed penalty for responses that were cut before their end token.
+
+    Args:
+        judge: of texts, which does not see whether there is an end token.
+        end_token_ids: of the model that writes the responses.
+        penalty: what a cut response loses, in units of reward, 0 or more.
+
+    Source: Huang et al. 2024, detail 23 (their penalty is a fixed reward instead).
+    """
+
+    def __init__(self, judge: ClassifierReward, end_token_ids: Sequence[int], *, penalty: float) -> None:
+        if not 0 <= penalty < np.inf:
+            raise ValueError(f"penalty is {penalty}; it must be finite, 0 or more")
+        self.judge, self.end_token_ids, self.penalty = judge, list(end_token_ids), penalty
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The judge's model."""
+        return self.judge.loaded
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of judge, end tokens and penalty."""
+        about = f"{self.judge.fingerprint} {self.end_token_ids} {self.penalty}"
+        return hashlib.sha256(about.encode()).hexdigest()
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Rewards:
+        """Return the reward of texts, which count as ended, shape (B,)."""
+        return self.judge.score(prompts, responses)
+
+    def score_responses(self, prompts: Sequence[str], responses: Responses) -> Rewards:
+        """Return the reward of responses, shape (B,)."""
+        last = responses.token_ids[np.arange(len(responses)), responses.lengths - 1]
+        rewards = self.judge.score(prompts, responses.texts.tolist())
+        return rewards - self.penalty * ~np.isin(last, self.end_token_ids)
+
+
+def checked_score(reward_model: RewardModel, prompts: Sequence[str], responses: Responses | Sequence[str]) -> Rewards:
     """Return the rewards of responses, after checking that there is one finite number for each.
+
+    Args:
+        reward_model: one that looks at tokens has a `score_responses(prompts, responses)`, for `Responses`.
+        prompts: of the responses, B.
+        responses: B of them.
 
     Raises:
         ValueError: naming the prompt and response whose reward is not a finite number.
     """
-    rewards: ArrayLike = reward_model.score(prompts, responses)
+    texts = responses.texts.tolist() if isinstance(responses, Responses) else list(responses)
+    rewards: ArrayLike
+    if isinstance(responses, Responses) and hasattr(reward_model, "score_responses"):
+        rewards = reward_model.score_responses(prompts, responses)
+    else:
+        rewards = reward_model.score(prompts, texts)
     values = np.asarray(rewards, dtype=np.float64)
     if values.shape != (len(responses),):
         raise ValueError(
@@ -199,6 +252,6 @@ def checked_score(reward_model: RewardModel, prompts: Sequence[str], responses: 
         first = int(bad[0])
         raise ValueError(
             f"the reward model gave {values[first]} to {bad.size} of {len(values)} responses, the first to prompt "
-            f"{prompts[first]!r}, response {responses[first]!r}: mend the reward model. The draws are kept"
+            f"{prompts[first]!r}, response {texts[first]!r}: mend the reward model. The draws are kept"
         )
     return values

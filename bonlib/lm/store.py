@@ -141,8 +141,8 @@ class SampleStore:
             if not path.with_suffix(suffix).exists()
         ]
         for prompt, path in _progress(missing, "scoring"):
-            texts = _read_responses(path).texts.tolist()
-            _write(path.with_suffix(suffix), rewards=checked_score(reward_model, [prompt] * len(texts), texts))
+            drawn = _read_responses(path)
+            _write(path.with_suffix(suffix), rewards=checked_score(reward_model, [prompt] * len(drawn), drawn))
         count = len(draws.responses[0])
         rewards = [
             [_read(path.with_suffix(suffix), {"rewards"})["rewards"] for path in paths] for paths in draws.chunks
