@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +38,25 @@ def add_rows(path: Path, run: str, rows: Sequence[Mapping[str, Any]]) -> None:
         buffer = io.StringIO()
         table.to_csv(buffer, index=False, float_format="%.6g")
         replace_file(path, buffer.getvalue().encode())
+
+
+@contextmanager
+def claim(lock: Path) -> Iterator[bool]:
+    """Claim a piece of work, so that several processes may share out many: true unless another has it at the moment.
+
+    Args:
+        lock: a file that stands for the piece, made with its folder if missing. A process that dies lets go of it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        held.release()

@@ -30,7 +30,7 @@ from bonlib.align.enumerated import (
     train_exactly,
 )
 from bonlib.align.methods import METHODS, BonSft, Dpo, OffPolicy
-from bonlib.align.results import add_rows, read_rows
+from bonlib.align.results import add_rows, claim, read_rows
 from bonlib.align.reward_cdf import LogCdf, SampledCdf
 from bonlib.align.settings import TrainingData, TrainSettings
 from bonlib.align.trainer import train
@@ -255,24 +255,17 @@ def _given(beta: float | None) -> float:
 
 def run_all(runs: Iterable[ExactRun], *, table: Path = TABLE) -> None:
     """Do every run that has no row yet; several processes may do so at once."""
-    from filelock import FileLock, Timeout
-
-    locks = ROOT / "_build" / "exact_ends"
-    locks.mkdir(parents=True, exist_ok=True)
     about = {"device": describe_device(torch.device("cpu")), "commit": commit_of_workbook()}
     for run in runs:
-        try:
-            with FileLock(locks / f"{run.identity}.lock", timeout=0):
-                if run.identity in set(read_rows(table)["run"]):
-                    continue
-                curve: Curve | None = [] if run.method in ("bond", "jbond") else None
-                row = run_exactly(run, curve) | about | {"date": time.strftime("%Y-%m-%d")}
-                row["options"] = "; ".join(f"{name}={value}" for name, value in run.options)
-                if curve:
-                    add_rows(table.with_name(f"{table.stem}_curves.csv"), run.identity, curve)
-                add_rows(table, run.identity, [row])
-        except Timeout:
-            continue
+        with claim(ROOT / "_build" / "exact_ends" / f"{run.identity}.lock") as ours:
+            if not ours or run.identity in set(read_rows(table)["run"]):
+                continue
+            curve: Curve | None = [] if run.method in ("bond", "jbond") else None
+            row = run_exactly(run, curve) | about | {"date": time.strftime("%Y-%m-%d")}
+            row["options"] = "; ".join(f"{name}={value}" for name, value in run.options)
+            if curve:
+                add_rows(table.with_name(f"{table.stem}_curves.csv"), run.identity, curve)
+            add_rows(table, run.identity, [row])
         print(
             f"{run.method:11s} {run.reward} {run.policy} {run.training:7s} m={run.m} {run.smoothing} "
             f"{run.learning_rate:g} {row['options']}: KL to best-of-{run.target} {row['reverse_kl']:.4f}, "

@@ -237,7 +237,7 @@ class Profile:
 
 
 THOROUGH = Theory(cases=3000)
-# Steps of 8 prompts with 4 summaries each; 100 of them are what J-BOND's anchor needs to come to best-of-32, η = 0.05.
+# Steps of 8 prompts with 4 summaries each; 80 of them bring J-BOND with η = 0.05 about as far as best-of-32 is.
 BRIEF = Training(
     draws=96,
     cdf_samples=64,
@@ -263,6 +263,7 @@ SECTION_6 = replace(
     betas=(1 / 99,),
     dpo_betas=(1 / 99,),
     bond_ns=(100,),
+    anchor_rates=(0.02,),  # best-of-100 is log₂ 100 = 6.6 rounds away
     seeds=(0, 1, 2),
     steps=320,
     test_prompts=128,

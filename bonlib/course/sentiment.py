@@ -19,7 +19,7 @@ import torch
 from bonlib.align.bond import Bond, JBond
 from bonlib.align.evaluate import Evaluation, TestSet, divergences, evaluate, log_quantiles
 from bonlib.align.methods import METHODS, OffPolicy
-from bonlib.align.results import add_rows, read_rows
+from bonlib.align.results import add_rows, claim, read_rows
 from bonlib.align.reward_cdf import LogCdf, SampledCdf
 from bonlib.align.settings import Ppo, TrainingData, TrainSettings
 from bonlib.align.trainer import DivergedError, Trained, train
@@ -338,16 +338,13 @@ class Harness:
         Returns:
             Whether all went well; a run that diverged or was refused is reported, and the others go on.
         """
-        from filelock import FileLock, Timeout
-
         went_well = True
         for run in runs:
             try:
                 folder = self.folder(run)
-                with FileLock(folder.with_name(f"{folder.name}.lock"), timeout=0):  # released if the process dies
-                    self._run_one(run, results)
-            except Timeout:
-                continue
+                with claim(folder.with_name(f"{folder.name}.lock")) as ours:
+                    if ours:
+                        self._run_one(run, results)
             except (DivergedError, ValueError) as error:
                 print(f"bonlib: {run.method} at {run.value:g}: {error}", file=sys.stderr, flush=True)
                 went_well = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import product
@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bonlib.align.methods import METHODS
-from bonlib.align.results import add_rows, read_rows
+from bonlib.align.results import add_rows, claim, read_rows
 from bonlib.cdf import best_of_n_weights
 from bonlib.course.judging import Condition, Judgement, Judges, copied
 from bonlib.course.profiles import Profile, Summaries, Training
@@ -247,7 +247,10 @@ class SummaryHarness(Harness):
         }
 
     def best_of_each_n(self, where: Condition) -> list[dict[str, float]]:
-        """Return what the judges say of best-of-n by the proxy, for n = 1, 2, 4 … up to all draws there are."""
+        """Return what the judges say of best-of-n by the proxy, for n = 1, 2, 4 … up to all draws there are.
+
+        In each row are also their standard deviations over draws of one document, proxy_sd and gold_sd.
+        """
         _, (proxy, gold) = self.reference_draws_at(where)
         rows = []
         for n in 2 ** np.arange(int(np.log2(proxy.shape[1])) + 1):
@@ -255,7 +258,8 @@ class SummaryHarness(Harness):
             row: dict[str, float] = {"n": int(n)}
             for name, rewards in (("proxy", proxy), ("gold", gold)):
                 mean, error = mean_over_prompts((weights * rewards).sum(axis=1))
-                row |= {name: float(mean), f"{name}_se": float(error)}
+                spread = np.sqrt(rewards.var(axis=1, ddof=1).mean())
+                row |= {name: float(mean), f"{name}_se": float(error), f"{name}_sd": float(spread)}
             rows.append(row)
         return rows
 
@@ -276,43 +280,51 @@ class SummaryHarness(Harness):
     def judge_all(self, *, results: Path = RESULTS) -> None:
         """Judge reference, best-of-n and all policies at every temperature and sampling seed; goes on where it was.
 
+        Several processes may do so at once: each takes the next condition that nobody works on.
+
         Args:
             results: folder of the tables: tldr_judged (a row a policy and condition) with its _prompts and _texts, and
                 tldr_bon (best-of-n for many n).
         """
-        policies, table = self.policies(), results / "tldr_judged.csv"
+        sizes, table = self.sizes, results / "tldr_judged.csv"
+        policies = {" ".join(map(str, key)): policy for key, policy in self.policies().items()}
         prints = {"sft": self.setting.reference.fingerprint}
-        prints |= {f"{method} {seed}": policy.fingerprint for (method, seed), policy in policies.items()}
-        prints["bon"] = f"{prints['sft']} {self.sizes.n}"
+        prints |= {name: policy.fingerprint for name, policy in policies.items()}
+        prints["bon"] = f"{prints['sft']} {sizes.n}"
         judges = [self.setting.reward_model.fingerprint, self.gold.fingerprint]
-        about = [asdict(self.sizes), self.profile.posts, self.profile.posts_revision, self.profile.reviews, *judges]
-        for distribution, temperature, seed in product(
-            DISTRIBUTIONS, self.sizes.temperatures, self.sizes.sampling_seeds
-        ):
+        about = [asdict(sizes), self.profile.posts, self.profile.posts_revision, self.profile.reviews, *judges]
+        for seed, distribution, temperature in product(sizes.sampling_seeds, DISTRIBUTIONS, sizes.temperatures):
             where = Condition(distribution, temperature, seed)
-            names = {name: _hash([about, prints[name], asdict(where)]) for name in prints}
-            done = set(read_rows(table)["run"])
-            missing = [name for name, identity in names.items() if identity not in done]
-            begun = time.perf_counter()
-            found: dict[str, Judgement] = {}
-            if {"sft", "bon"} & set(missing):
-                found |= self.of_reference(where)
-                curve = [{**asdict(where), **row} for row in self.best_of_each_n(where)]
-                add_rows(results / "tldr_bon.csv", names["bon"], curve)
-            wanted = {" ".join(map(str, key)): policy for key, policy in policies.items()}
-            wanted = {name: policy for name, policy in wanted.items() if name in missing}
-            if wanted:
-                found |= self.of_policies(wanted, where)
-            for name, judgement in found.items():
-                method, _, trained = name.partition(" ")
-                head = {"profile": self.profile.name, "method": method, "seed": int(trained or 0), **asdict(where)}
-                self._write(results, names[name], head, judgement)
-            if found:
-                spent = time.perf_counter() - begun
-                print(
-                    f"{distribution}, temperature {temperature:g}, seed {seed}: {len(found)} in {spent:.0f} s",
-                    flush=True,
-                )
+            names = {name: _hash([about, fingerprint, asdict(where)]) for name, fingerprint in prints.items()}
+            with claim(self.build / "judge" / f"{_hash(sorted(names.values()))}.lock") as ours:
+                if ours:
+                    self._judge_missing(where, names, policies, results, set(read_rows(table)["run"]))
+
+    def _judge_missing(
+        self,
+        where: Condition,
+        names: Mapping[str, str],
+        policies: Mapping[str, LoadedModel],
+        results: Path,
+        done: Collection[str],
+    ) -> None:
+        """Judge what has no row yet of one condition; `names` tells policies to the rows' identities."""
+        missing = {name for name, identity in names.items() if identity not in done}
+        begun = time.perf_counter()
+        found: dict[str, Judgement] = {}
+        if missing & {"sft", "bon"}:
+            found |= self.of_reference(where)
+            curve = [{**asdict(where), **row} for row in self.best_of_each_n(where)]
+            add_rows(results / "tldr_bon.csv", names["bon"], curve)
+        if wanted := {name: policy for name, policy in policies.items() if name in missing}:
+            found |= self.of_policies(wanted, where)
+        for name, judgement in found.items():
+            method, _, trained = name.partition(" ")
+            head = {"profile": self.profile.name, "method": method, "seed": int(trained or 0), **asdict(where)}
+            self._write(results, names[name], head, judgement)
+        if found:
+            spent, about = time.perf_counter() - begun, f"{where.distribution}, temperature {where.temperature:g}"
+            print(f"{about}, seed {where.sampling_seed}: {len(found)} in {spent:.0f} s", flush=True)
 
     def _write(self, results: Path, identity: str, head: dict[str, Any], judgement: Judgement) -> None:
         table = judgement.by_prompt().round(4).dropna(axis=1)

@@ -197,7 +197,6 @@ def train_reward_model(folder: Path, scratch: Path, examples: Sequence[Ranked], 
     base = load_classifier(recipe.base, dtype="bfloat16", outputs=1)
     tokenizer = base.tokenizer
     base.model.score.float()
-    torch.nn.init.zeros_(base.model.score.weight)
     model = recipe.applied_to(base.model, "SEQ_CLS")
 
     def collate(chosen: Sequence[Ranked]) -> dict[str, Any]:

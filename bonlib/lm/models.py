@@ -275,9 +275,12 @@ def _with_new_head(load: Callable[..., Any], outputs: int) -> Callable[..., Any]
         level = logging.get_verbosity()
         logging.set_verbosity_error()
         try:
-            return load(*args, num_labels=outputs, **options)
+            model = load(*args, num_labels=outputs, **options)
         finally:
             logging.set_verbosity(level)
+        # An adapter keeps the head that it replaces; were that random, no two loads would have one fingerprint.
+        model.score.weight.data.zero_()
+        return model
 
     return loaded
 
