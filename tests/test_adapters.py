@@ -76,6 +76,20 @@ def test_a_reward_model_learns_to_tell_summaries_apart(reward_folders):
     assert np.array_equal(together[:8], together[8:])
 
 
+def test_a_reward_model_is_the_same_after_every_load(reward_folders):
+    first, again = (load_classifier(reward_folders[0], dtype="bfloat16") for _ in range(2))
+    assert first.fingerprint == again.fingerprint
+    assert first.fingerprint != load_classifier(reward_folders[1], dtype="bfloat16").fingerprint
+
+
+def test_a_reward_is_read_behind_the_suffix(reward_folders):
+    loaded = load_classifier(reward_folders[0], dtype="bfloat16")
+    plain, suffixed = ClassifierReward(loaded), ClassifierReward(loaded, suffix=" the end")
+    rewards = suffixed.score(["A film"] * 2, [" good", " bad"])
+    np.testing.assert_array_equal(rewards, plain.score(["A film"] * 2, [" good the end", " bad the end"]))
+    assert plain.fingerprint == ClassifierReward(loaded).fingerprint != suffixed.fingerprint
+
+
 def test_summaries_are_ranked_by_person_and_rouge():
     document = Document("irrelevant", ("the cat sat on the mat", "a cat"))
     made = ranked(document, "prompt", ["the cat sat", "dogs", "the cat ran", "the cat sat on the mat"], 0.05)
@@ -103,7 +117,7 @@ def test_summaries_are_not_written_twice(llama_folder, tmp_path):
     whole = write_summaries(sampler, prompts, (1.0, 0.5, 1.0), tmp_path / "whole.jsonl", seed=3)
     assert [len(answers) for answers in whole] == [3] * 20
     lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "part.jsonl").write_text("".join(lines[:16]))
+    (tmp_path / "part.jsonl").write_text("".join(lines[:16]) + lines[16][:9])  # killed while it wrote
     assert write_summaries(sampler, prompts, (1.0, 0.5, 1.0), tmp_path / "part.jsonl", seed=3) == whole
 
 

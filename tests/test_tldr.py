@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from scipy.stats import pearsonr
 
 from bonlib.align.methods import METHODS
-from bonlib.align.results import read_rows
+from bonlib.align.results import add_rows, read_rows
 from bonlib.course.judging import Condition, copied
 from bonlib.course.profiles import PROFILES, get_profile
-from bonlib.course.tldr import DISTRIBUTIONS, TRAINED, SummaryHarness, bundle, grid
+from bonlib.course.tldr import DISTRIBUTIONS, TRAINED, SummaryHarness, bundle, grid, read_verdicts
 from bonlib.lm.models import load_language_model
 from bonlib.lm.store import SampleStore
 from bonlib.metrics import win_rate
@@ -72,9 +73,19 @@ def test_every_method_trains_and_is_judged_once(harness, tmp_path, capsys):
         trained = harness.policies()[method, 0].model.state_dict()
         assert all(torch.allclose(kept[name], tensor, atol=1e-3, rtol=1e-3) for name, tensor in trained.items())
         assert "minutes" in (folder / "README.md").read_text()
-    harness.judge_all(results=results)
+    # Another process, whose models were loaded anew, finds nothing left to do.
+    SummaryHarness(harness.profile, harness.store, build=harness.build).judge_all(results=results)
     assert not capsys.readouterr().out
     assert len(read_rows(results / "tldr_judged.csv")) == len(judged)
+    verdicts = read_verdicts("quick", results)
+    assert len(verdicts.by_prompt) == 3 * len(judged)
+    assert set(verdicts.texts["method"]) == {"sft", "bon", *TRAINED}
+    assert set(verdicts.curves["n"]) == {1, 2, 4, 8}
+    for table in verdicts:
+        assert {"distribution", "temperature", "sampling_seed", "run"} <= set(table)
+    add_rows(results / "tldr_judged.csv", "newer", judged.drop(columns="run").head(1).to_dict("records"))
+    with pytest.raises(ValueError, match="two rows of"):
+        read_verdicts("quick", results)
 
 
 def test_best_of_n_is_chosen_by_the_proxy_and_judged_by_gold(harness):
@@ -90,6 +101,10 @@ def test_best_of_n_is_chosen_by_the_proxy_and_judged_by_gold(harness):
     assert judged["bon"].summary()["win"] == pytest.approx(float(expected.value))
     curve = harness.best_of_each_n(where)
     assert curve[0]["proxy"] == pytest.approx(proxy.mean())
+    assert curve[0]["gold_gain"] == pytest.approx(0, abs=1e-6)
+    assert curve[-1]["proxy_gain"] == pytest.approx(curve[-1]["proxy"] - curve[0]["proxy"])
+    centred = [(table - table.mean(axis=1, keepdims=True)).ravel() for table in (proxy, gold)]
+    assert curve[0]["correlation"] == pytest.approx(pearsonr(*centred).statistic)
     assert curve[-1]["proxy"] == pytest.approx(np.sort(proxy, axis=1)[:, -8:].mean(), abs=10)  # the best of 8 of 12
     assert [row["proxy"] for row in curve] == sorted(row["proxy"] for row in curve)
 

@@ -188,6 +188,7 @@ class Profile:
         proxy_model_revision: likewise.
         gold_model: reward model of summaries that policies are judged by, likewise.
         gold_model_revision: likewise.
+        judges_read: what both read after a summary, such as the end token that they were trained to judge at.
         posts: "aclsum" for the abstracts of that package, with reviews for what is out of distribution; else a data set
             of Reddit posts on the hub, or a local folder.
         posts_revision: as for the models.
@@ -225,6 +226,7 @@ class Profile:
     proxy_model_revision: str | None = None
     gold_model: str = "tldr-gold"
     gold_model_revision: str | None = None
+    judges_read: str = ""
     posts: str = "aclsum"
     posts_revision: str | None = None
     summary_policies: str | None = "tldr-{method}"
@@ -372,6 +374,7 @@ PROFILES = {
             summary_model="cleanrl/EleutherAI_pythia-2.8b-deduped__sft__tldr",
             proxy_model="cleanrl/EleutherAI_pythia-2.8b-deduped__reward__tldr",
             gold_model="cleanrl/EleutherAI_pythia-6.9b-deduped__reward__tldr",
+            judges_read="<|endoftext|>",
             posts="vwxyzjn/summarize_from_feedback_tldr_3_filtered",
             summary_policies=None,
             wants_gpu=True,

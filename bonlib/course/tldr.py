@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from bonlib.align.results import add_rows, claim, read_rows
 from bonlib.cdf import best_of_n_weights
 from bonlib.course.judging import Condition, Judgement, Judges, copied
 from bonlib.course.profiles import Profile, Summaries, Training
+from bonlib.course.runner import BUILD
 from bonlib.course.sentiment import RESULTS, TEXTS_KEPT, Harness, Run, describe_device
 from bonlib.course.setting import Setting
 from bonlib.lm.adapters import save_adapter, write_card
@@ -28,7 +29,7 @@ from bonlib.lm.kernels import has_bfloat16
 from bonlib.lm.models import BUNDLED, LoadedModel, load_classifier, load_language_model, pick_device
 from bonlib.lm.rewards import ClassifierReward, CutPenalty, checked_score
 from bonlib.lm.samplers import Responses, SamplingSettings, TransformersSampler, best_of_n, concatenate
-from bonlib.lm.store import Draws
+from bonlib.lm.store import Draws, SampleStore
 from bonlib.lm.summaries import (
     Document,
     load_abstracts,
@@ -94,6 +95,10 @@ class SummaryHarness(Harness):
 
     compares = False
 
+    def __init__(self, profile: Profile, store: SampleStore | None = None, *, build: Path = BUILD) -> None:
+        super().__init__(profile, store, build=build)
+        self._drawn: dict[Condition, tuple[Draws, Judges]] = {}
+
     @property
     def sizes(self) -> Summaries:
         """How much is drawn to measure with."""
@@ -137,9 +142,8 @@ class SummaryHarness(Harness):
     def _judge(self, name: str, revision: str | None, reference: LoadedModel) -> CutPenalty:
         dtype = str(reference.model.dtype).removeprefix("torch.")
         loaded = load_classifier(name, revision=revision, device=reference.device.type, dtype=dtype)
-        return CutPenalty(
-            ClassifierReward(loaded, batch_size=64), reference.end_token_ids, penalty=self.sizes.cut_penalty
-        )
+        judge = ClassifierReward(loaded, batch_size=64, suffix=self.profile.judges_read)
+        return CutPenalty(judge, reference.end_token_ids, penalty=self.sizes.cut_penalty)
 
     @cached_property
     def prompts(self) -> list[str]:
@@ -190,10 +194,6 @@ class SummaryHarness(Harness):
         }
 
     # -- judging ---------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def _drawn(self) -> dict[Condition, tuple[Draws, Judges]]:
-        return {}
 
     def reference_draws_at(self, where: Condition) -> tuple[Draws, Judges]:
         """Return summaries by the reference, with their rewards, from the store as far as it has them."""
@@ -249,18 +249,30 @@ class SummaryHarness(Harness):
     def best_of_each_n(self, where: Condition) -> list[dict[str, float]]:
         """Return what the judges say of best-of-n by the proxy, for n = 1, 2, 4 … up to all draws there are.
 
-        In each row are also their standard deviations over draws of one document, proxy_sd and gold_sd.
+        Returns:
+            For each n the mean rewards proxy and gold, and proxy_gain and gold_gain over n = 1 with the standard errors
+            proxy_gain_se and gold_gain_se over documents. Besides, the same in each row, what holds among draws of one
+            document: standard deviations proxy_sd and gold_sd, the correlation of the two rewards, and gold_per_token,
+            the slope of gold in length.
         """
-        _, (proxy, gold) = self.reference_draws_at(where)
+        draws, (proxy, gold) = self.reference_draws_at(where)
+        tables = (proxy, gold, draws.lengths.astype(np.float64))
+        proxy_part, gold_part, length_part = ((each - each.mean(axis=1, keepdims=True)).ravel() for each in tables)
+        among_draws = {
+            "proxy_sd": float(np.sqrt(proxy.var(axis=1, ddof=1).mean())),
+            "gold_sd": float(np.sqrt(gold.var(axis=1, ddof=1).mean())),
+            "correlation": float(np.corrcoef(proxy_part, gold_part)[0, 1]),
+            "gold_per_token": float(length_part @ gold_part / (length_part @ length_part or 1.0)),  # or all are as long
+        }
         rows = []
         for n in 2 ** np.arange(int(np.log2(proxy.shape[1])) + 1):
             weights = best_of_n_weights(proxy, int(n))
             row: dict[str, float] = {"n": int(n)}
             for name, rewards in (("proxy", proxy), ("gold", gold)):
-                mean, error = mean_over_prompts((weights * rewards).sum(axis=1))
-                spread = np.sqrt(rewards.var(axis=1, ddof=1).mean())
-                row |= {name: float(mean), f"{name}_se": float(error), f"{name}_sd": float(spread)}
-            rows.append(row)
+                means = (weights * rewards).sum(axis=1)
+                gained, error = mean_over_prompts(means - rewards.mean(axis=1))
+                row |= {name: float(means.mean()), f"{name}_gain": float(gained), f"{name}_gain_se": float(error)}
+            rows.append(row | among_draws)
         return rows
 
     def policies(self) -> dict[tuple[str, int], LoadedModel]:
@@ -356,7 +368,6 @@ class SummaryHarness(Harness):
             for mine, theirs in zip(rewards, of_reference, strict=True)
         )
         texts = np.array([text.strip() for text in responses.texts.tolist()]).reshape(shape)
-        last = responses.token_ids[np.arange(len(responses)), responses.lengths - 1]
         close = [
             rouge(row.tolist(), [document.summaries] * shape[1]) if document.summaries else [np.nan] * shape[1]
             for row, document in zip(texts, exam.documents, strict=True)
@@ -368,7 +379,7 @@ class SummaryHarness(Harness):
             win,
             proxy_win,
             responses.lengths.astype(np.float64).reshape(shape),
-            (~np.isin(last, self.setting.reference.end_token_ids)).astype(np.float64).reshape(shape),
+            responses.are_cut(self.setting.reference.end_token_ids).astype(np.float64).reshape(shape),
             np.array([[copied(text, prompt) for text in row] for row, prompt in zip(texts, exam.prompts, strict=True)]),
             np.array(close),
         )
@@ -385,11 +396,19 @@ def bundle(harness: SummaryHarness, *, results: Path = RESULTS, folder: Path = B
         harness: trains those that are not there yet.
         results: folder of the table that says what they were measured at.
         folder: gets a folder for each.
+
+    Raises:
+        ValueError: if one could not be trained.
     """
     base = harness.setting.reference.model.peft_config["default"].base_model_name_or_path
     runs = [run for run in grid(harness.profile) if run.seed == harness.training.seeds[0]]
     harness.run_all(runs, results=results)
     rows = read_rows(results / f"{SWEEP}.csv").set_index("run")
+    if missing := [run.method for run in runs if harness.identity(run) not in rows.index]:
+        raise ValueError(
+            f"methods {', '.join(missing)} have no trained policy: what went wrong is above, or another process is at "
+            "it; `python -m bonlib train --sweep tldr` shows them"
+        )
     for run in runs:
         row: dict[str, Any] = dict(rows.loc[harness.identity(run)])
         setting = METHODS[run.method].setting
@@ -415,9 +434,35 @@ def bundle(harness: SummaryHarness, *, results: Path = RESULTS, folder: Path = B
         )
 
 
-def read_judged(results: Path = RESULTS) -> pd.DataFrame:
-    """Return what `SummaryHarness.judge_all` stored: a row a policy, condition and document."""
-    about = ["run", "profile", "method", "seed", "distribution", "temperature", "sampling_seed"]
-    return read_rows(results / "tldr_judged_prompts.csv").merge(
-        read_rows(results / "tldr_judged.csv").reindex(columns=about), on="run"
+class Verdicts(NamedTuple):
+    """What `SummaryHarness.judge_all` stored of one profile.
+
+    Attributes:
+        by_prompt: a row a policy, condition and document.
+        texts: a row a policy, condition and document whose summary was kept.
+        curves: a row a condition and n of best-of-n.
+    """
+
+    by_prompt: pd.DataFrame
+    texts: pd.DataFrame
+    curves: pd.DataFrame
+
+
+def read_verdicts(profile: str, results: Path = RESULTS) -> Verdicts:
+    """Return the stored verdicts of a profile.
+
+    Raises:
+        ValueError: if a policy was judged twice under one condition, as when a model or a size changed in between.
+    """
+    about = ["method", "seed", "distribution", "temperature", "sampling_seed"]
+    judged = read_rows(results / "tldr_judged.csv")
+    heads = judged.loc[judged["profile"] == profile, ["run", *about]]
+    if heads.duplicated(about).any():
+        twice = dict(heads[heads.duplicated(about)].iloc[0])
+        raise ValueError(f"tldr_judged.csv of {results} has two rows of {twice}: delete those of the older models")
+    return Verdicts(
+        *(
+            read_rows(results / f"tldr_{name}.csv").merge(heads[["run", *set(heads) - {"run", *known}]], on="run")
+            for name, known in (("judged_prompts", ()), ("judged_texts", ()), ("bon", about[2:]))
+        )
     )

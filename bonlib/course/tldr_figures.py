@@ -12,7 +12,6 @@ from bonlib.course.figures import COLOURS, CURVE, new_figure
 from bonlib.course.training_figures import METHOD_STYLES
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SUMMARY_STYLES: dict[str, tuple[str, str, str]] = {
@@ -30,7 +29,12 @@ def over_prompts(judged: pd.DataFrame, column: str, by: tuple[str, ...] = ("meth
         judged: a row a policy, condition and document; seeds are averaged first: documents are the independent units.
         column: the measure.
         by: what tells rows of the result apart.
+
+    Raises:
+        ValueError: if documents of several distributions would be taken for the same.
     """
+    if "distribution" not in by and judged["distribution"].nunique() > 1:
+        raise ValueError(f"judged holds several distributions and by is {by}: choose one, or add 'distribution' to by")
     means = judged.groupby([*by, "prompt"], sort=False)[column].mean()
     groups = means.groupby(list(by), sort=False)
     return pd.DataFrame({"value": groups.mean(), "error": groups.std() / np.sqrt(groups.count())})
@@ -82,52 +86,43 @@ def temperatures_figure(judged: pd.DataFrame, measures: Mapping[str, str]) -> Fi
     return figure
 
 
-def over_optimisation_figure(curve: pd.DataFrame, points: pd.DataFrame, scale: Mapping[str, float]) -> Figure:
+def over_optimisation_figure(curves: pd.DataFrame, points: pd.DataFrame, correlation: float) -> Figure:
     """Draw what the proxy says of best-of-n as n grows and what the gold model says, and of every policy.
 
     Args:
-        curve: a row a distribution and n, with proxy and gold and their errors proxy_se and gold_se.
-        points: a row a method and temperature, with the gains in proxy and gold over the reference, proxy_error and
-            gold_error, in their standard deviations.
-        scale: standard deviation of proxy and of gold over summaries by the reference of one document.
+        curves: a row a distribution and n, with proxy_gain and gold_gain over n = 1, proxy_gain_se and gold_gain_se,
+            and the correlation of the two rewards; gains in standard deviations among draws of one document.
+        points: a row a method and temperature, with the gains proxy and gold over the reference, proxy_error and
+            gold_error, in the same units, in distribution.
+        correlation: in distribution; gold gains that share of what the proxy gains if it was not over-optimised.
     """
-    figure, axes = new_figure(2, width=5.6, height=4.2)
+    figure, axes = new_figure(2, width=5.6, height=4.4)
     for distribution, style in (("in", "-"), ("out", "--")):
-        mine = curve[curve["distribution"] == distribution].sort_values("n")
+        mine = curves[curves["distribution"] == distribution].sort_values("n")
         for name, colour in (("proxy", COLOURS["random-of-n"]), ("gold", COLOURS["best-of-n"])):
-            gain = (mine[name] - mine[name].iloc[0]) / scale[name]
-            axes[0].plot(
-                mine["n"], gain, style, color=colour, marker="o", ms=4, label=f"{name}, {TITLES[distribution]}"
-            )
+            label = f"{name}, {TITLES[distribution]}"
+            gain, error = mine[f"{name}_gain"], mine[f"{name}_gain_se"]
+            axes[0].errorbar(mine["n"], gain, error, fmt=f"o{style}", color=colour, ms=4, elinewidth=0.8, label=label)
+        told = "correlation × proxy" if distribution == "in" else None
+        axes[0].plot(mine["n"], mine["correlation"] * mine["proxy_gain"], ":", color=COLOURS["bound"], lw=1, label=told)
     axes[0].set(xscale="log", xlabel="number of draws n", ylabel="gain in reward  (standard deviations)")
-    axes[0].set_xticks(sorted(curve["n"].unique()), [str(n) for n in sorted(curve["n"].unique())], minor=False)
+    axes[0].set_xticks(sorted(curves["n"].unique()), [str(n) for n in sorted(curves["n"].unique())], minor=False)
     axes[0].minorticks_off()
     axes[0].legend(frameon=False, fontsize=9)
-    _gains(axes[1], points)
-    return figure
-
-
-def _gains(axis: Axes, points: pd.DataFrame) -> None:
-    for method, (name, colour, marker) in SUMMARY_STYLES.items():
+    for method in [name for name in SUMMARY_STYLES if name != "sft"]:
+        name, colour, marker = SUMMARY_STYLES[method]
         mine = points[points["method"] == method].sort_values("temperature")
-        if method != "sft" and len(mine):
-            axis.errorbar(
-                mine["proxy"],
-                mine["gold"],
-                mine["gold_error"],
-                mine["proxy_error"],
-                color=colour,
-                marker=marker,
-                lw=0.9,
-                elinewidth=0.6,
-                label=name,
-            )
-    low, high = min(0.0, points["proxy"].min()), points["proxy"].max()
-    axis.axline((0, 0), slope=1, color="#999999", lw=0.8, ls=":")
-    axis.set(
-        xlabel="gain in proxy reward  (standard deviations)", ylabel="gain in gold reward", xlim=(low - 0.1, 1.1 * high)
+        errors = {"yerr": mine["gold_error"], "xerr": mine["proxy_error"], "elinewidth": 0.6}
+        axes[1].errorbar(mine["proxy"], mine["gold"], color=colour, marker=marker, lw=0.9, label=name, **errors)
+    axes[1].axline((0, 0), slope=1, color="#999999", lw=0.8, ls=":", label="all of it")
+    axes[1].axline((0, 0), slope=correlation, color=COLOURS["bound"], lw=1, ls=":", label="correlation × proxy")
+    highest = {name: (points[name] + points[f"{name}_error"]).max() for name in ("proxy", "gold")}
+    axes[1].set(xlabel="gain in proxy reward  (standard deviations)", ylabel="gain in gold reward")
+    axes[1].set(
+        xlim=(min(0.0, points["proxy"].min()) - 0.1, highest["proxy"] + 0.1), ylim=(None, highest["gold"] + 0.1)
     )
-    axis.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes[1].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
 
 
 def fits_figure(panels: Mapping[str, Mapping[str, CURVE]]) -> Figure:

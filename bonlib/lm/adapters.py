@@ -5,6 +5,7 @@ An adapter is a `peft` folder (LoRA, safetensors in half precision, a model card
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -163,7 +164,9 @@ def write_summaries(
         seed: of the draws.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    found = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    text = file.read_text() if file.exists() else ""
+    found = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]  # the last may be half written
+    file.write_text("".join(f"{json.dumps(answers)}\n" for answers in found))
     starts = range(len(found), len(prompts), AT_ONCE)
     for start in tqdm(starts, desc="writing summaries", unit="batch", mininterval=5, leave=False):
         batch = prompts[start : start + AT_ONCE]
@@ -324,8 +327,10 @@ def _examples(
     loaded = load_language_model(sft, dtype="bfloat16")
     prompts = [summary_prompt(loaded.tokenizer, document, recipe.context) for document in documents]
     seed = (1 + ["proxy", "gold", "heldout"].index(which)) * 1_000_000
-    file = scratch / f"summaries-{which}.jsonl"
-    written = write_summaries(TransformersSampler(loaded), prompts, recipe.temperatures, file, seed=seed)
+    sampler = TransformersSampler(loaded)
+    version = hashlib.sha256(f"{sampler.fingerprint} {recipe.temperatures} {LONGEST} {prompts}".encode()).hexdigest()
+    file = scratch / f"summaries-{which}-{version[:12]}.jsonl"  # another model's summaries are in another file
+    written = write_summaries(sampler, prompts, recipe.temperatures, file, seed=seed)
     return [
         ranked(document, prompt, answers, recipe.least_difference)
         for document, prompt, answers in zip(documents, prompts, written, strict=True)

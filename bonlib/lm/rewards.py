@@ -39,11 +39,12 @@ class ClassifierReward:
     Args:
         loaded: the classifier.
         batch_size: texts it reads at once.
+        suffix: what follows each response, such as the end token for a model that was trained to read its reward there.
     """
 
     outputs = 1
 
-    def __init__(self, loaded: LoadedModel, *, batch_size: int = 256) -> None:
+    def __init__(self, loaded: LoadedModel, *, batch_size: int = 256, suffix: str = "") -> None:
         if loaded.model.config.num_labels != self.outputs:
             raise ValueError(
                 f"{loaded.name} has {loaded.model.config.num_labels} outputs; {type(self).__name__} takes a classifier "
@@ -51,12 +52,13 @@ class ClassifierReward:
             )
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        self.loaded, self.batch_size = loaded, batch_size
+        self.loaded, self.batch_size, self.suffix = loaded, batch_size, suffix
 
     @property
     def fingerprint(self) -> str:
-        """A hash of weights and tokenizer."""
-        return hashlib.sha256(f"{self.loaded.fingerprint} {type(self).__name__}".encode()).hexdigest()
+        """A hash of weights, tokenizer and suffix."""
+        about = f"{self.loaded.fingerprint} {type(self).__name__}" + (f" {self.suffix}" if self.suffix else "")
+        return hashlib.sha256(about.encode()).hexdigest()
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Rewards:
         """Return the reward of each prompt followed by its response, shape (B,).
@@ -66,7 +68,7 @@ class ClassifierReward:
         """
         pairs = list(zip(prompts, responses, strict=True))
         place = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}  # what is there twice is read once
-        encoded = self._encode([prompt + response for prompt, response in place])
+        encoded = self._encode([prompt + response + self.suffix for prompt, response in place])
         prompt_ids = {prompt: self.loaded.tokenizer(prompt)["input_ids"] for prompt in dict.fromkeys(prompts)}
         # The border between prompt and response can change a token, so only what is really there counts as common.
         heads = [_common(prompt_ids[prompt], ids[:-1]) for (prompt, _), ids in zip(place, encoded, strict=True)]
@@ -219,9 +221,8 @@ class CutPenalty:
 
     def score_responses(self, prompts: Sequence[str], responses: Responses) -> Rewards:
         """Return the reward of responses, shape (B,)."""
-        last = responses.token_ids[np.arange(len(responses)), responses.lengths - 1]
         rewards = self.judge.score(prompts, responses.texts.tolist())
-        return rewards - self.penalty * ~np.isin(last, self.end_token_ids)
+        return rewards - self.penalty * responses.are_cut(self.end_token_ids)
 
 
 def checked_score(reward_model: RewardModel, prompts: Sequence[str], responses: Responses | Sequence[str]) -> Rewards:

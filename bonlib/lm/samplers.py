@@ -72,6 +72,10 @@ class Responses:
         """(B,) tokens of each response, the end token included."""
         return (self.token_ids >= 0).sum(axis=1)
 
+    def are_cut(self, end_token_ids: Sequence[int]) -> NDArray[np.bool_]:
+        """(B,) whether a response has none of a model's end tokens in its last place."""
+        return ~np.isin(self.token_ids[np.arange(len(self)), self.lengths - 1], list(end_token_ids))
+
 
 def concatenate(parts: Sequence[Responses]) -> Responses:
     """Return the responses of all `parts` as one, padded to the longest."""
