@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from bonlib.align.methods import Judged, Vbon
 from bonlib.align.reward_cdf import SampledCdf
@@ -198,12 +199,16 @@ def _along_responses(
     """KL to the reference and entropy summed over the positions of each response, and log π of it, (B,) each."""
     found = np.empty((3, len(prompts)))
     for places, batch in _batches(policy, prompts, drawn, batch_size):
-        logits, ref_logits = _logits(policy, batch), _logits(reference, batch)
-        ref_nll = torch.nn.functional.cross_entropy(
-            ref_logits, batch.responses[batch.response_mask.bool()], reduction="none"
+        said = batch.responses[batch.response_mask.bool()]
+        # Some tokens at a time: each distribution over a large vocabulary is needed several times over.
+        parts = zip(
+            *(table.split(256) for table in (_logits(policy, batch), _logits(reference, batch), said)), strict=True
         )
-        figures = torch.stack([next_token_kl(logits, ref_logits), next_token_entropy(logits), -ref_nll])
-        tokens = figures.cpu().double().numpy()  # Apple's GPUs know no float64
+        figures = [
+            torch.stack([next_token_kl(own, ref), next_token_entropy(own), -cross_entropy(ref, ids, reduction="none")])
+            for own, ref, ids in parts
+        ]
+        tokens = torch.cat(figures, dim=1).cpu().double().numpy()  # Apple's GPUs know no float64
         owners = np.repeat(places, batch.response_mask.sum(1).cpu().numpy())
         for row, values in zip(found, tokens, strict=True):
             row[places] = np.bincount(owners, values, minlength=len(row))[places]
