@@ -200,14 +200,11 @@ def _along_responses(
     found = np.empty((3, len(prompts)))
     for places, batch in _batches(policy, prompts, drawn, batch_size):
         said = batch.responses[batch.response_mask.bool()]
-        # Some tokens at a time: each distribution over a large vocabulary is needed several times over.
-        parts = zip(
-            *(table.split(256) for table in (_logits(policy, batch), _logits(reference, batch), said)), strict=True
-        )
-        figures = [
-            torch.stack([next_token_kl(own, ref), next_token_entropy(own), -cross_entropy(ref, ids, reduction="none")])
-            for own, ref, ids in parts
-        ]
+        own, ref, figures = _logits(policy, batch), _logits(reference, batch), []
+        for start in range(0, len(said), 256):  # not all at once: each takes several times the room of its logits
+            at = slice(start, start + 256)
+            nll = cross_entropy(ref[at], said[at], reduction="none")
+            figures.append(torch.stack([next_token_kl(own[at], ref[at]), next_token_entropy(own[at]), -nll]))
         tokens = torch.cat(figures, dim=1).cpu().double().numpy()  # Apple's GPUs know no float64
         owners = np.repeat(places, batch.response_mask.sum(1).cpu().numpy())
         for row, values in zip(found, tokens, strict=True):
