@@ -173,8 +173,10 @@ class SummaryHarness(Harness):
 
     def usual(self, method: str) -> dict[str, Any]:
         """Return the settings that a method has here: its learning rate, and how a step is made up."""
-        # J-BOND has its anchor draw as many; a step of every method takes 32 responses.
+        # J-BOND has its anchor draw as many; a step of every method takes 32 responses. Where all answer different
+        # prompts, as off policy, they are read in four parts, or a step would take 16 GB.
         return {
+            "shards": 4 if METHODS[method].algorithm == "offline" else 1,
             "learning_rate": LEARNING_RATES.get(method, LEARNING_RATE),
             "prompts": 8,
             "group": 2 if method == "jbond" else 4,
