@@ -414,12 +414,9 @@ def bundle(harness: SummaryHarness, *, results: Path = RESULTS, folder: Path = B
     for run in runs:
         row: dict[str, Any] = dict(rows.loc[harness.identity(run)])
         setting = METHODS[run.method].setting
-        about = {
-            setting: run.value,
-            "cdf": row["cdf"],
-            "steps": int(row["steps"]),
-            "learning_rate": row["learning_rate"],
-        }
+        about = {setting: round(run.value, 4), "steps": int(row["steps"]), "learning_rate": row["learning_rate"]}
+        if isinstance(row["cdf"], str):
+            about |= {"cdf": row["cdf"], "cdf_samples": int(row["m"])}
         about |= {"responses": int(row["responses"]), "seed": run.seed, "base": base, "machine": row["device"]}
         about |= {"minutes": round(float(row["seconds"]) / 60, 1), "commit": row["commit"]}
         where = folder / f"tldr-{run.method}"
