@@ -370,7 +370,7 @@ def save_adapter(model: Any, folder: Path, recipe: Mapping[str, Any]) -> None:
     weights = {name: tensor.half() for name, tensor in load_file(file).items()}
     save_file(weights, file, metadata={"format": "pt"})
     config = json.loads((folder / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = recipe["base"]
+    config |= {"base_model_name_or_path": recipe["base"], "target_modules": sorted(config["target_modules"])}
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
     (folder / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
 
