@@ -10,9 +10,9 @@ from scipy.stats import pearsonr
 
 from bonlib.align.methods import METHODS
 from bonlib.align.results import add_rows, read_rows
-from bonlib.course.judging import Condition, copied
+from bonlib.course.judging import Condition, copied, read_verdicts
 from bonlib.course.profiles import PROFILES, get_profile
-from bonlib.course.tldr import DISTRIBUTIONS, TRAINED, SummaryHarness, bundle, grid, read_verdicts
+from bonlib.course.tldr import DISTRIBUTIONS, TRAINED, SummaryHarness, bundle, grid
 from bonlib.lm.models import load_language_model
 from bonlib.lm.store import SampleStore
 from bonlib.metrics import win_rate

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from bonlib.align.results import read_rows
+from bonlib.course.sentiment import RESULTS
 from bonlib.metrics import mean_over_prompts
 
 Array = NDArray[np.float64]
@@ -90,3 +93,37 @@ def copied(summary: str, document: str) -> float:
     there = set(zip(source, source[1:], source[2:], strict=False))
     mine = list(zip(words, words[1:], words[2:], strict=False))
     return sum(each in there for each in mine) / len(mine) if mine else 0.0
+
+
+class Verdicts(NamedTuple):
+    """What `bonlib.course.tldr.SummaryHarness.judge_all` stored of one profile.
+
+    Attributes:
+        by_prompt: a row a policy, condition and document.
+        texts: a row a policy, condition and document whose summary was kept.
+        curves: a row a condition and n of best-of-n.
+    """
+
+    by_prompt: pd.DataFrame
+    texts: pd.DataFrame
+    curves: pd.DataFrame
+
+
+def read_verdicts(profile: str, results: Path = RESULTS) -> Verdicts:
+    """Return the stored verdicts of a profile.
+
+    Raises:
+        ValueError: if a policy was judged twice under one condition, as when a model or a size changed in between.
+    """
+    about = ["method", "seed", "distribution", "temperature", "sampling_seed"]
+    judged = read_rows(results / "tldr_judged.csv")
+    heads = judged.loc[judged["profile"] == profile, ["run", *about]]
+    if heads.duplicated(about).any():
+        twice = dict(heads[heads.duplicated(about)].iloc[0])
+        raise ValueError(f"tldr_judged.csv of {results} has two rows of {twice}: delete those of the older models")
+    return Verdicts(
+        *(
+            read_rows(results / f"tldr_{name}.csv").merge(heads[["run", *set(heads) - {"run", *known}]], on="run")
+            for name, known in (("judged_prompts", ()), ("judged_texts", ()), ("bon", about[2:]))
+        )
+    )

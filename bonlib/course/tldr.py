@@ -10,10 +10,9 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from bonlib.align.methods import METHODS
@@ -431,37 +430,3 @@ def bundle(harness: SummaryHarness, *, results: Path = RESULTS, folder: Path = B
         write_card(
             where, purpose, "train --sweep tldr --profile laptop`, `python -m bonlib pretrain policies", measured, data
         )
-
-
-class Verdicts(NamedTuple):
-    """What `SummaryHarness.judge_all` stored of one profile.
-
-    Attributes:
-        by_prompt: a row a policy, condition and document.
-        texts: a row a policy, condition and document whose summary was kept.
-        curves: a row a condition and n of best-of-n.
-    """
-
-    by_prompt: pd.DataFrame
-    texts: pd.DataFrame
-    curves: pd.DataFrame
-
-
-def read_verdicts(profile: str, results: Path = RESULTS) -> Verdicts:
-    """Return the stored verdicts of a profile.
-
-    Raises:
-        ValueError: if a policy was judged twice under one condition, as when a model or a size changed in between.
-    """
-    about = ["method", "seed", "distribution", "temperature", "sampling_seed"]
-    judged = read_rows(results / "tldr_judged.csv")
-    heads = judged.loc[judged["profile"] == profile, ["run", *about]]
-    if heads.duplicated(about).any():
-        twice = dict(heads[heads.duplicated(about)].iloc[0])
-        raise ValueError(f"tldr_judged.csv of {results} has two rows of {twice}: delete those of the older models")
-    return Verdicts(
-        *(
-            read_rows(results / f"tldr_{name}.csv").merge(heads[["run", *set(heads) - {"run", *known}]], on="run")
-            for name, known in (("judged_prompts", ()), ("judged_texts", ()), ("bon", about[2:]))
-        )
-    )
