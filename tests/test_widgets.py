@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bonlib.course.picture import Knobs, readout, readout_table
-from bonlib.course.widgets import PolicyExplorer
+from bonlib.course.widgets import PolicyExplorer, choose
 from bonlib.exact import Outcomes
 
 MODEL = Outcomes([0.3, 0.5, 0.2], [0.0, 1.0, 2.0])
@@ -86,3 +86,12 @@ def test_the_explorer_shows_only_the_knobs_of_its_families():
 def test_the_explorer_says_how_many_outcomes_it_takes():
     with pytest.raises(ValueError, match="outcomes holds 40; the sliders take 2 to 30"):
         PolicyExplorer(Outcomes(np.full(40, 1 / 40), np.arange(40)))
+
+
+def test_a_menu_shows_the_first_choice_and_then_what_was_chosen(page):
+    shown, updates = page
+    choose(lambda document, temperature: (document, 2 * temperature), document={"a": 1, "b": 7}, temperature={"hot": 3})
+    box, *first = shown
+    assert first == [1, 6]
+    box.children[0].value = 7
+    assert updates == [7, 6]

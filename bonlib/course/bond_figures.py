@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from bonlib.course.figures import COLOURS, CURVE, new_figure
+from bonlib.course.figures import COLOURS, CURVE, new_figure, new_grid
 from bonlib.course.training_figures import SCORES
 
 if TYPE_CHECKING:
@@ -83,13 +83,8 @@ def divergences_figure(curves: pd.DataFrame, columns: Mapping[str, str], *, log:
         columns: of a row of panels, to the label of their axes: two divergences in nats, and the log quantile.
         log: whether divergences have logarithmic axes.
     """
-    import matplotlib.pyplot as plt
-
     ns = sorted(curves["n"].unique())
-    new_figure()  # sets the style
-    size = (4.3 * len(columns), 2.9 * len(ns))
-    figure, axes = plt.subplots(len(ns), len(columns), figsize=size, sharex=True, squeeze=False, layout="constrained")
-    plt.close(figure)
+    figure, axes = new_grid(len(ns), len(columns), (4.3 * len(columns), 2.9 * len(ns)), sharex=True)
     names = {0.0: "w = 0, likelihood", 0.5: "w = ½, Jeffreys", 1.0: "w = 1, policy gradient"}
     for row, n in zip(axes, ns, strict=True):
         for axis, (column, label) in zip(row, columns.items(), strict=True):

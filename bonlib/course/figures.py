@@ -32,13 +32,26 @@ CURVE = tuple[ArrayLike, ArrayLike, Mapping[str, Any]]  # x, y and how to draw i
 
 def new_figure(columns: int = 1, *, width: float = 5.2, height: float = 3.9) -> tuple[Figure, NDArray[Any]]:
     """Return a figure in the style of the course and its axes, shape (columns,)."""
+    figure, axes = new_grid(1, columns, (width * columns, height))
+    return figure, axes[0]
+
+
+def new_grid(rows: int, columns: int, size: tuple[float, float], **shared: Any) -> tuple[Figure, NDArray[Any]]:
+    """Return a figure of `size` in inches in the style of the course and its axes, shape (rows, columns).
+
+    Args:
+        rows: of panels.
+        columns: of panels.
+        size: width and height of the whole.
+        **shared: sharex and sharey, as for `matplotlib.pyplot.subplots`.
+    """
     import matplotlib.pyplot as plt
     import seaborn as sns
 
     sns.set_theme(context="notebook", style="ticks", rc={"axes.spines.top": False, "axes.spines.right": False})
-    figure, axes = plt.subplots(1, columns, figsize=(width * columns, height), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **shared)
     plt.close(figure)  # the notebook shows what the function returns, once
-    return figure, axes[0]
+    return figure, axes
 
 
 def trade_off(curves: Mapping[str, CURVE]) -> Figure:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from bonlib.course.figures import COLOURS, CURVE, new_figure
+from bonlib.course.figures import COLOURS, CURVE, new_figure, new_grid
 from bonlib.course.training_figures import METHOD_STYLES
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SUMMARY_STYLES: dict[str, tuple[str, str, str]] = {
@@ -47,19 +48,7 @@ def temperatures_figure(judged: pd.DataFrame, measures: Mapping[str, str]) -> Fi
         judged: as for `over_prompts`, with method, distribution, temperature and prompt.
         measures: column to axis label.
     """
-    import matplotlib.pyplot as plt
-
-    new_figure()  # sets the style
-    figure, axes = plt.subplots(
-        len(measures),
-        2,
-        figsize=(11.4, 3.9 * len(measures)),
-        squeeze=False,
-        sharex=True,
-        sharey="row",
-        layout="constrained",
-    )
-    plt.close(figure)
+    figure, axes = new_grid(len(measures), 2, (11.4, 3.9 * len(measures)), sharex=True, sharey="row")
     methods = [method for method in SUMMARY_STYLES if method in set(judged["method"])]
     for row, (column, label) in zip(axes, measures.items(), strict=True):
         for axis, (distribution, title) in zip(row, TITLES.items(), strict=True):
@@ -86,43 +75,59 @@ def temperatures_figure(judged: pd.DataFrame, measures: Mapping[str, str]) -> Fi
     return figure
 
 
-def over_optimisation_figure(curves: pd.DataFrame, points: pd.DataFrame, correlation: float) -> Figure:
-    """Draw what the proxy says of best-of-n as n grows and what the gold model says, and of every policy.
+def over_optimisation_figure(curves: pd.DataFrame, points: pd.DataFrame) -> Figure:
+    """Draw what the proxy and what the gold model say of best-of-n as n grows, and of every policy.
 
     Args:
-        curves: a row a distribution and n, with proxy_gain and gold_gain over n = 1, proxy_gain_se and gold_gain_se,
-            and the correlation of the two rewards; gains in standard deviations among draws of one document.
+        curves: a row a distribution, temperature and n, with proxy_gain and gold_gain over n = 1, proxy_gain_se and
+            gold_gain_se, and the correlation of the two rewards; gains in standard deviations among draws of one
+            document.
         points: a row a method and temperature, with the gains proxy and gold over the reference, proxy_error and
-            gold_error, in the same units, in distribution.
-        correlation: in distribution; gold gains that share of what the proxy gains if it was not over-optimised.
+            gold_error, in the same units, in distribution; its temperatures are drawn, a row of panels each.
     """
-    figure, axes = new_figure(2, width=5.6, height=4.4)
+    temperatures = sorted(points["temperature"].unique(), reverse=True)
+    figure, axes = new_grid(len(temperatures), 2, (12.4, 4.1 * len(temperatures)))
+    for row, temperature in zip(axes, temperatures, strict=True):
+        here = curves[curves["temperature"] == temperature]
+        _draw_best_of_each_n(row[0], here)
+        inside = here[here["distribution"] == "in"]
+        correlation = float(inside["correlation"].iloc[0])
+        _draw_gains(row[1], points[points["temperature"] == temperature], correlation)
+        row[0].set_title(f"best-of-n by the proxy, temperature {temperature:g}", fontsize=11)
+        row[1].set_title(f"every method, temperature {temperature:g}, ρ = {correlation:.2f}", fontsize=11)
+    axes[0][0].legend(frameon=False, fontsize=9)
+    axes[0][1].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def _draw_best_of_each_n(axis: Axes, curves: pd.DataFrame) -> None:
     for distribution, style in (("in", "-"), ("out", "--")):
         mine = curves[curves["distribution"] == distribution].sort_values("n")
         for name, colour in (("proxy", COLOURS["random-of-n"]), ("gold", COLOURS["best-of-n"])):
             label = f"{name}, {TITLES[distribution]}"
             gain, error = mine[f"{name}_gain"], mine[f"{name}_gain_se"]
-            axes[0].errorbar(mine["n"], gain, error, fmt=f"o{style}", color=colour, ms=4, elinewidth=0.8, label=label)
-        told = "correlation × proxy" if distribution == "in" else None
-        axes[0].plot(mine["n"], mine["correlation"] * mine["proxy_gain"], ":", color=COLOURS["bound"], lw=1, label=told)
-    axes[0].set(xscale="log", xlabel="number of draws n", ylabel="gain in reward  (standard deviations)")
-    axes[0].set_xticks(sorted(curves["n"].unique()), [str(n) for n in sorted(curves["n"].unique())], minor=False)
-    axes[0].minorticks_off()
-    axes[0].legend(frameon=False, fontsize=9)
+            axis.errorbar(mine["n"], gain, error, fmt=f"o{style}", color=colour, ms=4, elinewidth=0.8, label=label)
+        told = "ρ × proxy" if distribution == "in" else None
+        axis.plot(mine["n"], mine["correlation"] * mine["proxy_gain"], ":", color=COLOURS["bound"], lw=1, label=told)
+    axis.set(xscale="log", xlabel="number of draws n", ylabel="gain in reward  (standard deviations)")
+    axis.set_xticks(sorted(curves["n"].unique()), [str(n) for n in sorted(curves["n"].unique())], minor=False)
+    axis.minorticks_off()
+
+
+def _draw_gains(axis: Axes, points: pd.DataFrame, correlation: float) -> None:
     for method in [name for name in SUMMARY_STYLES if name != "sft"]:
         name, colour, marker = SUMMARY_STYLES[method]
-        mine = points[points["method"] == method].sort_values("temperature")
-        errors = {"yerr": mine["gold_error"], "xerr": mine["proxy_error"], "elinewidth": 0.6}
-        axes[1].errorbar(mine["proxy"], mine["gold"], color=colour, marker=marker, lw=0.9, label=name, **errors)
-    axes[1].axline((0, 0), slope=1, color="#999999", lw=0.8, ls=":", label="all of it")
-    axes[1].axline((0, 0), slope=correlation, color=COLOURS["bound"], lw=1, ls=":", label="correlation × proxy")
-    highest = {name: (points[name] + points[f"{name}_error"]).max() for name in ("proxy", "gold")}
-    axes[1].set(xlabel="gain in proxy reward  (standard deviations)", ylabel="gain in gold reward")
-    axes[1].set(
-        xlim=(min(0.0, points["proxy"].min()) - 0.1, highest["proxy"] + 0.1), ylim=(None, highest["gold"] + 0.1)
-    )
-    axes[1].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return figure
+        mine = points[points["method"] == method]
+        errors: dict[str, Any] = {"yerr": mine["gold_error"], "xerr": mine["proxy_error"], "elinewidth": 0.8}
+        axis.errorbar(mine["proxy"], mine["gold"], color=colour, marker=marker, ls="", label=name, **errors)
+    axis.axline((0, 0), slope=1, color="#999999", lw=0.8, ls=":", label="all that the proxy gains")
+    axis.axline((0, 0), slope=correlation, color=COLOURS["bound"], lw=1, ls=":", label="ρ × proxy")
+    axis.axhline(0, color="#cccccc", lw=0.8)
+    axis.set(xlabel="gain in proxy reward  (standard deviations)", ylabel="gain in gold reward")
+    furthest = {name: points[[name]].join(points[f"{name}_error"]).sum(axis=1).max() for name in ("proxy", "gold")}
+    nearest = {name: (points[name] - points[f"{name}_error"]).min() for name in ("proxy", "gold")}
+    axis.set(xlim=(min(0.0, nearest["proxy"]) - 0.1, furthest["proxy"] + 0.1))
+    axis.set(ylim=(min(0.0, nearest["gold"]) - 0.1, furthest["gold"] + 0.1))
 
 
 def fits_figure(panels: Mapping[str, Mapping[str, CURVE]]) -> Figure:
@@ -139,18 +144,21 @@ def fits_figure(panels: Mapping[str, Mapping[str, CURVE]]) -> Figure:
 
 
 def length_figure(points: pd.DataFrame) -> Figure:
-    """Draw the mean gold reward of each method and temperature against the mean length of its summaries.
+    """Draw the mean gold reward of each method against the mean length of its summaries; hotter is larger.
 
     Args:
         points: a row a method, distribution and temperature, with length and gold.
     """
     figure, axes = new_figure(2, width=5.0, height=3.9)
+    axes[1].sharey(axes[0])
     for axis, (distribution, title) in zip(axes, TITLES.items(), strict=True):
         for method, (name, colour, marker) in SUMMARY_STYLES.items():
             mine = points[(points["method"] == method) & (points["distribution"] == distribution)].sort_values(
                 "temperature"
             )
-            axis.plot(mine["length"], mine["gold"], color=colour, marker=marker, lw=0.9, label=name)
+            axis.plot(mine["length"], mine["gold"], color=colour, lw=0.9)
+            sizes = 15 + 60 * mine["temperature"] ** 2
+            axis.scatter(mine["length"], mine["gold"], sizes, color=colour, marker=marker, lw=0.5, label=name)
         axis.set(xlabel="length  (tokens)", ylabel="gold reward")
         axis.set_title(title, fontsize=11)
     axes[1].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from bonlib.course.figures import COLOURS, CURVE, new_figure
+from bonlib.course.figures import COLOURS, CURVE, new_figure, new_grid
 from bonlib.metrics import ShareEstimate, pareto_front
 
 if TYPE_CHECKING:
@@ -80,21 +80,11 @@ def learning_curves(curves: pd.DataFrame, columns: Mapping[str, str]) -> Figure:
         columns: name of a column to the label of its axis; a row of panels each. The larger value of a method's
             setting is the darker.
     """
-    import matplotlib.pyplot as plt
     import seaborn as sns
 
     methods = [method for method in METHOD_STYLES if method in set(curves["method"])]
-    new_figure()  # sets the style
-    figure, axes = plt.subplots(
-        len(columns),
-        len(methods),
-        figsize=(2.1 * len(methods) + 0.6, 2.2 * len(columns)),
-        sharex="col",
-        sharey="row",
-        squeeze=False,
-        layout="constrained",
-    )
-    plt.close(figure)
+    size = (2.1 * len(methods) + 0.6, 2.2 * len(columns))
+    figure, axes = new_grid(len(columns), len(methods), size, sharex="col", sharey="row")
     for place, method in enumerate(methods):
         mine = curves[curves["method"] == method]
         values = sorted(mine["value"].unique())

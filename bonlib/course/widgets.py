@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -145,6 +145,21 @@ class PolicyExplorer:
         values[place] = change["new"]
         self._outcomes = Outcomes(self._weights / self._weights.sum(), self._rewards)
         self._redraw()
+
+
+def choose(draw: Callable[..., Any], **options: Mapping[str, Any]) -> None:
+    """Show what `draw` returns for the first of each of several options, under a menu for each that changes it.
+
+    Args:
+        draw: takes one value of each option by name; what it returns is displayed, or each thing of a tuple.
+        **options: label in the menu to value, for each argument of `draw`.
+    """
+    from ipywidgets import Dropdown, HBox
+
+    menus = {name: Dropdown(options=list(values.items()), description=name) for name, values in options.items()}
+    redraw = _show_under(HBox(list(menus.values())), lambda: draw(**{name: menu.value for name, menu in menus.items()}))
+    for menu in menus.values():
+        menu.observe(lambda _: redraw(), names="value")
 
 
 def log_slider(symbol: str, value: float, smallest: float, largest: float) -> Any:

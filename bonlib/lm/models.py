@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -264,7 +265,9 @@ def _load_adapter(load: Callable[..., Any], folder: Path, dtype: torch.dtype) ->
     model, tokenizer, commit = _load_files(shaped, base, locate(base), revision, dtype)
     if heads:
         model.score.float()
-    return peft.PeftModel.from_pretrained(model, folder), tokenizer, commit
+    with warnings.catch_warnings():  # peft asks transformers for a property by its old name
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return peft.PeftModel.from_pretrained(model, folder), tokenizer, commit
 
 
 def _with_new_head(load: Callable[..., Any], outputs: int) -> Callable[..., Any]:
