@@ -413,7 +413,8 @@ def bundle(harness: SummaryHarness, *, results: Path = RESULTS, folder: Path = B
     for run in runs:
         row: dict[str, Any] = dict(rows.loc[harness.identity(run)])
         setting = METHODS[run.method].setting
-        about = {setting: round(run.value, 4), "steps": int(row["steps"]), "learning_rate": row["learning_rate"]}
+        value = int(run.value) if setting == "n" else round(run.value, 4)
+        about = {setting: value, "steps": int(row["steps"]), "learning_rate": row["learning_rate"]}
         if isinstance(row["cdf"], str):
             about |= {"cdf": row["cdf"], "cdf_samples": int(row["m"])}
         about |= {"responses": int(row["responses"]), "seed": run.seed, "base": base, "machine": row["device"]}
