@@ -74,7 +74,8 @@ def test_every_method_trains_and_is_judged_once(harness, tmp_path, capsys):
         assert all(torch.allclose(kept[name], tensor, atol=1e-3, rtol=1e-3) for name, tensor in trained.items())
         assert "minutes" in (folder / "README.md").read_text()
     # Another process, whose models were loaded anew, finds nothing left to do.
-    SummaryHarness(harness.profile, harness.store, build=harness.build).judge_all(results=results)
+    runs = SummaryHarness(harness.profile, harness.store, build=harness.build).judge_all(results=results)
+    assert runs == set(judged["run"])
     assert not capsys.readouterr().out
     assert len(read_rows(results / "tldr_judged.csv")) == len(judged)
     verdicts = read_verdicts("quick", results)
@@ -86,6 +87,7 @@ def test_every_method_trains_and_is_judged_once(harness, tmp_path, capsys):
     add_rows(results / "tldr_judged.csv", "newer", judged.drop(columns="run").head(1).to_dict("records"))
     with pytest.raises(ValueError, match="two rows of"):
         read_verdicts("quick", results)
+    assert len(read_verdicts("quick", results, runs).by_prompt) == len(verdicts.by_prompt)
 
 
 def test_best_of_n_is_chosen_by_the_proxy_and_judged_by_gold(harness):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -109,15 +110,23 @@ class Verdicts(NamedTuple):
     curves: pd.DataFrame
 
 
-def read_verdicts(profile: str, results: Path = RESULTS) -> Verdicts:
+def read_verdicts(profile: str, results: Path = RESULTS, runs: Collection[str] | None = None) -> Verdicts:
     """Return the stored verdicts of a profile.
+
+    Args:
+        profile: its name.
+        results: folder of the tables.
+        runs: of which rows, as `bonlib.course.tldr.SummaryHarness.judge_all` returns them; None for all.
 
     Raises:
         ValueError: if a policy was judged twice under one condition, as when a model or a size changed in between.
     """
     about = ["method", "seed", "distribution", "temperature", "sampling_seed"]
     judged = read_rows(results / "tldr_judged.csv")
-    heads = judged.loc[judged["profile"] == profile, ["run", *about]]
+    wanted = judged["profile"] == profile
+    if runs is not None:
+        wanted &= judged["run"].isin(runs)
+    heads = judged.loc[wanted, ["run", *about]]
     if heads.duplicated(about).any():
         twice = dict(heads[heads.duplicated(about)].iloc[0])
         raise ValueError(f"tldr_judged.csv of {results} has two rows of {twice}: delete those of the older models")

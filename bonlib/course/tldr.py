@@ -290,7 +290,7 @@ class SummaryHarness(Harness):
             found[run.method, run.seed] = policy
         return found
 
-    def judge_all(self, *, results: Path = RESULTS) -> None:
+    def judge_all(self, *, results: Path = RESULTS) -> set[str]:
         """Judge reference, best-of-n and all policies at every temperature and sampling seed; goes on where it was.
 
         Several processes may do so at once: each takes the next condition that nobody works on.
@@ -298,6 +298,9 @@ class SummaryHarness(Harness):
         Args:
             results: folder of the tables: tldr_judged (a row a policy and condition) with its _prompts and _texts, and
                 tldr_bon (best-of-n for many n).
+
+        Returns:
+            What identifies the rows of these models and sizes in the tables.
         """
         sizes, table = self.sizes, results / "tldr_judged.csv"
         policies = {" ".join(map(str, key)): policy for key, policy in self.policies().items()}
@@ -306,12 +309,15 @@ class SummaryHarness(Harness):
         prints["bon"] = f"{prints['sft']} {sizes.n}"
         judges = [self.setting.reward_model.fingerprint, self.gold.fingerprint]
         about = [asdict(sizes), self.profile.posts, self.profile.posts_revision, self.profile.reviews, *judges]
+        runs: set[str] = set()
         for seed, distribution, temperature in product(sizes.sampling_seeds, DISTRIBUTIONS, sizes.temperatures):
             where = Condition(distribution, temperature, seed)
             names = {name: _hash([about, fingerprint, asdict(where)]) for name, fingerprint in prints.items()}
+            runs |= set(names.values())
             with claim(self.build / "judge" / f"{_hash(sorted(names.values()))}.lock") as ours:
                 if ours:
                     self._judge_missing(where, names, policies, results, set(read_rows(table)["run"]))
+        return runs
 
     def _judge_missing(
         self,
