@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUMMARY_STYLES: dict[str, tuple[str, str, str]] = {
-    "sft": ("SFT, the reference", "#555555", "."),
+    "sft": ("SFT, the reference", "#555555", "D"),
     "bon": ("best-of-N", "#0173b2", "o"),
     **{name: METHOD_STYLES[name] for name in ("bon-sft", "kl-rl-ppo", "dpo", "bonbon", "vbon-bound", "bond", "jbond")},
 }
-TITLES = {"in": "in distribution", "out": "out of distribution"}
+TITLES = {"in": "abstracts, in distribution", "out": "reviews, out of distribution"}
 
 
 def over_prompts(judged: pd.DataFrame, column: str, by: tuple[str, ...] = ("method",)) -> pd.DataFrame:
@@ -68,6 +68,8 @@ def temperatures_figure(judged: pd.DataFrame, measures: Mapping[str, str]) -> Fi
                     label=name,
                 )
             axis.set_title(title, fontsize=11)
+            if "win" in column:
+                axis.axhline(0.5, color="#cccccc", lw=0.8)
         row[0].set_ylabel(label)
     for axis in axes[-1]:
         axis.set(xlabel="sampling temperature", xticks=sorted(judged["temperature"].unique()))
@@ -104,11 +106,11 @@ def _draw_best_of_each_n(axis: Axes, curves: pd.DataFrame) -> None:
     for distribution, style in (("in", "-"), ("out", "--")):
         mine = curves[curves["distribution"] == distribution].sort_values("n")
         for name, colour in (("proxy", COLOURS["random-of-n"]), ("gold", COLOURS["best-of-n"])):
-            label = f"{name}, {TITLES[distribution]}"
+            label = f"{name}, {TITLES[distribution].split(',')[0]}"
             gain, error = mine[f"{name}_gain"], mine[f"{name}_gain_se"]
             axis.errorbar(mine["n"], gain, error, fmt=f"o{style}", color=colour, ms=4, elinewidth=0.8, label=label)
-        told = "ρ × proxy" if distribution == "in" else None
-        axis.plot(mine["n"], mine["correlation"] * mine["proxy_gain"], ":", color=COLOURS["bound"], lw=1, label=told)
+        told, dots = f"ρ × proxy, {TITLES[distribution].split(',')[0]}", ":" if distribution == "in" else "-."
+        axis.plot(mine["n"], mine["correlation"] * mine["proxy_gain"], dots, color=COLOURS["bound"], lw=1, label=told)
     axis.set(xscale="log", xlabel="number of draws n", ylabel="gain in reward  (standard deviations)")
     axis.set_xticks(sorted(curves["n"].unique()), [str(n) for n in sorted(curves["n"].unique())], minor=False)
     axis.minorticks_off()
@@ -123,7 +125,7 @@ def _draw_gains(axis: Axes, points: pd.DataFrame, correlation: float) -> None:
     axis.axline((0, 0), slope=1, color="#999999", lw=0.8, ls=":", label="all that the proxy gains")
     axis.axline((0, 0), slope=correlation, color=COLOURS["bound"], lw=1, ls=":", label="ρ × proxy")
     axis.axhline(0, color="#cccccc", lw=0.8)
-    axis.set(xlabel="gain in proxy reward  (standard deviations)", ylabel="gain in gold reward")
+    axis.set(xlabel="gain in proxy reward  (standard deviations)", ylabel="gain in gold reward  (standard deviations)")
     furthest = {name: points[[name]].join(points[f"{name}_error"]).sum(axis=1).max() for name in ("proxy", "gold")}
     nearest = {name: (points[name] - points[f"{name}_error"]).min() for name in ("proxy", "gold")}
     axis.set(xlim=(min(0.0, nearest["proxy"]) - 0.1, furthest["proxy"] + 0.1))
