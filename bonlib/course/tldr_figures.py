@@ -20,7 +20,7 @@ SUMMARY_STYLES: dict[str, tuple[str, str, str]] = {
     "bon": ("best-of-N", "#0173b2", "o"),
     **{name: METHOD_STYLES[name] for name in ("bon-sft", "kl-rl-ppo", "dpo", "bonbon", "vbon-bound", "bond", "jbond")},
 }
-TITLES = {"in": "abstracts, in distribution", "out": "reviews, out of distribution"}
+OUTSIDE = {"in": "in distribution", "out": "out of distribution"}
 
 
 def over_prompts(judged: pd.DataFrame, column: str, by: tuple[str, ...] = ("method",)) -> pd.DataFrame:
@@ -41,17 +41,18 @@ def over_prompts(judged: pd.DataFrame, column: str, by: tuple[str, ...] = ("meth
     return pd.DataFrame({"value": groups.mean(), "error": groups.std() / np.sqrt(groups.count())})
 
 
-def temperatures_figure(judged: pd.DataFrame, measures: Mapping[str, str]) -> Figure:
+def temperatures_figure(judged: pd.DataFrame, measures: Mapping[str, str], kinds: Mapping[str, str]) -> Figure:
     """Draw measures of every method against the sampling temperature, in and out of distribution.
 
     Args:
         judged: as for `over_prompts`, with method, distribution, temperature and prompt.
         measures: column to axis label.
+        kinds: what the documents of each distribution are.
     """
     figure, axes = new_grid(len(measures), 2, (11.4, 3.9 * len(measures)), sharex=True, sharey="row")
     methods = [method for method in SUMMARY_STYLES if method in set(judged["method"])]
     for row, (column, label) in zip(axes, measures.items(), strict=True):
-        for axis, (distribution, title) in zip(row, TITLES.items(), strict=True):
+        for axis, (distribution, kind) in zip(row, kinds.items(), strict=True):
             here = over_prompts(judged[judged["distribution"] == distribution], column, ("method", "temperature"))
             for place, method in enumerate(methods):
                 name, colour, marker = SUMMARY_STYLES[method]
@@ -67,7 +68,7 @@ def temperatures_figure(judged: pd.DataFrame, measures: Mapping[str, str]) -> Fi
                     elinewidth=0.8,
                     label=name,
                 )
-            axis.set_title(title, fontsize=11)
+            axis.set_title(f"{kind}, {OUTSIDE[distribution]}", fontsize=11)
             if "win" in column:
                 axis.axhline(0.5, color="#cccccc", lw=0.8)
         row[0].set_ylabel(label)
@@ -77,7 +78,7 @@ def temperatures_figure(judged: pd.DataFrame, measures: Mapping[str, str]) -> Fi
     return figure
 
 
-def over_optimisation_figure(curves: pd.DataFrame, points: pd.DataFrame) -> Figure:
+def over_optimisation_figure(curves: pd.DataFrame, points: pd.DataFrame, kinds: Mapping[str, str]) -> Figure:
     """Draw what the proxy and what the gold model say of best-of-n as n grows, and of every policy.
 
     Args:
@@ -86,12 +87,13 @@ def over_optimisation_figure(curves: pd.DataFrame, points: pd.DataFrame) -> Figu
             document.
         points: a row a method and temperature, with the gains proxy and gold over the reference, proxy_error and
             gold_error, in the same units, in distribution; its temperatures are drawn, a row of panels each.
+        kinds: what the documents of each distribution are.
     """
     temperatures = sorted(points["temperature"].unique(), reverse=True)
     figure, axes = new_grid(len(temperatures), 2, (12.4, 4.1 * len(temperatures)))
     for row, temperature in zip(axes, temperatures, strict=True):
         here = curves[curves["temperature"] == temperature]
-        _draw_best_of_each_n(row[0], here)
+        _draw_best_of_each_n(row[0], here, kinds)
         inside = here[here["distribution"] == "in"]
         correlation = float(inside["correlation"].iloc[0])
         _draw_gains(row[1], points[points["temperature"] == temperature], correlation)
@@ -102,14 +104,14 @@ def over_optimisation_figure(curves: pd.DataFrame, points: pd.DataFrame) -> Figu
     return figure
 
 
-def _draw_best_of_each_n(axis: Axes, curves: pd.DataFrame) -> None:
+def _draw_best_of_each_n(axis: Axes, curves: pd.DataFrame, kinds: Mapping[str, str]) -> None:
     for distribution, style in (("in", "-"), ("out", "--")):
         mine = curves[curves["distribution"] == distribution].sort_values("n")
         for name, colour in (("proxy", COLOURS["random-of-n"]), ("gold", COLOURS["best-of-n"])):
-            label = f"{name}, {TITLES[distribution].split(',')[0]}"
+            label = f"{name}, {kinds[distribution]}"
             gain, error = mine[f"{name}_gain"], mine[f"{name}_gain_se"]
             axis.errorbar(mine["n"], gain, error, fmt=f"o{style}", color=colour, ms=4, elinewidth=0.8, label=label)
-        told, dots = f"ρ × proxy, {TITLES[distribution].split(',')[0]}", ":" if distribution == "in" else "-."
+        told, dots = f"ρ × proxy, {kinds[distribution]}", ":" if distribution == "in" else "-."
         axis.plot(mine["n"], mine["correlation"] * mine["proxy_gain"], dots, color=COLOURS["bound"], lw=1, label=told)
     axis.set(xscale="log", xlabel="number of draws n", ylabel="gain in reward  (standard deviations)")
     axis.set_xticks(sorted(curves["n"].unique()), [str(n) for n in sorted(curves["n"].unique())], minor=False)
@@ -145,15 +147,16 @@ def fits_figure(panels: Mapping[str, Mapping[str, CURVE]]) -> Figure:
     return figure
 
 
-def length_figure(points: pd.DataFrame) -> Figure:
+def length_figure(points: pd.DataFrame, kinds: Mapping[str, str]) -> Figure:
     """Draw the mean gold reward of each method against the mean length of its summaries; hotter is larger.
 
     Args:
         points: a row a method, distribution and temperature, with length and gold.
+        kinds: what the documents of each distribution are.
     """
     figure, axes = new_figure(2, width=5.0, height=3.9)
     axes[1].sharey(axes[0])
-    for axis, (distribution, title) in zip(axes, TITLES.items(), strict=True):
+    for axis, (distribution, kind) in zip(axes, kinds.items(), strict=True):
         for method, (name, colour, marker) in SUMMARY_STYLES.items():
             mine = points[(points["method"] == method) & (points["distribution"] == distribution)].sort_values(
                 "temperature"
@@ -162,6 +165,6 @@ def length_figure(points: pd.DataFrame) -> Figure:
             sizes = 15 + 60 * mine["temperature"] ** 2
             axis.scatter(mine["length"], mine["gold"], sizes, color=colour, marker=marker, lw=0.5, label=name)
         axis.set(xlabel="length  (tokens)", ylabel="gold reward")
-        axis.set_title(title, fontsize=11)
+        axis.set_title(f"{kind}, {OUTSIDE[distribution]}", fontsize=11)
     axes[1].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
