@@ -14,10 +14,13 @@ PIP_ARGS := -m pip install --quiet --disable-pip-version-check -c
 INSTALL := $(BIN)/python $(PIP_ARGS) constraints.txt
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help run test test-fire test-vllm check lab clean
+.PHONY: help run lab voila site stubs test test-fire test-vllm check clean
 help:
 	@echo "make run   [PROFILE=quick|laptop|gpu|paper] [ONLY=05]   execute the notebooks into _build/PROFILE"
 	@echo "make lab                                            open the workbook in JupyterLab"
+	@echo "make voila                                          the sliders alone, as a live page"
+	@echo "make site  [PROFILE=quick]                          the course as pages that need no server, in _build/site"
+	@echo "make stubs                                          cut the exercises out of notebooks/solutions"
 	@echo "make test                                           every test; make check: lint, types, unit tests"
 	@echo "make test-fire                                      kill a sampling process a hundred times"
 	@echo "make test-vllm                                      the sampler tests on vLLM, in an environment of its own"
@@ -29,7 +32,17 @@ run: $(VENV)/.run
 lab: $(VENV)/.run
 	$(BIN)/python -m jupyterlab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
-test: $(VENV)/.dev
+voila: $(VENV)/.site
+	$(BIN)/python -m voila notebooks/sliders.ipynb
+
+site: $(VENV)/.site
+	$(BIN)/python -m bonlib run --profile $(PROFILE) --resume
+	$(BIN)/python -m bonlib site --profile $(PROFILE)
+
+stubs: $(VENV)/.run
+	$(BIN)/python -m bonlib stubs
+
+test: $(VENV)/.dev chromium
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
@@ -74,6 +87,18 @@ $(VLLM)/.ready: $(VLLM)/.created pyproject.toml constraints-vllm.txt
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 
+$(VENV)/.site: $(VENV)/.run
+	$(INSTALL) -e ".[site]"
+	@touch $@
+
 $(VENV)/.dev: $(VENV)/.run
 	$(INSTALL) -e ".[dev]"
 	@touch $@
+
+# The browser that the sliders are tested in. As root Debian's is installed at once.
+.PHONY: chromium
+chromium:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+	  { if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
+	    then apt-get update -qq && apt-get install -qq -y chromium chromium-driver >/dev/null; \
+	    else echo "the browser tests need Chromium: install Debian's packages chromium and chromium-driver"; exit 1; fi; }

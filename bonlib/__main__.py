@@ -1,4 +1,4 @@
-"""The command line: `python -m bonlib run | train | judge | pretrain | check | store`."""
+"""The command line: `python -m bonlib run | train | judge | pretrain | check | store | site | stubs`."""
 
 from __future__ import annotations
 
@@ -200,6 +200,26 @@ def _store(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _site(arguments: argparse.Namespace) -> int:
+    from bonlib.course.profiles import get_profile
+    from bonlib.course.runner import BUILD
+    from bonlib.course.site import build_site
+
+    executed = arguments.build or BUILD / get_profile(arguments.profile).name
+    site = build_site(executed, arguments.out or BUILD / "site")
+    print(*site.warnings, sep="\n", file=sys.stderr)
+    print(f"{len(site.pages)} pages, {site.megabytes:.1f} MB; open {site.folder / 'index.html'}")
+    return 1 if site.warnings else 0
+
+
+def _stubs(arguments: argparse.Namespace) -> int:
+    from bonlib.course.exercises import write_stubs
+
+    for path in write_stubs():
+        print(f"wrote {path}")
+    return 0
+
+
 def _assignment(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
@@ -271,6 +291,15 @@ def _parser() -> argparse.ArgumentParser:
         "--prune", type=float, metavar="DAYS", help="delete draws not asked for in so many days (0: all)"
     )
     store.set_defaults(command=_store)
+
+    site = commands.add_parser("site", help="build the pages that need no server, from the notebooks of the last run")
+    site.add_argument("--profile", default="quick", help="whose run")
+    site.add_argument("--build", type=Path, help="folder of executed notebooks, instead of _build/PROFILE")
+    site.add_argument("--out", type=Path, help="folder for the pages, instead of _build/site")
+    site.set_defaults(command=_site)
+
+    stubs = commands.add_parser("stubs", help="cut the exercises of notebooks/ out of notebooks/solutions/")
+    stubs.set_defaults(command=_stubs)
     return parser
 
 

@@ -1,18 +1,31 @@
-"""Every notebook runs at the quick profile, headless, from an empty store."""
+"""Every notebook runs as its solution at the quick profile, headless, from an empty store."""
 
 import nbformat
 import pytest
 
+from bonlib.course.exercises import FAILED, PASSED, SOLUTIONS, is_tagged, with_stubs_first
+from bonlib.course.figures import UNLABELLED
 from bonlib.course.profiles import get_profile
 from bonlib.course.runner import find_notebooks, run_notebooks
+from bonlib.course.site.pages import alternative_text
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", find_notebooks(), ids=lambda path: path.stem)
-def test_the_notebook_runs(path, tmp_path, monkeypatch):
+@pytest.mark.parametrize("path", find_notebooks(folder=SOLUTIONS), ids=lambda path: path.stem)
+def test_the_notebook_runs_its_solutions_pass_and_its_stubs_do_not(path, tmp_path, monkeypatch):
     monkeypatch.setenv("BONLIB_STORE", str(tmp_path / "store"))
-    (report,) = run_notebooks(get_profile("quick"), only=[path.stem], build=tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(with_stubs_first(nbformat.read(path, as_version=4)), tmp_path / "notebooks" / path.name)
+    (report,) = run_notebooks(get_profile("quick"), folder=tmp_path / "notebooks", build=tmp_path)
     assert report.status == "ok", report.error
     executed = nbformat.read(tmp_path / path.name, as_version=4)
-    planned = [cell.metadata["figure"] for cell in executed.cells if "figure" in cell.metadata]
-    assert report.figures == [f"figures/{path.stem[:2]}_{name}.png" for name in planned]
+    for cell in executed.cells:
+        if is_tagged(cell, "check"):
+            (output,) = cell.outputs
+            assert output.text.startswith(FAILED if is_tagged(cell, "stub") else PASSED), output.text
+    planned = [cell for cell in executed.cells if "figure" in cell.metadata]
+    assert report.figures == [f"figures/{path.stem[:2]}_{cell.metadata['figure']}.png" for cell in planned]
+    for cell in planned:
+        about = [alternative_text(output) for output in cell.outputs if "image/png" in output.get("data", {})]
+        assert all(about), f"{cell.metadata['figure']} has no description"
+        assert UNLABELLED not in " ".join(about), about

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ COLOURS = {
     "estimate": "#cc78bc",
     "crude": "#d55e00",
 }
+UNLABELLED = "no label"
 CURVE = tuple[ArrayLike, ArrayLike, Mapping[str, Any]]  # x, y and how to draw it
 
 
@@ -47,11 +49,61 @@ def new_grid(rows: int, columns: int, size: tuple[float, float], **shared: Any) 
     """
     import matplotlib.pyplot as plt
     import seaborn as sns
+    from matplotlib.figure import Figure
+
+    class DescribedFigure(Figure):
+        """A figure whose text form, in a terminal or for who cannot see it, says what is drawn."""
+
+        def __repr__(self) -> str:
+            return describe(self)
 
     sns.set_theme(context="notebook", style="ticks", rc={"axes.spines.top": False, "axes.spines.right": False})
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **shared)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=size, squeeze=False, layout="constrained", FigureClass=DescribedFigure, **shared
+    )
     plt.close(figure)  # the notebook shows what the function returns, once
     return figure, axes
+
+
+def describe(figure: Figure) -> str:
+    """Return in words what a figure draws: for each panel its title, what its axes are, and its curves by name."""
+    panels = [_describe_panel(axis) for axis in figure.axes if axis.get_visible() and axis.axison]
+    keys = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    if len(panels) > 1:
+        panels = [f"{place}. {panel}" for place, panel in enumerate(panels, 1)]
+    return "Figure. " + " ".join([*panels, *([f"In all panels: {_plain('; '.join(keys))}."] if keys else [])])
+
+
+def _describe_panel(axis: Axes) -> str:
+    across, up = (
+        _axis_label(axis, name) + (", logarithmic" if getattr(axis, f"get_{name}scale")() == "log" else "")
+        for name in "xy"
+    )
+    title = _plain(axis.get_title() or axis.get_title("left"))
+    legend = axis.get_legend()
+    names = [text.get_text() for text in legend.get_texts()] if legend else []
+    if not names:
+        names = [label for label in axis.get_legend_handles_labels()[1] if not label.startswith("_")]
+    curves = f": {_plain('; '.join(names))}" if names else ""
+    return f"{title + ': ' if title else ''}{up}, against {across}{curves}."
+
+
+def _axis_label(axis: Axes, name: str) -> str:
+    """Return the label of an axis, its own or of the panel that it shares it with; for rows with names, "rows"."""
+    shared = getattr(axis, f"get_shared_{name}_axes")().get_siblings(axis)
+    for one in (axis, *shared):
+        label = getattr(one, f"get_{name}label")()
+        if label:
+            return _plain(label)
+    ticks = [text.get_text() for text in getattr(axis, f"get_{name}ticklabels")()]
+    words = [_plain(tick) for tick in ticks if any(letter.isalpha() for letter in tick)]
+    return "; ".join(words) if words else UNLABELLED
+
+
+def _plain(text: str) -> str:
+    """Mathematics as one would type it: no dollars, braces or backslashes."""
+    text = re.sub(r"\\(?:mathrm|hat|bar|text|tfrac|frac|,|;|!|quad)", " ", text)
+    return " ".join(re.sub(r"[${}\\]", "", text).split())
 
 
 def trade_off(curves: Mapping[str, CURVE]) -> Figure:

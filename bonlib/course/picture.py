@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -202,8 +203,9 @@ class PoliciesPicture:
 def _acceptances(outcomes: Outcomes) -> Array:
     """From 1 down: each chance to reach a threshold, where the curve has its kinks, and others between."""
     kinks = np.cumsum(outcomes.probs[np.argsort(-outcomes.rewards)])
-    grid = np.concatenate([np.geomspace(1, 1e-4, 50), 1 - np.geomspace(1e-3, 0.3, 15), kinks])
-    return np.unique(np.clip(grid, 1e-4, 1))[::-1]
+    between = max(3, 90 // len(kinks))
+    steps = [np.linspace(low, high, between) for low, high in pairwise(kinks)]
+    return np.unique(np.clip(np.concatenate([kinks, *steps]), 1e-4, 1))[::-1]
 
 
 def _round_up(value: float) -> float:

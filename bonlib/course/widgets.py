@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ SHAPES: dict[str, Callable[[int], Any]] = {
     "one rare best": lambda size: np.append(np.ones(size - 1), 0.02),
 }
 SMALLEST_WEIGHT = 0.01
+LOG_STEP = 0.01  # of sliders that are even in the logarithm, in decades
 
 
 class PolicyExplorer:
@@ -75,7 +77,8 @@ class PolicyExplorer:
 
         knobs = Knobs(**{name: float(slider.value) for name, slider in self.knobs.items()})
         table = readout_table(readout(self._outcomes, knobs, self._picture.families))
-        return Image(self._picture.draw(self._outcomes, knobs)), HTML(table)
+        about = "Left: probabilities of each outcome. Right: win rate against KL. The table below has the numbers."
+        return Image(self._picture.draw(self._outcomes, knobs), alt=about), HTML(table)
 
     @property
     def outcomes(self) -> Outcomes:
@@ -166,9 +169,11 @@ def log_slider(symbol: str, value: float, smallest: float, largest: float) -> An
     """Return a slider for a positive number, even in its logarithm, labelled with its symbol in the text."""
     from ipywidgets import FloatLogSlider
 
+    # A browser moves a value that is no whole number of steps from the smallest; so we begin where it is.
+    below = np.ceil((np.log10(value) - np.log10(smallest)) / LOG_STEP) * LOG_STEP
     return FloatLogSlider(
-        value, min=np.log10(smallest), max=np.log10(largest), step=0.01, description=symbol, readout_format=".3g",
-        layout=_wide(),
+        value, min=np.log10(value) - below, max=np.log10(largest), step=LOG_STEP, description=symbol,
+        readout_format=".3g", layout=_wide(),
     )  # fmt: skip
 
 
@@ -190,8 +195,11 @@ def _show_under(box: Any, draw: Callable[[], Any]) -> Callable[[], None]:
     display(box)
     handles = [display(piece, display_id=True) for piece in first]
 
+    turn = Lock()  # JupyterLab hands the moves of several sliders to the kernel in threads of their own
+
     def redraw() -> None:
-        for handle, piece in zip(handles, pieces(), strict=True):
-            handle.update(piece)
+        with turn:
+            for handle, piece in zip(handles, pieces(), strict=True):
+                handle.update(piece)
 
     return redraw

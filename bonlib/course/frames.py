@@ -1,0 +1,64 @@
+"""What the sliders show at each of their places, as numbers: for a page that has no Python behind it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from bonlib.course.figures import COLOURS
+from bonlib.course.picture import Knobs, Row, readout
+from bonlib.exact import Array, Outcomes
+
+PRESETS: dict[str, Outcomes] = {
+    "a fair coin": Outcomes([0.5, 0.5], [0.0, 1.0]),
+    "three outcomes": Outcomes([0.3, 0.5, 0.2], [0.0, 1.0, 2.0]),
+    "eight alike": Outcomes(np.full(8, 1 / 8), np.linspace(0, 1, 8)),
+    "eight, the best rare": Outcomes(np.append(np.ones(7), 0.05) / 7.05, np.linspace(0, 1, 8)),
+    "thirty alike": Outcomes(np.full(30, 1 / 30), np.linspace(0, 1, 30)),
+}
+KNOBS: dict[str, tuple[str, str, list[float]]] = {  # family to its knob, how that is written, and its places
+    "best-of-n": ("n", "N", [*range(1, 21), *range(22, 41, 2), *range(45, 101, 5), 150, 200, 300, 500, 700, 1000]),
+    "KL-RL": ("beta", "β", [float(f"{0.5 * 10 ** (0.05 * place):.3g}") for place in range(32, -29, -1)]),
+    "rewind": ("acceptance", "α", [float(f"{0.25 * 10 ** (0.05 * place):.3g}") for place in range(12, -49, -1)]),
+}
+START = {"best-of-n": 4.0, "KL-RL": 0.5, "rewind": 0.25}
+
+
+def frames(outcomes: Outcomes) -> dict[str, Any]:
+    """Return what a page needs to show these outcomes under sliders: numbers to five digits, ready for JSON.
+
+    Returns:
+        The reference, and by family: its colour, the symbol of its knob, where the slider starts, its curve of KL and
+        win rate, and for each place of the slider the policy and a row of the readout.
+    """
+    families = {}
+    for family, (knob, symbol, places) in KNOBS.items():
+        rows, policies = [], []
+        for place in places:
+            knobs = Knobs(**{knob: place})
+            rows += readout(outcomes, knobs, [family])
+            policies.append(_short(knobs.policy(family, outcomes)))
+        curve = Knobs().curve(family, outcomes)
+        families[family] = {
+            "colour": COLOURS[family],
+            "symbol": symbol,
+            "start": places.index(START[family]),
+            "rows": [_cells(row) for row in rows],
+            "policies": policies,
+            "curve": [_short(curve.kl), _short(curve.win_rate)],
+        }
+    return {"reference": _short(outcomes.probs), "families": families}
+
+
+def _cells(row: Row) -> dict[str, Any]:
+    return {**row._asdict(), "kl": _digits(row.kl), "win_rate": _digits(row.win_rate), "reward": _digits(row.reward)}
+
+
+def _short(values: ArrayLike | Array) -> list[float]:
+    return [_digits(value) for value in np.asarray(values, dtype=np.float64)]
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.5g}")

@@ -1,0 +1,219 @@
+"""The course as a static site that works offline: Sphinx over executed notebooks, Markdown files and docstrings."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bonlib.course.frames import PRESETS, frames
+from bonlib.course.runner import NOTEBOOKS, ROOT, find_notebooks
+from bonlib.course.site.links import Links, api_names, modules, papers, terms
+from bonlib.course.site.pages import notebook_page
+
+STATIC = Path(__file__).parent / "static"
+TEXTS = ("GLOSSARY.md", "METHODS.md", "data/README.md")  # beside README, which becomes the first page
+CONFIGURATION: dict[str, Any] = {
+    "project": "The best-of-N workbook",
+    "extensions": ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"],
+    "html_theme": "furo",
+    "html_title": "The best-of-N workbook",
+    "html_static_path": [str(STATIC)],
+    "html_css_files": ["course.css"],
+    "html_copy_source": False,
+    "html_show_copyright": False,
+    "html_show_search_summary": False,  # would fetch pages, which browsers refuse where there is no server
+    "html_theme_options": {"footer_icons": []},
+    "mathjax_path": "mathjax/tex-svg.js",  # one file, and no fonts to fetch
+    "nb_execution_mode": "off",
+    "nb_ipywidgets_js": {},
+    "myst_enable_extensions": ["dollarmath", "html_image"],
+    "myst_heading_anchors": 3,
+    "autodoc_member_order": "bysource",
+    "autodoc_typehints": "none",  # types and shapes stand in the text
+    "napoleon_use_ivar": True,
+    "napoleon_attr_annotations": False,
+    "napoleon_use_rtype": False,
+    "default_role": "code",
+    "add_module_names": False,
+    "suppress_warnings": [
+        "myst.header",
+        "mystnb.unknown_mime_type",
+        "ref.python",
+    ],  # two classes may share a field's name
+    "exclude_patterns": ["**/.ipynb_checkpoints"],
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """What was built.
+
+    Attributes:
+        folder: open its index.html.
+        pages: names of the HTML files, relative to the folder.
+        megabytes: of all files.
+        warnings: what Sphinx complained of, a line each.
+    """
+
+    folder: Path
+    pages: list[str]
+    megabytes: float
+    warnings: list[str]
+
+
+def build_site(executed: Path, out: Path, *, notebooks: Path = NOTEBOOKS, api: bool = True) -> Site:
+    """Build the site from a folder of executed notebooks; one that has not been run is shown without its results.
+
+    Args:
+        executed: as `run_notebooks` left it, with reports.json.
+        out: folder of the site, replaced.
+        notebooks: the course, with its solutions beside it.
+        api: whether to make the reference of the library from its docstrings, which takes the longest.
+
+    Raises:
+        ModuleNotFoundError: if Sphinx is not installed.
+    """
+    if importlib.util.find_spec("sphinx") is None:
+        raise ModuleNotFoundError('Sphinx is not installed: `pip install -e ".[site]"`, or `make site`')
+    source = out.parent / f"{out.name}-source"
+    for folder in (source, out):
+        shutil.rmtree(folder, ignore_errors=True)
+    write_source(source, executed, notebooks, api)
+    warnings = _run_sphinx(source, out)
+    (out / "_static" / "mathjax").mkdir()
+    shutil.copy(_mathjax() / "tex-svg.js", out / "_static" / "mathjax")
+    files = [file for file in out.rglob("*") if file.is_file()]
+    pages = sorted(str(file.relative_to(out)) for file in files if file.suffix == ".html")
+    return Site(out, pages, sum(file.stat().st_size for file in files) / 1e6, warnings)
+
+
+def write_source(source: Path, executed: Path, notebooks: Path, api: bool) -> None:
+    """Write what Sphinx reads, in folders as the workbook has them, so that links lead where they did."""
+    import nbformat
+
+    links = Links(terms(ROOT / "GLOSSARY.md"), papers(ROOT / "CITATION.cff"), api_names() if api else {})
+    reports = _reports(executed)
+    paths = find_notebooks(folder=notebooks)
+    _write(source / "index.md", _first_page(links, paths, api))
+    for name in TEXTS:
+        _write(
+            source / name, links.of_text((ROOT / name).read_text(encoding="utf-8"), name, whole=name != "GLOSSARY.md")
+        )
+    for card in sorted((ROOT / "data" / "models").glob("*/README.md")):
+        _write(source / card.relative_to(ROOT), "---\norphan: true\n---\n" + _without_header(card.read_text()))
+    for name in ("LICENSE", "CITATION.cff"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "figures", source / "figures")
+    for path in paths:
+        ran = executed / path.name
+        page = notebook_page(
+            nbformat.read(ran if ran.exists() else path, as_version=4),
+            nbformat.read(notebooks / "solutions" / path.name, as_version=4),
+            reports.get(path.stem),
+            partial(links.of_text, page=f"notebooks/{path.name}"),
+        )
+        _write(source / "notebooks" / path.name, nbformat.writes(page))
+    _write(source / "papers.md", links.papers_page())
+    _write(source / "times.md", _times_page(reports, executed.name))
+    _write(source / "sliders.md", _sliders_page())
+    if api:
+        for module in modules():
+            _write(source / "api" / f"{module}.md", _api_page(module))
+        _write(source / "api" / "index.md", _api_index())
+
+
+def _run_sphinx(source: Path, out: Path) -> list[str]:
+    from sphinx.application import Sphinx
+
+    complaints = io.StringIO()
+    trees = out.parent / f"{out.name}-doctrees"
+    sphinx = Sphinx(source, None, out, trees, "html", CONFIGURATION, status=None, warning=complaints, freshenv=True)
+    sphinx.connect("autodoc-skip-member", _is_named_by_number)
+    sphinx.build()
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", complaints.getvalue()).splitlines()
+    return [line for line in lines if line.strip()]
+
+
+def _is_named_by_number(app: Any, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
+    """The fields of a named tuple: the class describes them, and Python only counts them."""
+    return True if str(getattr(thing, "__doc__", "")).startswith("Alias for field number") else None
+
+
+def _mathjax() -> Path:
+    """The folder of MathJax 3 in the package `sphinx-mathjax-offline`, of which one file is wanted, not all 24 MB."""
+    spec = importlib.util.find_spec("sphinx-mathjax-offline")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("sphinx-mathjax-offline is not installed: `pip install sphinx-mathjax-offline`")
+    return Path(next(iter(spec.submodule_search_locations))) / "static" / "mathjax"
+
+
+def _reports(executed: Path) -> dict[str, Mapping[str, Any]]:
+    log = executed / "reports.json"
+    return {row["name"]: row for row in json.loads(log.read_text())} if log.exists() else {}
+
+
+def _first_page(links: Links, paths: list[Path], api: bool) -> str:
+    text = links.of_text((ROOT / "README.md").read_text(encoding="utf-8"), "index.md", whole=True)
+    text = re.sub(r"^\[!\[.*\n", "", text, flags=re.MULTILINE)  # badges are pictures of other sites
+    parts = {
+        "The course": ["sliders", *(f"notebooks/{path.stem}" for path in paths)],
+        "To look up": ["GLOSSARY", "METHODS", "papers", "times", "data/README", *(["api/index"] if api else [])],
+    }
+    trees = "\n".join(
+        f"```{{toctree}}\n:hidden:\n:caption: {caption}\n:maxdepth: 1\n\n" + "\n".join(names) + "\n```\n"
+        for caption, names in parts.items()
+    )
+    return f"{text}\n\n{trees}"
+
+
+def _times_page(reports: Mapping[str, Mapping[str, Any]], profile: str) -> str:
+    if not reports:
+        return "# Run times\n\nNo notebook had been run when this site was built."
+    minutes = sum(row["seconds"] for row in reports.values()) / 60
+    rows = [
+        f"| [{row['title']}](notebooks/{name}.ipynb) | {row['seconds']:.0f} | {row['status']} | {row['date']} "
+        f"| `{row['commit']}` |"
+        for name, row in sorted(reports.items())
+    ]
+    lines = [
+        "# Run times\n",
+        f"Of the runs whose results these pages show, profile `{profile}`: {minutes:.1f} minutes in all, less where",
+        "draws were stored. What each profile takes from an empty store stands on the [first page](index.md).\n",
+        "| notebook | seconds | result | date | version |",
+        "|---|---|---|---|---|",
+    ]
+    return "\n".join([*lines, *rows]) + "\n"
+
+
+def _sliders_page() -> str:
+    data = json.dumps({name: frames(outcomes) for name, outcomes in PRESETS.items()}, separators=(",", ":"))
+    return (Path(__file__).parent / "sliders.md").read_text(encoding="utf-8").replace("@frames@", data)
+
+
+def _api_page(module: str) -> str:
+    return f"# {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n   :show-inheritance:\n```\n"
+
+
+def _api_index() -> str:
+    about = (
+        "Every public class and function of `bonlib`: what it does, its arguments with shapes and units, its source."
+    )
+    return "\n".join(["# The library\n", about, "\n```{toctree}\n:maxdepth: 1\n", *modules(), "```\n"])
+
+
+def _without_header(text: str) -> str:
+    """Model cards begin with metadata for the hub."""
+    return re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
