@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WEIGHTS = {0.0: "#fbafe4", 0.5: "#4b0092", 1.0: "#cc78bc"}  # likelihood alone as BoN-SFT, the return alone as vBoN's L
+# Likelihood alone is BoN-SFT, and the return alone vBoN's L.
+WEIGHTS = {0.0: COLOURS["bon-sft"], 0.5: COLOURS["bond"], 1.0: COLOURS["vbon-bound"]}
 LINES = ("-", "--", ":", "-.")
 
 

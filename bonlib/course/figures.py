@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# seaborn's colour-blind-safe palette; what is a formula rather than a policy is dashed and grey or black.
+# A policy has its colour wherever it appears, from seaborn's colour-blind-safe palette as far as that goes; settings of
+# one method are shades of it. What is a formula rather than a policy is black or grey, dashed or dotted.
 COLOURS = {
     "reference": "#949494",
     "best-of-n": "#0173b2",
@@ -24,9 +25,20 @@ COLOURS = {
     "soft best-of-n": "#56b4e9",
     "rewind": "#029e73",
     "random-of-n": "#ca9161",
+    "vbon": "#d55e00",
+    "vbon-bound": "#cc78bc",
+    "kl-rl-rloo": "#de8f05",
+    "kl-rl-ppo": "#ece133",
+    "dpo": "#029e73",
+    "ipo": "#8a9a1b",
+    "bonbon": "#56b4e9",
+    "bon-sft": "#fbafe4",
+    "bond": "#4b0092",
+    "bond-iterative": "#9f7fd0",
+    "jbond": "#7a4a12",
     "bound": "#222222",
-    "estimate": "#cc78bc",
-    "crude": "#d55e00",
+    "estimate": "#4d4d4d",
+    "crude": "#8a8a8a",
 }
 UNLABELLED = "no label"
 CURVE = tuple[ArrayLike, ArrayLike, Mapping[str, Any]]  # x, y and how to draw it
@@ -63,6 +75,21 @@ def new_grid(rows: int, columns: int, size: tuple[float, float], **shared: Any) 
     )
     plt.close(figure)  # the notebook shows what the function returns, once
     return figure, axes
+
+
+def shades(name: str, count: int) -> list[str]:
+    """Return shades of a policy's colour from light to dark, for as many settings of it.
+
+    Args:
+        name: in COLOURS.
+        count: how many.
+    """
+    import seaborn as sns
+    from matplotlib.colors import to_hex
+
+    middle = COLOURS[name]
+    lightest, darkest = sns.light_palette(middle, 4)[1], sns.dark_palette(middle, 4)[1]
+    return [to_hex(colour) for colour in sns.blend_palette([lightest, middle, darkest], count)]
 
 
 def describe(figure: Figure) -> str:
@@ -175,13 +202,13 @@ def rewards_by_prompt(rewards: ArrayLike, labels: Sequence[str]) -> Figure:
     return figure
 
 
-ESTIMATORS: dict[str, dict[str, Any]] = {  # how each estimate of log F looks
-    "posterior": {"color": "#0173b2", "lw": 3},
-    "add_one": {"color": "#029e73"},
-    "add_half": {"color": "#de8f05"},
-    "clamp": {"color": "#d55e00", "ls": "--"},
-    "none": {"color": "#949494", "ls": ":"},
-    "exponential": {"color": "#cc78bc", "ls": "-."},
+ESTIMATORS: dict[str, dict[str, Any]] = {  # how each estimate of log F looks: no policies, so in none of their colours
+    "posterior": {"color": "#00204d", "lw": 3},
+    "add_one": {"color": "#41588c"},
+    "add_half": {"color": "#7c7b78"},
+    "clamp": {"color": "#8c7a3c", "ls": "--"},
+    "none": {"color": "#b8a531", "ls": ":"},
+    "exponential": {"color": "#b8a531", "ls": "-."},
 }
 
 

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OBJECTIVES: dict[str, dict[str, Any]] = {  # how gradient ascent on each objective looks
-    "vBoN, J": {"color": "#5b3a8c", "lw": 6, "alpha": 0.4},
-    "vBoN, bound L≤": {"color": "#9467bd", "lw": 2.5},
-    "vBoN, bound L1": {"color": "#b294d1", "lw": 2, "ls": "-."},
-    "vBoN, code, β = 0.05": {"color": "#8c564b", "lw": 2},
-    "vBoN, code, β = 1/N": {"color": "#8c564b", "lw": 2, "ls": "--"},
-    "BOND, reward p≤": {"color": "#b00020", "lw": 2},
+    "vBoN, J": {"color": COLOURS["vbon"], "lw": 6, "alpha": 0.4},
+    "vBoN, bound L≤": {"color": COLOURS["vbon-bound"], "lw": 2.5},
+    "vBoN, bound L1": {"color": COLOURS["vbon-bound"], "lw": 1.5, "ls": "-."},
+    "vBoN, code, β = 0.05": {"color": COLOURS["vbon"], "lw": 1.5, "ls": ":"},
+    "vBoN, code, β = 1/N": {"color": COLOURS["vbon"], "lw": 2, "ls": "--"},
+    "BOND, reward p≤": {"color": COLOURS["bond"], "lw": 2},
     "KL-RL": {"color": COLOURS["KL-RL"], "lw": 2},
 }
 
@@ -118,7 +118,7 @@ def when_to_trust(copies: ArrayLike, gaps: ArrayLike, ns: ArrayLike) -> Figure:
     figure, (axis,) = new_figure(width=7.4, height=4.2)
     low, high = 3e-3, 1e6
     axis.axvspan(low, 0.3, color=COLOURS["rewind"], alpha=0.12, lw=0)
-    axis.axvspan(3, high, color=COLOURS["crude"], alpha=0.12, lw=0)
+    axis.axvspan(3, high, color="#a04000", alpha=0.12, lw=0)
     points = axis.scatter(copies, gaps, c=np.log10(ns), s=9, cmap="viridis", lw=0)
     grid = np.geomspace(low, high, 300)
     axis.plot(
@@ -228,9 +228,9 @@ def jbond_reward_figure(crossings: Sequence[float]) -> Figure:
     """
     figure, (axis,) = new_figure(width=6.4)
     quantile = np.linspace(0.005, 1, 400)
-    axis.plot(quantile, np.log(quantile), color=COLOURS["best-of-n"], lw=2.5, label=r"$\log F_\leq$")
+    axis.plot(quantile, np.log(quantile), color=COLOURS["bound"], ls="--", lw=2, label=r"$\log F_\leq$")
     axis.plot(
-        quantile, -np.log(16) * (1 - quantile) ** 2, color=COLOURS["crude"], lw=2.5,
+        quantile, -np.log(16) * (1 - quantile) ** 2, color=COLOURS["jbond"], lw=2.5,
         label=r"J-BOND, expected: $-\log 16\,(1 - F_\leq)^2$",
     )  # fmt: skip
     axis.plot(crossings, np.log(crossings), "o", ms=8, color=COLOURS["bound"], label="equal")

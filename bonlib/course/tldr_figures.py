@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 SUMMARY_STYLES: dict[str, tuple[str, str, str]] = {
     "sft": ("SFT, the reference", "#555555", "D"),
-    "bon": ("best-of-N", "#0173b2", "o"),
+    "bon": ("best-of-N", COLOURS["best-of-n"], "o"),
     **{name: METHOD_STYLES[name] for name in ("bon-sft", "kl-rl-ppo", "dpo", "bonbon", "vbon-bound", "bond", "jbond")},
 }
+JUDGES = {"proxy": "#7f7f7f", "gold": "#8a6d00"}  # no policies, so in none of their colours
 OUTSIDE = {"in": "in distribution", "out": "out of distribution"}
 
 
@@ -107,7 +108,7 @@ def over_optimisation_figure(curves: pd.DataFrame, points: pd.DataFrame, kinds: 
 def _draw_best_of_each_n(axis: Axes, curves: pd.DataFrame, kinds: Mapping[str, str]) -> None:
     for distribution, style in (("in", "-"), ("out", "--")):
         mine = curves[curves["distribution"] == distribution].sort_values("n")
-        for name, colour in (("proxy", COLOURS["random-of-n"]), ("gold", COLOURS["best-of-n"])):
+        for name, colour in JUDGES.items():
             label = f"{name}, {kinds[distribution]}"
             gain, error = mine[f"{name}_gain"], mine[f"{name}_gain_se"]
             axis.errorbar(mine["n"], gain, error, fmt=f"o{style}", color=colour, ms=4, elinewidth=0.8, label=label)

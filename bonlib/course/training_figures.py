@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from bonlib.course.figures import COLOURS, CURVE, new_figure, new_grid
+from bonlib.course.figures import COLOURS, CURVE, ESTIMATORS, new_figure, new_grid
 from bonlib.metrics import ShareEstimate, pareto_front
 
 if TYPE_CHECKING:
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
 # Label, colour and marker of a method, wherever it appears.
 METHOD_STYLES: dict[str, tuple[str, str, str]] = {
-    "vbon": ("vBoN, J", "#d55e00", "o"),
-    "vbon-bound": ("vBoN, L", "#cc78bc", "s"),
-    "kl-rl-rloo": ("KL-RL, RLOO", "#de8f05", "D"),
-    "kl-rl-ppo": ("KL-RL, PPO", "#ece133", "P"),
-    "dpo": ("DPO", "#029e73", "^"),
-    "bonbon": ("BoNBoN", "#56b4e9", "v"),
-    "bon-sft": ("BoN-SFT", "#fbafe4", "X"),
-    "bond": ("BOND", "#4b0092", "p"),
-    "bond-iterative": ("BOND, iterative", "#9f7fd0", "h"),
-    "jbond": ("J-BOND", "#7a4a12", "*"),
+    "vbon": ("vBoN, J", COLOURS["vbon"], "o"),
+    "vbon-bound": ("vBoN, L", COLOURS["vbon-bound"], "s"),
+    "kl-rl-rloo": ("KL-RL, RLOO", COLOURS["kl-rl-rloo"], "D"),
+    "kl-rl-ppo": ("KL-RL, PPO", COLOURS["kl-rl-ppo"], "P"),
+    "dpo": ("DPO", COLOURS["dpo"], "^"),
+    "bonbon": ("BoNBoN", COLOURS["bonbon"], "v"),
+    "bon-sft": ("BoN-SFT", COLOURS["bon-sft"], "X"),
+    "bond": ("BOND", COLOURS["bond"], "p"),
+    "bond-iterative": ("BOND, iterative", COLOURS["bond-iterative"], "h"),
+    "jbond": ("J-BOND", COLOURS["jbond"], "*"),
 }
 SCORES = {"win_rate": "win rate against the reference", "reward": "mean reward, p(positive)"}
 
@@ -161,7 +161,7 @@ def cost_figure(table: pd.DataFrame, learned: pd.DataFrame, baselines: Mapping[s
             learned[score],
             learned[f"{score}_sd"],
             fmt="*",
-            color=COLOURS["rewind"],
+            color=colour,
             mec="#222222",
             label="vBoN, L, learned quantiles",
             **(style | {"ms": 13}),
@@ -184,12 +184,12 @@ def exact_ends_figure(rows: pd.DataFrame) -> Figure:
     figure, (left, right) = new_figure(2, width=6.0, height=5.0)
     names = list(dict.fromkeys(rows["name"]))
     kinds = {
-        "table": ("none", 130, "a number a response, exact"),
+        "table": ("none", 130, "table, exact gradient"),
         "exact": ("white", 70, "network, exact gradient"),
         "samples": ("filled", 34, "network, from samples"),
     }
     for _, row in rows[rows["training"].isin(kinds)].iterrows():
-        _, colour, marker = (METHOD_STYLES | {"ipo": ("IPO", "#949494", "<")})[row["method"]]
+        _, colour, marker = (METHOD_STYLES | {"ipo": ("IPO", COLOURS["ipo"], "<")})[row["method"]]
         face, size, _ = kinds[row["training"]]
         style = {"marker": marker, "s": size, "edgecolors": colour, "linewidths": 1.6}
         style["facecolors"] = colour if face == "filled" else face
@@ -224,14 +224,12 @@ def estimated_ends_figure(rows: pd.DataFrame, truth: Mapping[str, float]) -> Fig
         rows: a row a run, with method, m, smoothing and reverse_kl in nats; not finite where the run broke off.
         truth: method to reverse_kl with the true F.
     """
-    import seaborn as sns
-
     figure, axes = new_figure(len(truth), width=5.6, height=4.0)
-    colours = dict(zip(dict.fromkeys(rows["smoothing"]), sns.color_palette("colorblind"), strict=False))
     for axis, (method, level) in zip(axes, truth.items(), strict=True):
-        for smoothing, colour in colours.items():
+        for smoothing in dict.fromkeys(rows["smoothing"]):
             mine = rows[(rows["method"] == method) & (rows["smoothing"] == smoothing)].sort_values("m")
-            axis.plot(mine["m"], mine["reverse_kl"], "o-", color=colour, label=smoothing.replace("_", " "))
+            style = {"marker": "o", **ESTIMATORS[smoothing]}
+            axis.plot(mine["m"], mine["reverse_kl"], label=smoothing.replace("_", " "), **style)
         axis.axhline(level, ls="--", lw=1.2, color=COLOURS["bound"], label="true F")
         axis.set(xscale="log", yscale="log", xlabel="reference samples M behind F", title=METHOD_STYLES[method][0])
         axis.set_xticks(sorted(rows["m"].unique()), [f"{m:.0f}" for m in sorted(rows["m"].unique())])
