@@ -63,7 +63,7 @@ def _print_estimate(profile: Any) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from bonlib.course.check import findings, fitting_profile
+    from bonlib.course.check import findings, fitting_profile, this_machine
     from bonlib.course.profiles import get_profile
 
     profile, ok = get_profile(arguments.profile), True
@@ -72,7 +72,8 @@ def _check(arguments: argparse.Namespace) -> int:
         ok &= finding.ok
     if ok:
         _print_estimate(profile)
-    print(f"the largest profile for this machine is {fitting_profile()}")
+    machine = this_machine()
+    print(f"{machine}; the largest profile that fits is {fitting_profile(machine)}")
     return 0 if ok else 1
 
 

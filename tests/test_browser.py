@@ -21,8 +21,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
 
+from bonlib.course.frames import KNOBS, PRESETS
 from bonlib.course.picture import FAMILIES, Knobs, PoliciesPicture
 from bonlib.course.runner import BUILD, NOTEBOOKS
+from bonlib.course.site import build_site
 from bonlib.exact import Outcomes, kl_divergence
 
 pytestmark = pytest.mark.slow
@@ -157,9 +159,6 @@ def check_shown(page: Page, outcomes: Outcomes, knobs: Knobs, families: tuple[st
     deadline = time.monotonic() + 10
     while not (same := np.array_equal(shown_picture(page), np.asarray(wanted))) and time.monotonic() < deadline:
         page.wait_for_timeout(100)
-    if not same:
-        Image.fromarray(shown_picture(page)).save("/tmp/scratch/shown.png")
-        wanted.save("/tmp/scratch/wanted.png")
     assert same, "the picture is not that of the numbers"
 
 
@@ -216,3 +215,70 @@ def test_the_sliders_of_thirty_outcomes(page, lab):
     page.get_by_label("π", exact=True).select_option("one rare best")
     weights = np.append(np.ones(29), 0.02)
     check_shown(page, Outcomes(weights / weights.sum(), np.linspace(0, 1, 30)), Knobs(n=n))
+
+
+def test_the_sliders_alone_behind_voila(page, tmp_path):
+    shutil.copy(NOTEBOOKS / "sliders.ipynb", tmp_path)
+    # Voilà's own page asks for icons of file menus, which this page has none of.
+    page.route("https://cdn.jsdelivr.net/**", lambda route: route.fulfill(body="", content_type="text/css"))
+    options = ["--no-browser", "--Voila.ip=127.0.0.1", str(tmp_path / "sliders.ipynb")]
+    with serving(tmp_path, "voila", *options, address="/voila/static/voila.js") as root:
+        page.goto(root, timeout=120_000)
+        expect(page.locator("table.readout")).to_be_visible(timeout=60_000)
+        check_shown(page, THREE, Knobs())
+        press(page, "N", "ArrowRight", 5)
+        check_shown(page, THREE, Knobs(n=9))
+        page.screenshot(path=SCREENSHOTS / "voila.png")
+        page.goto("about:blank")  # it would miss its server
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    return build_site(folder / "nothing_run", folder / "site", api=False).folder
+
+
+@pytest.fixture
+def offline(page):
+    """A page that may read files and nothing else."""
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.context.set_offline(True)
+    yield page
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+
+
+def test_the_sites_sliders_need_no_server(offline, site):
+    offline.goto((site / "sliders.html").as_uri())
+    for name, n, beta in (("three outcomes", 4, 0.5), ("a fair coin", 6, 0.5), ("eight, the best rare", 10, 0.25)):
+        offline.get_by_label("outcomes").select_option(name)
+        offline.get_by_label("N", exact=True).fill(str(KNOBS["best-of-n"][2].index(n)))
+        places = KNOBS["KL-RL"][2]
+        nearest = min(range(len(places)), key=lambda place: abs(places[place] - beta))
+        offline.get_by_label("β").fill(str(nearest))
+        outcomes = PRESETS[name]
+        rows = zip((outcomes.best_of(n), outcomes.tilt(places[nearest])), (2, 3), strict=True)
+        for policy, row in rows:
+            kl, wins = kl_divergence(policy, outcomes.probs), outcomes.win_rate(policy)
+            line = offline.locator("#explorer tr").nth(row - 1)
+            expect(line).to_contain_text(f"{kl:.3f}", use_inner_text=True)
+            expect(line).to_contain_text(f"{wins:.3f}", use_inner_text=True)
+        bars = offline.locator("#explorer svg rect[fill='#0173b2']")
+        heights = [float(bars.nth(place).get_attribute("height")) for place in range(len(outcomes))]
+        policy = outcomes.best_of(n)
+        np.testing.assert_allclose(np.array(heights) / max(heights), policy / policy.max(), atol=0.002)
+    offline.screenshot(path=SCREENSHOTS / "site_sliders.png")
+
+
+def test_the_sites_mathematics_and_search_need_no_network(offline, site):
+    for path in sorted((site / "notebooks").glob("*.html")):
+        offline.goto(path.as_uri())
+        expect(offline.locator("mjx-container").first).to_be_attached()
+        offline.wait_for_function("MathJax.startup.promise.then(() => true)")
+        assert offline.locator("[data-mml-node='merror']").count() == 0, path.name
+    offline.goto((site / "notebooks" / "01_two_outcomes.html").as_uri())
+    offline.get_by_role("link", name="(1)").first.click()
+    assert offline.url.endswith("#equation-1")
+    offline.get_by_role("textbox", name="Search").first.fill("rewind")
+    offline.keyboard.press("Enter")
+    expect(offline.locator("#search-results")).to_contain_text("Three outcomes")

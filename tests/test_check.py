@@ -5,7 +5,16 @@ import dataclasses
 import pytest
 
 from bonlib.__main__ import main
-from bonlib.course.check import Finding, findings, missing_gpu, sampling_cost
+from bonlib.course.check import (
+    Finding,
+    Machine,
+    findings,
+    fitting_profile,
+    missing_gpu,
+    profile_findings,
+    sampling_cost,
+    this_machine,
+)
 from bonlib.course.profiles import PROFILES, get_profile
 
 
@@ -15,7 +24,31 @@ def test_everything_is_well_here(capsys, tmp_path, monkeypatch):
     out = capsys.readouterr().out
     assert out.count("[OK]") == 17
     assert "draws to sample" in out
-    assert "largest profile" in out
+    assert "the largest profile that fits is" in out
+
+
+@pytest.mark.parametrize(
+    ("machine", "fits"),
+    [
+        (Machine(1, 2), "quick"),  # said to be the largest, and to lack cores and memory
+        (Machine(2, 4), "quick"),
+        (Machine(2, 24), "laptop"),
+        (Machine(64, 7), "quick"),
+        (Machine(8, 24, 16, "T4"), "gpu"),
+        (Machine(16, 128, 141, "H200"), "paper"),
+    ],
+)
+def test_the_profile_follows_from_cores_memory_and_gpu(machine, fits):
+    assert fitting_profile(machine) == fits
+    well = [finding.what for finding in profile_findings(machine) if finding.ok]
+    assert (f"profile {fits}" in well) == (machine.cores > 1)
+
+
+def test_a_machine_says_what_a_profile_wants_and_it_has_not():
+    assert str(Machine(2, 24.6)) == "this machine: 2 cores, 25 GB of memory, no CUDA GPU"
+    assert Machine(1, 6).lacks(get_profile("gpu")) == "2 cores, 16 GB of memory, a CUDA GPU with 16 GB"
+    assert this_machine().cores >= 1
+    assert this_machine().memory_gb > 0.5
 
 
 def test_what_is_missing_is_named_with_its_remedy():

@@ -18,6 +18,7 @@ from bonlib.course.profiles import PROFILES, Profile
 if TYPE_CHECKING:
     from bonlib.lm.samplers import TransformersSampler
 
+CORES = 2  # that every profile was timed on
 BYTES_PER_TOKEN = 6  # of a stored draw with its text and reward, compressed; measured on draws of 24 tokens
 
 
@@ -103,18 +104,75 @@ def missing_gpu(profile: Profile) -> str:
     """Return why a profile should not run here, or an empty string if nothing speaks against it."""
     import torch
 
-    if not profile.wants_gpu or torch.cuda.is_available():
+    if not profile.gpu_gb or torch.cuda.is_available():
         return ""
     return (
-        f"profile {profile.name!r} wants a CUDA GPU with 16 GB or more, and this machine has none: its "
+        f"profile {profile.name!r} wants a CUDA GPU with {profile.gpu_gb:g} GB or more, and this machine has none: its "
         f"{draw_count(profile):,} draws from {profile.language_model} would take many hours on "
         f"{os.cpu_count()} CPU cores. Use PROFILE=laptop here, or add --without-gpu to run it all the same"
     )
 
 
-def fitting_profile() -> str:
-    """Return the name of the largest profile that this machine can run in a sitting."""
-    return next((p.name for p in reversed(PROFILES.values()) if not missing_gpu(p)), "quick")
+@dataclass(frozen=True)
+class Machine:
+    """What decides which profile fits.
+
+    Attributes:
+        cores: that this process may use.
+        memory_gb: in all.
+        gpu_gb: of the largest CUDA GPU, 0 without one.
+        gpu: its name.
+    """
+
+    cores: int
+    memory_gb: float
+    gpu_gb: float = 0.0
+    gpu: str = "no CUDA GPU"
+
+    def __str__(self) -> str:
+        gpu = f"{self.gpu} with {self.gpu_gb:.0f} GB" if self.gpu_gb else self.gpu
+        return f"this machine: {self.cores} cores, {self.memory_gb:.0f} GB of memory, {gpu}"
+
+    def lacks(self, profile: Profile) -> str:
+        """Return what a profile wants and this machine has not, or an empty string."""
+        wanted = []
+        if self.cores < CORES:
+            wanted.append(f"{CORES} cores")
+        if self.memory_gb < 0.95 * profile.memory_gb:  # the system keeps some of what was bought
+            wanted.append(f"{profile.memory_gb:g} GB of memory")
+        if self.gpu_gb < 0.95 * profile.gpu_gb:
+            wanted.append(f"a CUDA GPU with {profile.gpu_gb:g} GB")
+        return ", ".join(wanted)
+
+
+def this_machine() -> Machine:
+    """Look at cores, memory and GPU."""
+    import psutil
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = psutil.virtual_memory().total / 1e9
+    if not torch.cuda.is_available():
+        return Machine(cores, memory)
+    gpus = [torch.cuda.get_device_properties(place) for place in range(torch.cuda.device_count())]
+    largest = max(gpus, key=lambda gpu: gpu.total_memory)
+    return Machine(cores, memory, largest.total_memory / 1e9, largest.name)
+
+
+def profile_findings(machine: Machine) -> list[Finding]:
+    """Return for each profile whether this machine can run it, and otherwise what it lacks."""
+    remedy = "choose a smaller profile, or a larger machine"
+    return [
+        Finding(f"profile {profile.name}", not machine.lacks(profile), f"wants {lack}" if lack else "fits", remedy)
+        for profile in PROFILES.values()
+        for lack in (machine.lacks(profile),)
+    ]
+
+
+def fitting_profile(machine: Machine | None = None) -> str:
+    """Return the name of the largest profile that a machine can run, this one if None."""
+    machine = machine or this_machine()
+    return next((profile.name for profile in reversed(PROFILES.values()) if not machine.lacks(profile)), "quick")
 
 
 def _attempt(what: str, look: Callable[[], str], remedy: str) -> Finding:

@@ -242,5 +242,5 @@ def _compare(answer: Any, right: Any, within: float) -> None:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = " ".join(repr(value).split())
     return text if len(text) <= 40 else text[:37] + "..."

@@ -190,15 +190,18 @@ def rewards_by_prompt(rewards: ArrayLike, labels: Sequence[str]) -> Figure:
         labels: the prompts.
     """
     table = np.asarray(rewards, dtype=np.float64)
-    figure, (axis,) = new_figure(width=7.4, height=0.45 * len(labels) + 1.2)
+    figure, (axis,) = new_figure(width=7.4, height=0.45 * len(labels) + 1.6)
     rng = np.random.default_rng(0)
     for row, index in enumerate(np.argsort(-table.mean(axis=1))):
         jitter = row + rng.uniform(-0.25, 0.25, table.shape[1])
-        axis.plot(table[index], jitter, ".", ms=4, alpha=0.5, color=COLOURS["reference"])
-        axis.plot(table[index].mean(), row, "|", ms=18, mew=2.5, color=COLOURS["bound"])
-        axis.plot(table[index].max(), row, "o", ms=8, color=COLOURS["best-of-n"])
+        axis.plot(table[index], jitter, ".", ms=4, alpha=0.5, color=COLOURS["reference"], label="a draw")
+        axis.plot(table[index].mean(), row, "|", ms=18, mew=2.5, color=COLOURS["bound"], label="mean of the draws")
+        axis.plot(table[index].max(), row, "o", ms=8, color=COLOURS["best-of-n"], label=f"best of {table.shape[1]}")
     axis.set_yticks(range(len(labels)), [labels[i] for i in np.argsort(-table.mean(axis=1))])
     axis.set(xlabel="reward, p(positive)", xlim=(-0.02, 1.02))
+    handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))  # each label once
+    place = {"ncols": 3, "loc": "lower right", "bbox_to_anchor": (1.0, 1.0)}
+    axis.legend(list(handles.values()), list(handles), frameon=False, fontsize=11, **place)
     return figure
 
 
@@ -216,16 +219,21 @@ def log_cdf_by_samples(panels: Mapping[str, Mapping[str, CURVE]]) -> Figure:
     """Draw estimates of log F against the reward, a panel a prompt and a curve a number of samples.
 
     Args:
-        panels: title to label to rewards, log F in nats, and keyword arguments of `Axes.plot`.
+        panels: title to label to rewards between 0 and 1, log F in nats, and keyword arguments of `Axes.plot`. The
+            axis of rewards is that of log r/(1−r), for prompts whose rewards are nearly all at one end.
     """
-    figure, axes = new_figure(len(panels), width=4.6, height=3.9)
+    figure, grid = new_grid(1, len(panels), (3.8 * len(panels), 4.0), sharey=True)
+    axes = grid[0]
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
         for label, (rewards, log_cdf, style) in curves.items():
-            axis.plot(rewards, log_cdf, label=label, **style)
-        axis.set(xlabel="reward $r$, p(positive)", title=title, ylim=(-7.5, 0.3))
-        axis.title.set_fontsize(11)
+            axis.plot(np.clip(rewards, 1e-6, 1 - 1e-6), log_cdf, label=label, **style)
+        axis.set(xlabel="reward $r$, p(positive)", title=title, ylim=(-7.5, 0.3), xscale="logit")
+        axis.title.set_fontsize(12)
+        ticks = (0.01, 0.1, 0.5, 0.9, 0.99)
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
     axes[0].set_ylabel(r"$\log F_\leq(r)$  (nats)")
-    axes[0].legend(frameon=False, loc="lower right", fontsize=10)
+    axes[0].legend(frameon=False, loc="lower right", fontsize=11)
     return figure
 
 
@@ -238,10 +246,10 @@ def cdf_errors(ms: ArrayLike, distance: ArrayLike, errors: Mapping[str, ArrayLik
         errors: name in ESTIMATORS to root mean square error of log F̂ in nats, likewise.
     """
     figure, (left, right) = new_figure(2)
-    left.plot(ms, distance, "o-", color=COLOURS["best-of-n"], label="measured, mean over samples")
+    left.plot(ms, distance, "o-", color=COLOURS["estimate"], label="measured, mean over samples")
     left.plot(
         ms, np.sqrt(np.log(2 / 0.05) / 2 / np.asarray(ms)), "--", color=COLOURS["bound"],
-        label="95 % of samples are below  (DKW)",
+        label="95 % of samples are below this",
     )  # fmt: skip
     for name, values in errors.items():
         right.plot(ms, values, marker="o", ms=4, label=name.replace("_", "-"), **ESTIMATORS[name])
@@ -272,24 +280,28 @@ def estimator_figure(
         error: name to root mean square error in nats, likewise.
         kl: name to the KL from the policy trained on it to best-of-N in nats, likewise.
         floor: that KL with the true log F.
+
+    The errors are so close to one another that they are drawn as multiples of the posterior mean's.
     """
-    figure, axes = new_figure(3, width=4.5)
+    figure, axes = new_figure(3, width=4.0, height=4.0)
+    smallest = np.asarray(error["posterior"])
     tables = {
         "bias  (nats)": bias,
-        "root mean square error  (nats)": error,
+        "rms error, posterior = 1": {name: values / smallest for name, values in error.items()},
         "KL to best-of-N  (nats)": kl,
     }
     for axis, (label, table) in zip(axes, tables.items(), strict=True):
         for name, values in table.items():
             axis.plot(ms, values, label=name.replace("_", "-"), **ESTIMATORS[name])
         axis.set(xscale="log", xlabel="reference samples  $M$", ylabel=label)
-        axis.set_xticks(ms, [str(m) for m in np.asarray(ms)], fontsize=9)
+        axis.set_xticks(np.asarray(ms)[::2], [str(m) for m in np.asarray(ms)[::2]])
         axis.minorticks_off()
     axes[0].axhline(0, color=COLOURS["bound"], lw=1)
-    axes[1].set_yscale("log")
     axes[2].set_yscale("log")
-    axes[2].axhline(floor, color=COLOURS["bound"], lw=1, label=r"with the true $\log F_\leq$")
-    axes[0].legend(frameon=False, fontsize=10)
+    axes[2].axhline(floor, color=COLOURS["bound"], lw=1)
+    axes[2].annotate(r"with the true $\log F_\leq$", (ms[0], floor), (0, -4), textcoords="offset points", va="top")
+    axes[2].set_ylim(bottom=floor / 8)
+    axes[0].legend(frameon=False, fontsize=11)
     return figure
 
 

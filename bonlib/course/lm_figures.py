@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from bonlib.bounds import kl_bound, win_rate_frontier
-from bonlib.course.figures import COLOURS, CURVE, new_figure
+from bonlib.course.figures import COLOURS, CURVE, new_figure, new_grid
 from bonlib.exact import Array
 
 if TYPE_CHECKING:
@@ -40,9 +40,12 @@ def sampled_kl(panels: Mapping[str, SampledKL]) -> Figure:
     """Draw the KL of best-of-n against n as the formula, the estimator K̂ and the identity have it.
 
     Args:
-        panels: title to curves, one panel an entry.
+        panels: title to curves, one panel an entry; four stand two by two.
     """
-    figure, axes = new_figure(len(panels), width=4.1, height=4.2)
+    columns = 2 if len(panels) == 4 else len(panels)
+    size = (4.6 * columns + 0.6 * (columns == 1), 3.9 * len(panels) / columns)
+    figure, grid = new_grid(len(panels) // columns, columns, size, sharex=True, sharey=True)
+    axes = grid.ravel()
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
         axis.plot(curves.n, kl_bound(curves.n), "--", color=COLOURS["bound"], label=r"formula  $\log n - (n-1)/n$")
         axis.plot(curves.n, curves.identity, color=COLOURS["best-of-n"], lw=3, label="identity, estimated CDF")
@@ -52,32 +55,46 @@ def sampled_kl(panels: Mapping[str, SampledKL]) -> Figure:
         if curves.winner_of_ties is not None:
             label = r"$\hat K_n$ of the tie"
             axis.plot(curves.n, curves.winner_of_ties, "-.", color=COLOURS["crude"], lw=2, label=label)
-        axis.set(xscale="log", xlabel="number of draws  $n$")
-        axis.set_title(title if len(title) <= 36 else title[:35] + "…", fontsize=11)
-    axes[0].set_ylabel("KL to the reference  (nats)")
-    axes[0].legend(frameon=False, fontsize=10, loc="upper left")
-    highest = max(axis.get_ylim()[1] for axis in axes)
-    for axis in axes:
-        axis.set_ylim(-0.1, highest)
+        axis.set(xscale="log")
+        axis.set_title(title if len(title) <= 36 else title[:35] + "…", fontsize=12)
+    for axis in grid[-1]:
+        axis.set_xlabel("number of draws  $n$")
+    for axis in grid[:, 0]:
+        axis.set_ylabel("KL to the reference  (nats)")
+    axes[0].legend(frameon=False, fontsize=10.5, loc="upper left")
+    axes[0].set_ylim(bottom=-0.1)
     return figure
 
 
 def repeats_figure(texts: Mapping[str, Sequence[str]]) -> Figure:
     """Draw which share of the draws of each prompt had come before, against their number.
 
+    Prompts with less than 1 % of repetitions in the end share one label.
+
     Args:
         texts: label of a prompt to its responses, in the order drawn.
     """
     import seaborn as sns
 
-    figure, (axis,) = new_figure(width=8.4, height=4.0)
-    for shade, (label, responses) in zip(sns.color_palette("colorblind", len(texts)), texts.items(), strict=True):
+    shares = {}
+    for label, responses in texts.items():
         _, first = np.unique(np.asarray(responses), return_index=True)
         drawn = np.arange(10, len(responses) + 1)  # of fewer, one repetition would be a large share
         different = np.searchsorted(np.sort(first), drawn, side="left")
-        axis.plot(drawn, 100 * (1 - different / drawn), color=shade, lw=2.5, label=label)
+        shares[label] = drawn, 100 * (1 - different / drawn)
+    repeating = [label for label, (_, share) in shares.items() if share[-1] >= 1]
+    others = [label for label in shares if label not in repeating]
+    figure, (axis,) = new_figure(width=6.4, height=3.9)
+    for label, shade in zip(repeating, sns.color_palette("cividis", len(repeating)), strict=True):
+        axis.plot(*shares[label], color=shade, lw=2.5)
+        axis.annotate(f" {label}", (shares[label][0][-1], shares[label][1][-1]), va="center", annotation_clip=False)
+    for label in others:
+        axis.plot(*shares[label], color=COLOURS["estimate"], lw=1.5, ls="--")
+    if others:
+        x, share = shares[others[0]]
+        text = f"the other {len(others)}: below 1 %"
+        axis.annotate(text, (np.sqrt(x[0] * x[-1]), share[-1]), (0, 5), textcoords="offset points", ha="center")
     axis.set(xscale="log", xlabel="draws", ylabel="repetitions among them  (%)")
-    axis.legend(frameon=False, fontsize=10, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -147,7 +164,7 @@ def job_figure(rates: Mapping[str, float], samples: int, length: float, jobs: Ma
 
     figure, (axis,) = new_figure(width=9.4, height=4.4)
     prompts = np.geomspace(100, 3e6, 100)
-    for colour, (label, rate) in zip(sns.color_palette("colorblind", len(rates)), rates.items(), strict=True):
+    for colour, (label, rate) in zip(sns.color_palette("cividis", len(rates)), rates.items(), strict=True):
         for machines, style in ((1, "-"), (10, "--"), (100, ":")):
             hours = prompts * samples * length / rate / machines / HOUR
             name = f"{label}, {machines} machine{'s' if machines > 1 else ''}"

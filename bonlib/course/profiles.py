@@ -203,7 +203,8 @@ class Profile:
         theory: sizes of the notebooks on finite outcome sets.
         device: "auto", "cpu", "cuda" or "mps".
         dtype: "auto", "float32" or "bfloat16".
-        wants_gpu: whether a machine without one would need days.
+        memory_gb: of the machine. Of `quick` measured (3.4, notebook 12), of the others estimated from sizes of models.
+        gpu_gb: of a CUDA GPU, without which it would need days; 0 where none is wanted. Estimated, likewise.
         seed: every other seed derives from it.
     """
 
@@ -234,7 +235,8 @@ class Profile:
     reviews_revision: str | None = None
     device: str = "auto"
     dtype: str = "auto"
-    wants_gpu: bool = False
+    memory_gb: float = 4
+    gpu_gb: float = 0
     seed: int = 0
 
 
@@ -337,6 +339,7 @@ PROFILES = {
             ),
             Summaries(120, 32, draws=32, opponents=32, n=32, training=BRIEF, responses=2),
             THOROUGH,
+            memory_gb=8,
         ),
         Profile(
             "gpu",
@@ -348,7 +351,8 @@ PROFILES = {
             THOROUGH,
             language_model="smollm2-135m-instruct",
             summary_policies=None,
-            wants_gpu=True,
+            memory_gb=16,
+            gpu_gb=16,
         ),
         Profile(
             "paper",
@@ -378,7 +382,8 @@ PROFILES = {
             judges_read="<|endoftext|>",
             posts="vwxyzjn/summarize_from_feedback_tldr_3_filtered",
             summary_policies=None,
-            wants_gpu=True,
+            memory_gb=32,
+            gpu_gb=40,
         ),
     )
 }

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SUMMARY_STYLES: dict[str, tuple[str, str, str]] = {
-    "sft": ("SFT, the reference", "#555555", "D"),
+    "sft": ("SFT, the reference", COLOURS["reference"], "D"),
     "bon": ("best-of-N", COLOURS["best-of-n"], "o"),
     **{name: METHOD_STYLES[name] for name in ("bon-sft", "kl-rl-ppo", "dpo", "bonbon", "vbon-bound", "bond", "jbond")},
 }
@@ -45,12 +45,14 @@ def over_prompts(judged: pd.DataFrame, column: str, by: tuple[str, ...] = ("meth
 def temperatures_figure(judged: pd.DataFrame, measures: Mapping[str, str], kinds: Mapping[str, str]) -> Figure:
     """Draw measures of every method against the sampling temperature, in and out of distribution.
 
+    Axes are those of the methods: where the reference is lower, its value is written at the lower edge.
+
     Args:
         judged: as for `over_prompts`, with method, distribution, temperature and prompt.
         measures: column to axis label.
         kinds: what the documents of each distribution are.
     """
-    figure, axes = new_grid(len(measures), 2, (11.4, 3.9 * len(measures)), sharex=True, sharey="row")
+    figure, axes = new_grid(len(measures), 2, (10.4, 3.7 * len(measures) + 0.7), sharex=True)
     methods = [method for method in SUMMARY_STYLES if method in set(judged["method"])]
     for row, (column, label) in zip(axes, measures.items(), strict=True):
         for axis, (distribution, kind) in zip(row, kinds.items(), strict=True):
@@ -65,17 +67,20 @@ def temperatures_figure(judged: pd.DataFrame, measures: Mapping[str, str], kinds
                     line["error"],
                     color=colour,
                     marker=marker,
-                    lw=1.4,
+                    lw=1.6,
                     elinewidth=0.8,
                     label=name,
                 )
-            axis.set_title(f"{kind}, {OUTSIDE[distribution]}", fontsize=11)
-            if "win" in column:
+            axis.set_title(f"{kind}, {OUTSIDE[distribution]}", fontsize=12)
+            if "win" not in column:
+                _limit_to_policies(axis, here["value"].reset_index(), "value")
+            else:
+                axis.sharey(row[0])
                 axis.axhline(0.5, color="#cccccc", lw=0.8)
         row[0].set_ylabel(label)
     for axis in axes[-1]:
         axis.set(xlabel="sampling temperature", xticks=sorted(judged["temperature"].unique()))
-    axes[0][1].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    _legend_above(figure, axes[0][0])
     return figure
 
 
@@ -149,23 +154,42 @@ def fits_figure(panels: Mapping[str, Mapping[str, CURVE]]) -> Figure:
 
 
 def length_figure(points: pd.DataFrame, kinds: Mapping[str, str]) -> Figure:
-    """Draw the mean gold reward of each method against the mean length of its summaries; hotter is larger.
+    """Draw the mean gold reward of each method against the mean length of its summaries, a line over temperatures.
+
+    The lowest temperature has a small mark and the highest a large one.
 
     Args:
         points: a row a method, distribution and temperature, with length and gold.
         kinds: what the documents of each distribution are.
     """
-    figure, axes = new_figure(2, width=5.0, height=3.9)
-    axes[1].sharey(axes[0])
+    figure, axes = new_figure(2, width=5.2, height=4.6)
     for axis, (distribution, kind) in zip(axes, kinds.items(), strict=True):
+        here = points[points["distribution"] == distribution]
         for method, (name, colour, marker) in SUMMARY_STYLES.items():
-            mine = points[(points["method"] == method) & (points["distribution"] == distribution)].sort_values(
-                "temperature"
-            )
-            axis.plot(mine["length"], mine["gold"], color=colour, lw=0.9)
-            sizes = 15 + 60 * mine["temperature"] ** 2
-            axis.scatter(mine["length"], mine["gold"], sizes, color=colour, marker=marker, lw=0.5, label=name)
+            mine = here[here["method"] == method].sort_values("temperature")
+            axis.plot(mine["length"], mine["gold"], color=colour, lw=1.2)
+            for end, size in ((mine.iloc[:1], 25), (mine.iloc[-1:], 110)):
+                axis.scatter(end["length"], end["gold"], size, color=colour, marker=marker, lw=0.5, zorder=3)
+            axis.plot([], [], color=colour, marker=marker, lw=1.2, label=name)
         axis.set(xlabel="length  (tokens)", ylabel="gold reward")
-        axis.set_title(f"{kind}, {OUTSIDE[distribution]}", fontsize=11)
-    axes[1].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        axis.set_title(f"{kind}, {OUTSIDE[distribution]}", fontsize=12)
+        _limit_to_policies(axis, here, "gold")
+    _legend_above(figure, axes[0])
     return figure
+
+
+def _limit_to_policies(axis: Axes, points: pd.DataFrame, y: str) -> None:
+    """End the vertical axis below the lowest of the methods, and write down where the reference is if it is lower."""
+    policies = points.loc[points["method"] != "sft", y]
+    edge = policies.min() - 0.25 * (policies.max() - policies.min())
+    lower = points[(points["method"] == "sft") & (points[y] < edge)]
+    if len(lower):
+        told = ", ".join(f"{value:.1f} at {at:g}" for value, at in zip(lower[y], lower["temperature"], strict=True))
+        text = f"the reference: {told} ↓".replace("-", "−")
+        axis.set_ylim(bottom=edge)
+        axis.annotate(text, (0.99, 0.02), xycoords="axes fraction", ha="right", fontsize=10)
+
+
+def _legend_above(figure: Figure, axis: Axes) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=10.5, ncols=5, loc="outside upper center")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from bonlib.course.figures import COLOURS, CURVE, ESTIMATORS, new_figure, new_grid
@@ -43,9 +42,10 @@ def fronts_figure(
         runs: a row a run, with method, kl, win_rate and reward. Runs that another is better than in both are faded.
         curves: "win_rate" and "reward" to label to curve, as in `figures.trade_off`.
         fresh: runs to mark with a ring, such as those just made.
-        methods: which to draw. Their KLs span two orders: the axis is that of its root.
+        methods: which to draw. Their KLs span two orders: the axis is logarithmic, and 0 is not on it.
     """
-    figure, axes = new_figure(2, width=6.2, height=4.8)
+    figure, grid = new_grid(2, 1, (9.0, 8.6), sharex=True)
+    axes = grid[:, 0]
     shown = runs[runs["method"].isin(methods)]
     for axis, (score, label) in zip(axes, SCORES.items(), strict=True):
         on_front = pareto_front(shown["kl"], shown[score])
@@ -53,51 +53,73 @@ def fronts_figure(
             name, colour, marker = METHOD_STYLES[method]
             for best, alpha, edge in ((False, 0.35, "none"), (True, 1.0, "#222222")):
                 rows = shown[(shown["method"] == method) & (on_front == best)]
-                style = {"color": colour, "marker": marker, "s": 52, "alpha": alpha, "edgecolors": edge}
+                style = {"color": colour, "marker": marker, "s": 64, "alpha": alpha, "edgecolors": edge}
                 axis.scatter(rows["kl"], rows[score], linewidths=0.8, zorder=3, **style)
-            axis.scatter([], [], color=colour, marker=marker, s=52, edgecolors="#222222", linewidths=0.8, label=name)
+            axis.scatter([], [], color=colour, marker=marker, s=64, edgecolors="#222222", linewidths=0.8, label=name)
         for name, (kl, values, curve_style) in curves[score].items():
             axis.plot(kl, values, label=name, **curve_style)
         if fresh is not None and len(fresh):
             ring = {"s": 150, "facecolors": "none", "edgecolors": "#222222", "linewidths": 1.2}
             axis.scatter(fresh["kl"], fresh[score], zorder=4, label="just now", **ring)
-        # A single estimate may fall a little below 0, where a root is not defined.
-        axis.set_xscale("function", functions=(lambda kl: np.sqrt(np.maximum(kl, 0)), np.square))
-        farthest = float(shown["kl"].max()) if len(shown) else 1.0
-        ticks = [tick for tick in (0, 0.25, 1, 2, 4, 8, 16, 32, 64) if tick < 1.1 * farthest]
+        away = shown.loc[shown["kl"] > 0.01, "kl"]  # a single estimate may fall to 0 or a little below
+        nearest, farthest = (float(away.min()), float(away.max())) if len(away) else (0.1, 1.0)
+        axis.set(ylabel=label, xscale="log", xlim=(0.8 * nearest, 1.2 * farthest))
+        ticks = [tick for tick in (0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32) if 0.8 * nearest < tick < 1.2 * farthest]
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axis.set(xlabel="KL to the reference  (nats)", ylabel=label, xlim=(0, 1.1 * farthest))
-    handles = axes[0].get_legend_handles_labels()  # the left panel has a curve more
-    axes[1].legend(*handles, frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        axis.minorticks_off()
+    axes[1].set_xlabel("KL to the reference  (nats)")
+    handles = axes[0].get_legend_handles_labels()  # the upper panel has a curve more
+    axes[0].legend(*handles, frameon=False, fontsize=11, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
-def learning_curves(curves: pd.DataFrame, columns: Mapping[str, str]) -> Figure:
+def learning_curves(
+    curves: pd.DataFrame, columns: Mapping[str, str], *, log: Sequence[str] = (), across: int = 5
+) -> Figure:
     """Draw figures measured while training against the step, a panel a method and figure.
 
     Args:
         curves: a row a measurement, with method, value, seed, step and the columns.
-        columns: name of a column to the label of its axis; a row of panels each. The larger value of a method's
-            setting is the darker.
+        columns: name of a column to the label of its axis; a row of panels each. The value of a method's setting that
+            ends highest in the last of them is the darkest.
+        log: columns on a logarithmic axis.
+        across: methods side by side; the others come below.
     """
     import seaborn as sns
 
     methods = [method for method in METHOD_STYLES if method in set(curves["method"])]
-    size = (2.1 * len(methods) + 0.6, 2.2 * len(columns))
-    figure, axes = new_grid(len(columns), len(methods), size, sharex="col", sharey="row")
+    blocks = -(-len(methods) // across)
+    size = (2.15 * across + 0.6, 2.1 * len(columns) * blocks + 0.4)
+    figure, axes = new_grid(len(columns) * blocks, across, size, sharex=True)
+    for empty in axes[len(columns) * (blocks - 1) :, len(methods) - across * (blocks - 1) :].flat:
+        empty.set_visible(False)
+    ends = curves.sort_values("step").groupby(["method", "value", "seed"])[[*columns][-1]].last()
     for place, method in enumerate(methods):
         mine = curves[curves["method"] == method]
-        values = sorted(mine["value"].unique())
+        values = ends[method].groupby("value").mean().sort_values().index
         shades = sns.light_palette(METHOD_STYLES[method][1], len(values) + 2)[2:]
+        top = len(columns) * (place // across)
         for row, (column, label) in enumerate(columns.items()):
-            axis = axes[row, place]
+            axis = axes[top + row, place % across]
             for value, shade in zip(values, shades, strict=True):
                 for _, run in mine[mine["value"] == value].groupby("seed"):
-                    axis.plot(run["step"], run[column], color=shade, lw=1.6)
-            if place == 0:
-                axis.set_ylabel(label, fontsize=10)
-        axes[0, place].set_title(METHOD_STYLES[method][0], fontsize=11)
-        axes[-1, place].set_xlabel("step")
+                    axis.plot(run["step"], run[column], color=shade, lw=1.8)
+            shown = curves.loc[curves[column] > 0, column] if column in log else curves[column]
+            low, high = float(shown.min()), float(shown.max())
+            room = 0.04 * (high - low)
+            if column in log:
+                axis.set(yscale="log", ylim=(0.8 * low, 1.25 * high))
+                ticks = [tick for tick in (0.1, 1, 10, 100) if 0.8 * low < tick < 1.25 * high]
+                axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+                axis.minorticks_off()
+            else:
+                axis.set_ylim(low - room, high + room)
+            if place % across == 0:
+                axis.set_ylabel(label)
+            else:
+                axis.tick_params(labelleft=False)
+        axes[top, place % across].set_title(METHOD_STYLES[method][0], fontsize=13)
+        axes[top + len(columns) - 1, place % across].set_xlabel("step")
     return figure
 
 
@@ -109,7 +131,8 @@ def shares_figure(panels: Mapping[str, tuple[Mapping[str, ShareEstimate], Mappin
     """
     from matplotlib.patches import Patch
 
-    figure, axes = new_figure(len(panels), width=6.0, height=3.8)
+    figure, grid = new_grid(1, len(panels), (5.0 * len(panels), 4.6), sharey=True)
+    axes = grid[0]
     for axis, (title, (ours, theirs)) in zip(axes, panels.items(), strict=True):
         for place, (method, share) in enumerate(ours.items()):
             axis.barh(place - 0.17, share.value, 0.34, color=METHOD_STYLES[method][1], edgecolor="#222222", lw=0.6)
@@ -117,12 +140,13 @@ def shares_figure(panels: Mapping[str, tuple[Mapping[str, ShareEstimate], Mappin
             if method in theirs:
                 style: dict[str, Any] = {"color": "white", "edgecolor": COLOURS["reference"], "hatch": "///", "lw": 0.8}
                 axis.barh(place + 0.19, theirs[method], 0.3, **style)
-        axis.set_yticks(range(len(ours)), [METHOD_STYLES[method][0] for method in ours])
-        axis.invert_yaxis()
-        axis.set(title=title, xlabel="share of the Pareto front", xlim=(0, 1))
-    here = Patch(facecolor=COLOURS["reference"], edgecolor="#222222", label="here (line: 5 to 95 % of the bootstrap)")
-    paper = Patch(facecolor="white", edgecolor=COLOURS["reference"], hatch="///", label="paper, where it says")
-    axes[0].legend(handles=[here, paper], frameon=False, fontsize=9, loc="lower right")
+        axis.set(title=title, xlabel="share of the Pareto front", xlim=(0, 0.6))
+    names = list(next(iter(panels.values()))[0])
+    axes[0].set_yticks(range(len(names)), [METHOD_STYLES[method][0] for method in names])
+    axes[0].invert_yaxis()
+    here = Patch(facecolor=COLOURS["reference"], edgecolor="#222222", label="here, with 5 to 95 %")
+    paper = Patch(facecolor="white", edgecolor=COLOURS["reference"], hatch="///", label="paper, of its four")
+    axes[-1].legend(handles=[here, paper], frameon=False, fontsize=12, loc="lower right")
     return figure
 
 
@@ -132,7 +156,7 @@ def cost_figure(table: pd.DataFrame, learned: pd.DataFrame, baselines: Mapping[s
     Args:
         table: a row a number of samples M, with m, seconds, and mean and spread over seeds as SCORE and SCORE_sd.
         learned: one row, likewise, for a learned quantile model.
-        baselines: score to label to a height to draw a line at.
+        baselines: score to label to a height to draw a line at; "reference", or a best-of-N.
     """
     figure, axes = new_figure(2, width=5.6, height=4.2)
     for axis, (score, label) in zip(axes, SCORES.items(), strict=True):
@@ -151,10 +175,10 @@ def cost_figure(table: pd.DataFrame, learned: pd.DataFrame, baselines: Mapping[s
             axis.annotate(
                 f"{row['m']:.0f}",
                 (row["seconds"], row[score]),
-                xytext=(0, 9),
+                xytext=(0, 11),
                 textcoords="offset points",
                 ha="center",
-                fontsize=9,
+                fontsize=11,
             )
         axis.errorbar(
             learned["seconds"],
@@ -167,10 +191,11 @@ def cost_figure(table: pd.DataFrame, learned: pd.DataFrame, baselines: Mapping[s
             **(style | {"ms": 13}),
         )
         for name, height in baselines[score].items():
-            axis.axhline(height, ls="--", lw=1, color=COLOURS["bound"])
-            axis.annotate(name, (1, height), xycoords=axis.get_yaxis_transform(), ha="right", va="bottom", fontsize=9)
+            line = COLOURS["reference" if name == "reference" else "best-of-n"]
+            axis.axhline(height, ls="--", lw=1.6, color=line)
+            axis.annotate(name, (1, height), xycoords=axis.get_yaxis_transform(), ha="right", va="bottom", color=line)
         axis.set(xscale="log", xlabel="seconds spent on F, all prompts together", ylabel=label)
-    axes[0].legend(frameon=False, fontsize=9, loc="center right")
+    axes[0].legend(frameon=False, fontsize=11, loc="center right")
     return figure
 
 

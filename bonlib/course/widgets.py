@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from threading import Lock
@@ -193,13 +194,34 @@ def _show_under(box: Any, draw: Callable[[], Any]) -> Callable[[], None]:
 
     first = pieces()
     display(box)
-    handles = [display(piece, display_id=True) for piece in first]
-
+    places: list[Any]
+    if os.environ.get("SERVER_SOFTWARE", "").startswith("voila"):  # it does not replace what a notebook has displayed
+        places = [_Place() for _ in first]
+        display(*(place.output for place in places))
+        for place, piece in zip(places, first, strict=True):
+            place.update(piece)
+    else:
+        places = [display(piece, display_id=True) for piece in first]
     turn = Lock()  # JupyterLab hands the moves of several sliders to the kernel in threads of their own
 
     def redraw() -> None:
         with turn:
-            for handle, piece in zip(handles, pieces(), strict=True):
-                handle.update(piece)
+            for place, piece in zip(places, pieces(), strict=True):
+                place.update(piece)
 
     return redraw
+
+
+class _Place:
+    """A widget that shows one thing, and another when told."""
+
+    def __init__(self) -> None:
+        from ipywidgets import Output
+
+        self.output = Output()
+
+    def update(self, piece: Any) -> None:
+        from IPython import get_ipython
+
+        data, metadata = get_ipython().display_formatter.format(piece)
+        self.output.outputs = ({"output_type": "display_data", "data": data, "metadata": metadata},)

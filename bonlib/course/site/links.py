@@ -169,10 +169,10 @@ def _replace_first(text: str, pattern: str, new: Any, *, every: bool = False) ->
     """Replace the first match (or every one) outside of what is protected."""
     pieces: list[str] = []
     at = 0
-    for match in PROTECTED.finditer(text + "``"):  # the last, empty one ends the text
-        plain, count = re.subn(pattern, new, text[at : match.start()], count=0 if every else 1)
-        pieces += [plain, text[match.start() : match.end()]]
-        at = match.end()
+    for match in [*PROTECTED.finditer(text), None]:
+        plain, count = re.subn(pattern, new, text[at : match.start() if match else None], count=0 if every else 1)
+        pieces += [plain, match[0] if match else ""]
+        at = match.end() if match else len(text)
         if count and not every:
             break
     return "".join([*pieces, text[at:]])
