@@ -1,5 +1,6 @@
 """What README, Makefile, environment.yml and pyproject say of each other."""
 
+import itertools
 import json
 import os
 import re
@@ -14,7 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from bonlib.__main__ import _parser
-from bonlib.course.runner import NOTEBOOKS, find_notebooks
+from bonlib.course.exercises import INSTALL, REPOSITORY, SOLUTIONS
+from bonlib.course.runner import find_notebooks
 from bonlib.lm.gguf import PACKAGED
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,7 +84,7 @@ def test_the_readme_lists_every_notebook():
         assert f"notebooks/{path.name}" in README
 
 
-@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", find_notebooks(folder=SOLUTIONS), ids=lambda path: path.stem)
 def test_notebooks_are_committed_clean_and_fit_a_screen(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
@@ -99,6 +101,17 @@ def test_notebooks_are_committed_clean_and_fit_a_screen(path):
         "**What to check.**" if path.stem != "00_check" else "what to check",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize("path", find_notebooks(folder=SOLUTIONS), ids=lambda path: path.stem)
+def test_every_figure_has_a_caption_right_after_it(path):
+    cells = nbformat.read(path, as_version=4).cells
+    bare = [
+        cell.metadata["figure"]
+        for cell, after in itertools.pairwise(cells)
+        if "figure" in cell.metadata and not re.match(r"\*(?!\*)", after.source)
+    ]
+    assert bare == []
 
 
 def test_links_in_the_readme_lead_somewhere():
@@ -135,3 +148,71 @@ def test_the_readmes_python_runs(tmp_path):
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout
+
+
+def test_binder_and_colab_install_what_make_does():
+    """`postBuild` as Binder runs it, here where everything is in place: it must find that out and say so."""
+    environment = os.environ | {"PYTHON": sys.executable, "PIP_EXTRA_INDEX_URL": "", "PIP_NO_INDEX": "1"}
+    environment |= {"PIP_NO_BUILD_ISOLATION": "0"}  # pip's spelling of: build with what is installed
+    done = subprocess.run([ROOT / ".binder" / "postBuild"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("[OK]") == 17
+    assert "the largest profile that fits is" in done.stdout
+    assert "[FAIL]" not in done.stdout
+    text = (ROOT / ".binder" / "environment.yml").read_text()
+    assert re.search(r"python =3\.1[1-9]", text)
+
+
+@pytest.mark.slow
+def test_the_first_cell_installs_the_workbook_where_it_is_missing(tmp_path):
+    """The cell itself, in a Python that has every package but bonlib; git is told that the repository is this one."""
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "python"], check=True)
+    python = tmp_path / "python" / "bin" / "python"
+    paths = [path for path in sys.path if path.endswith("site-packages")]
+    (site,) = (tmp_path / "python").glob("lib/python*/site-packages")
+    (site / "packages.pth").write_text("\n".join(paths))  # packages alone: their own .pth, with bonlib's, are not read
+    script = "from IPython.core.interactiveshell import InteractiveShell as Shell\n"
+    script += (
+        f"result = Shell.instance().run_cell({INSTALL!r})\nresult.raise_error()\nimport bonlib\nprint(bonlib.__file__)"
+    )
+    remote = {
+        "GIT_CONFIG_COUNT": "2",
+        "GIT_CONFIG_KEY_0": f"url.file://{ROOT}.insteadOf",
+        "GIT_CONFIG_VALUE_0": REPOSITORY,
+    }
+    remote |= {"GIT_CONFIG_KEY_1": "safe.directory", "GIT_CONFIG_VALUE_1": "*"}
+    quick = {
+        "PIP_EXTRA_INDEX_URL": "",
+        "PIP_NO_INDEX": "1",
+        "PIP_NO_BUILD_ISOLATION": "0",
+        "BONLIB_STORE": str(tmp_path),
+    }
+    done = subprocess.run(
+        [python, "-c", script], cwd=tmp_path, env=os.environ | remote | quick, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1] == str(tmp_path / "workbook" / "bonlib" / "__init__.py"), done.stdout
+    assert done.stdout.count("[OK]") == 17
+
+
+@pytest.mark.slow
+def test_the_readmes_code_runs_as_it_stands(tmp_path):
+    """Also the model and reward of one's own, from draws to a trained policy."""
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(blocks) == 2
+    (tmp_path / "readme.py").write_text("\n".join(blocks))
+    environment = os.environ | {"BONLIB_STORE": str(tmp_path / "store")}
+    command = [sys.executable, "-W", "ignore", "readme.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "best-of-64: reward" in done.stdout
+    assert (tmp_path / "my-policy" / "policy" / "model.safetensors").exists()
+    assert len(blocks[0].splitlines()) <= 34  # thirty, and the blank lines between
+
+
+def test_the_badges_and_the_first_cell_name_one_repository():
+    assert PROJECT["urls"]["Repository"] == REPOSITORY
+    assert f"repository-code: {REPOSITORY}" in (ROOT / "CITATION.cff").read_text()
+    name = REPOSITORY.removeprefix("https://github.com/")
+    assert f"https://mybinder.org/v2/gh/{name}/HEAD?urlpath=lab/tree/notebooks/" in README
+    assert f"https://colab.research.google.com/github/{name}/blob/main/notebooks/00_check.ipynb" in README

@@ -172,6 +172,7 @@ def _logarithmic(axis: Axes, direction: str) -> None:
 
 def _tag(axis: Axes, ends: Mapping[str, tuple[float, float]], apart: float = 0.07) -> None:
     """Write words to the right of axes at the height of points, moved apart where they would touch."""
+    axis.get_xlim(), axis.get_ylim()  # what asks for them brings them up to date, and the transformation with them
     to_axes = axis.transData + axis.transAxes.inverted()
     heights = {text: float(to_axes.transform(place)[1]) for text, place in ends.items()}
     before = -np.inf

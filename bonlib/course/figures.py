@@ -299,7 +299,7 @@ def estimator_figure(
     axes[0].axhline(0, color=COLOURS["bound"], lw=1)
     axes[2].set_yscale("log")
     axes[2].axhline(floor, color=COLOURS["bound"], lw=1)
-    axes[2].annotate(r"with the true $\log F_\leq$", (ms[0], floor), (0, -4), textcoords="offset points", va="top")
+    axes[2].annotate(r"with the true $\log F_\leq$", (np.min(ms), floor), (0, -4), textcoords="offset points", va="top")
     axes[2].set_ylim(bottom=floor / 8)
     axes[0].legend(frameon=False, fontsize=11)
     return figure

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bonlib.bounds import kl_bound, kl_gap_lower
-from bonlib.course.figures import COLOURS, CURVE, draw_trade_off, new_figure
+from bonlib.course.figures import COLOURS, CURVE, draw_trade_off, new_figure, shades
 from bonlib.exact import Array, Outcomes
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 OBJECTIVES: dict[str, dict[str, Any]] = {  # how gradient ascent on each objective looks
@@ -24,6 +25,12 @@ OBJECTIVES: dict[str, dict[str, Any]] = {  # how gradient ascent on each objecti
     "BOND, reward p≤": {"color": COLOURS["bond"], "lw": 2},
     "KL-RL": {"color": COLOURS["KL-RL"], "lw": 2},
 }
+
+UNDERNEATH: dict[str, Any] = {
+    "color": COLOURS["best-of-n"],
+    "lw": 6,
+    "alpha": 0.5,
+}  # the truth, where its estimate is drawn on top
 
 
 class KLCurves(NamedTuple):
@@ -47,7 +54,7 @@ class KLCurves(NamedTuple):
 
 
 def kl_against_n(panels: Mapping[str, KLCurves]) -> Figure:
-    """Draw the KL of best-of-n against n: exact, estimated, and by the formula.
+    """Draw the KL of best-of-n against n: exact, estimated, and by the formula; a single panel has its start enlarged.
 
     Args:
         panels: title to curves, one panel an entry.
@@ -57,7 +64,7 @@ def kl_against_n(panels: Mapping[str, KLCurves]) -> Figure:
         axis.plot(curves.n, kl_bound(curves.n), "--", color=COLOURS["bound"], label=r"formula  $\log n - (n-1)/n$")
         if curves.crude is not None:
             axis.plot(curves.n, curves.crude, "-.", color=COLOURS["crude"], label="crude bound, mean")
-        axis.plot(curves.n, curves.exact, color=COLOURS["best-of-n"], lw=3, label="exact KL")
+        axis.plot(curves.n, curves.exact, label="exact KL", **UNDERNEATH)
         axis.plot(curves.n, curves.estimate, ":", color=COLOURS["estimate"], lw=3, label=r"$\hat K_n$, mean")
         if curves.band is not None:
             style = {"color": COLOURS["estimate"], "alpha": 0.2, "lw": 0}
@@ -68,9 +75,22 @@ def kl_against_n(panels: Mapping[str, KLCurves]) -> Figure:
             color="#555555",
         )  # fmt: skip
         axis.set(xscale="log", xlabel="number of draws  $n$", title=title)
+        if len(panels) == 1:
+            _enlarge_start(axis, curves)
     axes[0].set_ylabel("KL to the reference  (nats)")
-    axes[-1].legend(frameon=False, loc="upper center" if len(panels) == 1 else "lower right", fontsize=10)
+    axes[-1].legend(frameon=False, loc="upper left" if len(panels) == 1 else "lower right", fontsize=10)
     return figure
+
+
+def _enlarge_start(axis: Axes, curves: KLCurves) -> None:
+    """Draw the first ten draws once more, in an inset where the formula has left room."""
+    inset = axis.inset_axes((0.66, 0.27, 0.34, 0.29))
+    inset.plot(curves.n, kl_bound(curves.n), "--", color=COLOURS["bound"])
+    inset.plot(curves.n, curves.exact, **UNDERNEATH)
+    inset.plot(curves.n, curves.estimate, ":", color=COLOURS["estimate"], lw=3)
+    inset.set(xlim=(1, 10), ylim=(0, 1.15 * curves.ceiling), xticks=[1, 3, 5, 10])
+    inset.annotate("$n$ to 10", (9.5, 0.05), ha="right", fontsize=10)
+    inset.tick_params(labelsize=9)
 
 
 def uniform_kl(curves: Mapping[int, KLCurves]) -> Figure:
@@ -79,13 +99,11 @@ def uniform_kl(curves: Mapping[int, KLCurves]) -> Figure:
     Args:
         curves: number K of outcomes to its curves.
     """
-    import seaborn as sns
-
     figure, (left, right) = new_figure(2, width=5.8)
     longest = max((one.n for one in curves.values()), key=lambda n: float(n[-1]))
     left.plot(longest, kl_bound(longest), "--", color=COLOURS["bound"], label=r"formula  $\log n - (n-1)/n$")
-    for shade, (size, one) in zip(sns.color_palette("Blues", len(curves) + 2)[2:], curves.items(), strict=True):
-        left.plot(one.n, one.exact, color=shade, lw=3)
+    for shade, (size, one) in zip(shades("best-of-n", 2 * len(curves))[: len(curves)], curves.items(), strict=True):
+        left.plot(one.n, one.exact, color=shade, lw=5)
         left.plot(one.n, one.estimate, ":", color=COLOURS["estimate"], lw=2)
         left.annotate(f"$K$ = {size:,}", (1.3 * one.n[-1], one.ceiling), va="center", color="#333333")
         draws_an_outcome = one.n / size
@@ -99,7 +117,7 @@ def uniform_kl(curves: Mapping[int, KLCurves]) -> Figure:
     right.annotate("$n = K$", (1, 3.6), xytext=(-6, 0), textcoords="offset points", ha="right", color="#555555")
     right.annotate("formula", (6.5, 1.8), ha="right", color="#333333")
     right.annotate("crude bound", (0.02, 1.08), ha="center", color=COLOURS["crude"])
-    right.annotate(r"$\hat K_n$", (0.02, 0.08), ha="center", color=COLOURS["estimate"])
+    right.annotate(r"$\hat K_n$", (2.5e-3, 0.08), ha="center", color=COLOURS["bound"], fontsize=14)
     right.set(
         xscale="log", xlabel="draws for each outcome  $n/K$", ylabel="above the exact KL  (nats)", xlim=(1e-3, 1e3),
         ylim=(-0.1, 4),
@@ -117,7 +135,7 @@ def when_to_trust(copies: ArrayLike, gaps: ArrayLike, ns: ArrayLike) -> Figure:
     """
     figure, (axis,) = new_figure(width=7.4, height=4.2)
     low, high = 3e-3, 1e6
-    axis.axvspan(low, 0.3, color=COLOURS["rewind"], alpha=0.12, lw=0)
+    axis.axvspan(low, 0.3, color="#1a6b4f", alpha=0.12, lw=0)
     axis.axvspan(3, high, color="#a04000", alpha=0.12, lw=0)
     points = axis.scatter(copies, gaps, c=np.log10(ns), s=9, cmap="viridis", lw=0)
     grid = np.geomspace(low, high, 300)
@@ -164,10 +182,8 @@ def conjecture_figure(
         found: the reference that optimisation found.
         finite: probability of the worst outcome of a small example, and its excess.
     """
-    import seaborn as sns
-
     figure, (left, right) = new_figure(2, width=5.6)
-    for shade, (label, values) in zip(sns.color_palette("Blues_r", len(excess) + 2), excess.items(), strict=False):
+    for shade, (label, values) in zip(shades("best-of-n", len(excess))[::-1], excess.items(), strict=True):
         left.plot(atoms, values, color=shade, lw=2.5, label=label)
     left.plot(*finite, "o", ms=8, color=COLOURS["crude"], label="seven outcomes, $n = 2$")
     left.axhline(0, color=COLOURS["bound"], ls="--", lw=1.5)
@@ -245,7 +261,8 @@ def simplex_figure(
     """Draw policies over three outcomes as paths on the probability simplex, and their trade-offs beside it.
 
     Args:
-        paths: policy family to probabilities, shape (points, 3), outcomes from worst to best.
+        paths: policy family, in COLOURS or "best possible tilt", to probabilities, shape (points, 3), outcomes from
+            worst to best.
         reference: probabilities of the reference, shape (3,).
         curves: policy family to (KL in nats, win rate).
     """
@@ -254,7 +271,10 @@ def simplex_figure(
     left.fill(*corners.T, facecolor="#f6f6f6", edgecolor="#888888")
     for corner, label, shift in zip(corners, ("worst", "middle", "best"), ((-8, -16), (8, -16), (0, 8)), strict=True):
         left.annotate(label, corner, xytext=shift, textcoords="offset points", ha="center")
-    styles: dict[str, dict[str, Any]] = {name: {"color": COLOURS[name], "lw": 2.5} for name in paths}
+    broad = {"color": COLOURS["KL-RL"], "lw": 6, "alpha": 0.5, "zorder": 1.9}  # as wherever nothing can be above
+    styles: dict[str, dict[str, Any]] = {
+        name: broad if name == "best possible tilt" else {"color": COLOURS[name], "lw": 2.5} for name in paths
+    }
     styles.get("rewind", {})["ls"] = "--"
     for name, path in paths.items():
         left.plot(*_on_simplex(path).T, label=name, **styles[name])

@@ -96,7 +96,7 @@ def over_optimisation_figure(curves: pd.DataFrame, points: pd.DataFrame, kinds: 
         kinds: what the documents of each distribution are.
     """
     temperatures = sorted(points["temperature"].unique(), reverse=True)
-    figure, axes = new_grid(len(temperatures), 2, (12.4, 4.1 * len(temperatures)))
+    figure, axes = new_grid(len(temperatures), 2, (10.4, 4.0 * len(temperatures) + 0.7))
     for row, temperature in zip(axes, temperatures, strict=True):
         here = curves[curves["temperature"] == temperature]
         _draw_best_of_each_n(row[0], here, kinds)
@@ -105,8 +105,8 @@ def over_optimisation_figure(curves: pd.DataFrame, points: pd.DataFrame, kinds: 
         _draw_gains(row[1], points[points["temperature"] == temperature], correlation)
         row[0].set_title(f"best-of-n by the proxy, temperature {temperature:g}", fontsize=11)
         row[1].set_title(f"every method, temperature {temperature:g}, ρ = {correlation:.2f}", fontsize=11)
-    axes[0][0].legend(frameon=False, fontsize=9)
-    axes[0][1].legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    axes[0][0].legend(frameon=False, fontsize=9.5)
+    _legend_above(figure, axes[0][1])
     return figure
 
 

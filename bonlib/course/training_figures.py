@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from bonlib.course.figures import COLOURS, CURVE, ESTIMATORS, new_figure, new_grid
 from bonlib.metrics import ShareEstimate, pareto_front
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Label, colour and marker of a method, wherever it appears.
@@ -206,7 +209,7 @@ def exact_ends_figure(rows: pd.DataFrame) -> Figure:
         rows: a row a method and way of training, with method, name, training ("table", "exact" or "samples"),
             reverse_kl and forward_kl in nats.
     """
-    figure, (left, right) = new_figure(2, width=6.0, height=5.0)
+    figure, (left, right) = new_figure(2, width=5.5, height=4.9)
     names = list(dict.fromkeys(rows["name"]))
     kinds = {
         "table": ("none", 130, "table, exact gradient"),
@@ -226,6 +229,7 @@ def exact_ends_figure(rows: pd.DataFrame) -> Figure:
         left.scatter(
             [], [], s=size, edgecolors=grey, facecolors=grey if face == "filled" else face, linewidths=1.6, label=label
         )
+    _name_points(right, rows[rows["training"] == "samples"])
     measured = rows.loc[rows["training"] != "table", ["reverse_kl", "forward_kl"]].to_numpy()
     ends = [0.8 * measured.min(), 1.25 * measured.max()]
     right.plot(ends, ends, lw=1, ls="--", color=COLOURS["bound"])
@@ -240,6 +244,32 @@ def exact_ends_figure(rows: pd.DataFrame) -> Figure:
     left.legend(frameon=False, fontsize=9, loc="lower left")
     right.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel=reverse, ylabel=forward)
     return figure
+
+
+def _name_points(axis: Axes, rows: pd.DataFrame) -> None:
+    """Write names beside points (reverse_kl, forward_kl), those of points within an eighth of each other as one."""
+    near: list[tuple[NDArray[np.float64], list[str]]] = []
+    for name, *point in rows[["name", "reverse_kl", "forward_kl"]].itertuples(index=False):
+        place = np.log(np.array(point, dtype=np.float64))
+        for other, names in near:
+            if np.abs(place - other).max() < 1 / 8:
+                names.append(name)
+                break
+        else:
+            near.append((place, [name]))
+    for place, names in near:
+        above = names[0] in ("vBoN, J", "BOND, iterative")  # others stand to the right
+        shift, side = ((-2, 8), "center") if above else ((7, 0), "left")
+        if place[0] > 0:
+            shift, side = (-8, 0), "right"
+        text = " / ".join(names)
+        style: dict[str, Any] = {
+            "textcoords": "offset points",
+            "ha": side,
+            "va": "bottom" if above else "center",
+            "fontsize": 10,
+        }
+        axis.annotate(text, np.exp(place).tolist(), xytext=shift, **style)
 
 
 def estimated_ends_figure(rows: pd.DataFrame, truth: Mapping[str, float]) -> Figure:
