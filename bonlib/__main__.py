@@ -63,7 +63,7 @@ def _print_estimate(profile: Any) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from bonlib.course.check import findings, fitting_profile, this_machine
+    from bonlib.course.check import findings, fitting_profile, profile_lines, this_machine
     from bonlib.course.profiles import get_profile
 
     profile, ok = get_profile(arguments.profile), True
@@ -73,7 +73,8 @@ def _check(arguments: argparse.Namespace) -> int:
     if ok:
         _print_estimate(profile)
     machine = this_machine()
-    print(f"{machine}; the largest profile that fits is {fitting_profile(machine)}")
+    print(machine, *profile_lines(machine), sep="\n")
+    print(f"the largest profile that fits is {fitting_profile(machine)}")
     return 0 if ok else 1
 
 

@@ -5,12 +5,16 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on the hub
 
+import hypothesis
 import pytest
 import torch
 from toy_training import DOCUMENTS, EXAMPLES, PROMPTS, vowels
 
 from bonlib.lm.models import LoadedModel, load_classifier, load_language_model
 from bonlib.lm.pretrain import train_tokenizer
+
+hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is no fault of the code
+hypothesis.settings.load_profile("patient")
 
 TEXTS = [
     "the film was good and the end was sad",

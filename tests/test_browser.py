@@ -16,6 +16,7 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 from PIL import Image
@@ -40,6 +41,12 @@ ERRORS = (
 COIN = Outcomes([0.5, 0.5], [0.0, 1.0])
 THREE = Outcomes([0.3, 0.5, 0.2], [0.0, 1.0, 2.0])
 THIRTY = Outcomes(np.full(30, 1 / 30), np.linspace(0, 1, 30))
+MENU = """\
+from bonlib.course.widgets import choose
+from bonlib.exact import Outcomes
+
+coin = Outcomes([0.5, 0.5], [0.0, 1.0])
+choose(lambda n, of: coin.best_of(n)[of], n={"four": 4, "nine": 9}, of={"no": 0, "yes": 1})"""
 STEP = 10**0.01  # of a slider that is even in the logarithm
 
 
@@ -105,6 +112,9 @@ def lab(tmp_path_factory):
     """A JupyterLab over a copy of the notebooks, which it may save into."""
     folder = tmp_path_factory.mktemp("lab")
     shutil.copytree(NOTEBOOKS, folder / "notebooks")
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    menu = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(MENU)], metadata=kernel)
+    nbformat.write(menu, folder / "notebooks" / "menu.ipynb")
     options = [
         "--no-browser", "--ServerApp.ip=127.0.0.1", "--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.extension_manager=readonly",
@@ -215,6 +225,15 @@ def test_the_sliders_of_thirty_outcomes(page, lab):
     page.get_by_label("π", exact=True).select_option("one rare best")
     weights = np.append(np.ones(29), 0.02)
     check_shown(page, Outcomes(weights / weights.sum(), np.linspace(0, 1, 30)), Knobs(n=n))
+
+
+def test_menus_as_those_of_the_summaries(page, lab):
+    open_and_run(page, lab, "menu")
+    shown = page.locator(".jp-OutputArea-output").last
+    expect(shown).to_contain_text(f"{0.5**4:.4f}")
+    page.get_by_label("n", exact=True).select_option("nine")
+    page.get_by_label("of", exact=True).select_option("yes")
+    expect(shown).to_contain_text(f"{1 - 0.5**9:.4f}")
 
 
 def test_the_sliders_alone_behind_voila(page, tmp_path):

@@ -1,6 +1,7 @@
 """The check of a machine, the estimates, and the profiles they speak of."""
 
 import dataclasses
+import re
 
 import pytest
 
@@ -11,7 +12,7 @@ from bonlib.course.check import (
     findings,
     fitting_profile,
     missing_gpu,
-    profile_findings,
+    profile_lines,
     sampling_cost,
     this_machine,
 )
@@ -22,7 +23,7 @@ def test_everything_is_well_here(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("BONLIB_STORE", str(tmp_path))
     assert main(["check"]) == 0
     out = capsys.readouterr().out
-    assert out.count("[OK]") == 17
+    assert len(re.findall(r"\[OK\] \w[\w -]*: (?!fits)", out)) == 17
     assert "draws to sample" in out
     assert "the largest profile that fits is" in out
 
@@ -40,8 +41,8 @@ def test_everything_is_well_here(capsys, tmp_path, monkeypatch):
 )
 def test_the_profile_follows_from_cores_memory_and_gpu(machine, fits):
     assert fitting_profile(machine) == fits
-    well = [finding.what for finding in profile_findings(machine) if finding.ok]
-    assert (f"profile {fits}" in well) == (machine.cores > 1)
+    assert (f"[OK] {fits}: fits" in profile_lines(machine)) == (machine.cores > 1)
+    assert "[--] paper: wants" in profile_lines(Machine(2, 24))[-1]
 
 
 def test_a_machine_says_what_a_profile_wants_and_it_has_not():

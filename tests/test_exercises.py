@@ -55,6 +55,10 @@ def test_what_is_marked_is_cut_out():
     )
 
 
+def test_the_way_to_an_answer_is_not_shown_by_dots_of_its_own():
+    assert stub("# BEGIN SOLUTION\ny = 1\n# END SOLUTION\nx = y  # SOLUTION") == "x = ...  # your turn"
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -159,14 +159,10 @@ def this_machine() -> Machine:
     return Machine(cores, memory, largest.total_memory / 1e9, largest.name)
 
 
-def profile_findings(machine: Machine) -> list[Finding]:
-    """Return for each profile whether this machine can run it, and otherwise what it lacks."""
-    remedy = "choose a smaller profile, or a larger machine"
-    return [
-        Finding(f"profile {profile.name}", not machine.lacks(profile), f"wants {lack}" if lack else "fits", remedy)
-        for profile in PROFILES.values()
-        for lack in (machine.lacks(profile),)
-    ]
+def profile_lines(machine: Machine) -> list[str]:
+    """Return a line for each profile: whether a machine can run it, or what it lacks."""
+    lacking = {profile.name: machine.lacks(profile) for profile in PROFILES.values()}
+    return [f"[--] {name}: wants {lack}" if lack else f"[OK] {name}: fits" for name, lack in lacking.items()]
 
 
 def fitting_profile(machine: Machine | None = None) -> str:

@@ -174,7 +174,7 @@ def one_worst_atom(case: Case) -> Case:
 def conjecture_excess(outcomes: Outcomes, n: float) -> float:
     """Return how far best-of-n lies above the curve (A_m, m/(m+1)), m real, at its own KL; negative below it.
 
-    Conjecture 7.2 of Beirami et al., as we read its lost formula, says that this is never positive.
+    Conjecture 7.2 of Beirami et al., as we read it, says that this is never positive.
     """
     policy = outcomes.best_of(n)
     return outcomes.win_rate(policy) - conjectured_win_rate(kl_divergence(policy, outcomes.probs))
@@ -349,7 +349,7 @@ THEORY = [
           lambda c: 2 * c.n * (c.n - 1) * c.outcomes.probs.max(), prepare=whole, note="whole n"),
     Claim("Theorem 3.6", "A_n − K̂_n(ε∞) ≤ A_n − KL", lambda c: bounds.kl_gap_lower(c.n, c.top), lambda c: c.gap),
     Claim("Corollary 3.7", "log(n ε∞) − (n−1)/n ≤ A_n − KL", lambda c: np.log(c.n * c.top) - (c.n - 1) / c.n,
-          lambda c: c.gap, note="our reading; the formula is lost"),
+          lambda c: c.gap, note="our reading"),
     Claim("Lemma 4.1", "KL ≤ E log((1−(1−ε)ⁿ)/ε)", lambda c: c.kl, lambda c: expected_estimate(c, bounds.kl_crude)),
     Claim("Lemma 4.1", "E log((1−(1−ε)ⁿ)/ε) − KL ≤ 1",
           lambda c: expected_estimate(c, bounds.kl_crude) - c.kl, lambda c: 1.0),
@@ -396,7 +396,7 @@ THEORY = [
                             lambda same: same.win_rate, -np.inf),
           lambda c: bounds.win_rate_bound(c.n), prepare=whole, note="whole n; vacuous unless Σπ² is small"),
     Claim("Conjecture 7.2", "at KL = A_n: win rate ≤ n/(n+1)", lambda c: c.win_rate,
-          lambda c: conjectured_win_rate(c.kl), note="as we read the lost formula"),
+          lambda c: conjectured_win_rate(c.kl), note="our reading"),
     Claim("frontier", "win rate ≤ that of the uniform tilt at the same KL", lambda c: c.win_rate,
           lambda c: bounds.win_rate_frontier(c.kl), note="what survives of Conjecture 7.2"),
     Claim("Theorem B.1", "blockwise: KL ≤ E⌈T/m⌉ A_n", lambda c: blockwise(c).kl,

@@ -217,7 +217,8 @@ def exact_ends_figure(rows: pd.DataFrame) -> Figure:
         "samples": ("filled", 34, "network, from samples"),
     }
     for _, row in rows[rows["training"].isin(kinds)].iterrows():
-        _, colour, marker = (METHOD_STYLES | {"ipo": ("IPO", COLOURS["ipo"], "<")})[row["method"]]
+        method = "bond-iterative" if row["name"] == METHOD_STYLES["bond-iterative"][0] else row["method"]
+        _, colour, marker = (METHOD_STYLES | {"ipo": ("IPO", COLOURS["ipo"], "<")})[method]
         face, size, _ = kinds[row["training"]]
         style = {"marker": marker, "s": size, "edgecolors": colour, "linewidths": 1.6}
         style["facecolors"] = colour if face == "filled" else face
@@ -258,15 +259,16 @@ def _name_points(axis: Axes, rows: pd.DataFrame) -> None:
         else:
             near.append((place, [name]))
     for place, names in near:
-        above = names[0] in ("vBoN, J", "BOND, iterative")  # others stand to the right
-        shift, side = ((-2, 8), "center") if above else ((7, 0), "left")
-        if place[0] > 0:
-            shift, side = (-8, 0), "right"
+        shift, side = ((-8, 0), "right") if place[0] > 0 else ((7, 0), "left")
+        if names[0] == "vBoN, J":  # out of the way of their neighbours
+            shift, side = (-2, 13), "center"
+        elif names[0] == "BOND, iterative":
+            shift = (5, -11)
         text = " / ".join(names)
         style: dict[str, Any] = {
             "textcoords": "offset points",
             "ha": side,
-            "va": "bottom" if above else "center",
+            "va": "center",
             "fontsize": 10,
         }
         axis.annotate(text, np.exp(place).tolist(), xytext=shift, **style)
