@@ -61,8 +61,8 @@ check: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow"
 
 clean:
-	rm -rf _build/quick _build/laptop _build/gpu _build/paper .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find . -name .venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf _build/quick _build/laptop _build/gpu _build/paper _build/site* _build/browser .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name '.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 # Debian ships Python without what makes virtual environments; as root the missing package is installed at once.
 $(VENV)/.created $(VLLM)/.created:
@@ -70,7 +70,7 @@ $(VENV)/.created $(VLLM)/.created:
 	test -n "$$python" || { echo "Python 3.11 or newer is needed: install it, or give PYTHON=/path/to/python"; exit 1; }; \
 	"$$python" -c 'import ensurepip' 2>/dev/null || \
 	  { if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
-	    then apt-get update -qq && apt-get install -qq -y python3-venv; \
+	    then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y python3-venv; \
 	    else echo "$$python cannot make virtual environments: install python3-venv"; exit 1; fi; }; \
 	"$$python" -m venv $(@D)
 	@touch $@
@@ -100,5 +100,5 @@ $(VENV)/.dev: $(VENV)/.run
 chromium:
 	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
 	  { if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; \
-	    then apt-get update -qq && apt-get install -qq -y chromium chromium-driver >/dev/null; \
-	    else echo "the browser tests need Chromium: install Debian's packages chromium and chromium-driver"; exit 1; fi; }
+	    then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium >/dev/null; \
+	    else echo "the browser tests need Chromium: apt-get install chromium"; exit 1; fi; }

@@ -237,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
 
     run = commands.add_parser("run", help="execute the notebooks into _build/PROFILE, with an index page")
-    run.add_argument("--profile", default="quick", help="quick (default), laptop or paper")
+    run.add_argument("--profile", default="quick", help="quick (default), laptop, gpu or paper")
     run.add_argument("--only", default="", help="numbers or names of notebooks, separated by commas")
     run.add_argument("--resume", action="store_true", help="skip notebooks that already ran well, unchanged since")
     run.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="for the notebooks")

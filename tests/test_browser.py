@@ -65,6 +65,9 @@ def browser():
         browser.close()
 
 
+expect.set_options(timeout=30_000)
+
+
 @pytest.fixture
 def page(browser, request):
     """A page whose console is listened to; what it shows at the end is kept."""
@@ -104,7 +107,10 @@ def serving(folder: Path, *command: str, address: str):
         yield root
     finally:
         server.terminate()
-        server.wait(20)
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +138,9 @@ def open_and_run(page: Page, lab: str, notebook: str) -> None:
     expect(page.locator(".jp-Notebook .jp-Cell").first).to_be_visible()
     current = "window.jupyterapp?.shell?.currentWidget?.context?.sessionContext?.session?.kernel"
     page.wait_for_function(f"{current}?.status == 'idle'")
-    page.set_default_timeout(240_000)
-    assert page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
-    page.set_default_timeout(30_000)
+    page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells').then(well => { window.ran = well })")
+    page.wait_for_function("window.ran !== undefined", timeout=240_000)
+    assert page.evaluate("window.ran")
     expect(page.locator(ERRORS)).to_have_count(0)
 
 
@@ -218,7 +224,8 @@ def test_the_sliders_of_thirty_outcomes(page, lab):
     page.mouse.up()
     table = page.locator("table.readout")
     expect(table).to_contain_text(re.compile(r"N = [3-6]\d"))
-    page.wait_for_timeout(500)  # the last steps of the drag
+    shown = page.locator(".widget-slider:visible .widget-readout").first.inner_text()
+    expect(table).to_contain_text(f"N = {shown}")  # the last step of the drag
     n = int(re.search(r"N = (\d+)", table.inner_text())[1])
     check_shown(page, THIRTY, Knobs(n=n))
     page.get_by_role("tab", name="reference π(y)").click()

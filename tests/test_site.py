@@ -51,10 +51,10 @@ def test_every_link_of_the_site_leads_somewhere(site):
     for name in site.pages:
         text = (site.folder / name).read_text()
         for target in re.findall(r'(?:href|src)="([^"]+)"', text):
-            if re.match(r"[a-z]+:|#", target):
+            if re.match(r"[a-z]+:", target) or target == "#":
                 continue
             file, _, mark = target.split("?")[0].partition("#")
-            there = ((site.folder / name).parent / file).resolve()
+            there = ((site.folder / name).parent / file).resolve() if file else site.folder / name
             if not there.exists() or (mark and there.suffix == ".html" and f'id="{mark}"' not in there.read_text()):
                 lost.append(f"{name}: {target}")
     assert lost == []
@@ -72,7 +72,6 @@ def test_a_page_has_results_alternative_texts_solutions_and_links(site):
     assert 'id="equation-1"' in page
     assert 'href="../GLOSSARY.html#term-win-rate"' in page
     assert 'href="../papers.html#paper-beirami"' in page
-    assert "3 |" not in page
     assert "3</p>" in (site.folder / "times.html").read_text()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import shutil
 import sys
@@ -151,12 +152,20 @@ def this_machine() -> Machine:
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = psutil.virtual_memory().total / 1e9
+    memory = min(psutil.virtual_memory().total, _container_limit()) / 1e9
     if not torch.cuda.is_available():
         return Machine(cores, memory)
     gpus = [torch.cuda.get_device_properties(place) for place in range(torch.cuda.device_count())]
     largest = max(gpus, key=lambda gpu: gpu.total_memory)
     return Machine(cores, memory, largest.total_memory / 1e9, largest.name)
+
+
+def _container_limit() -> float:
+    """The bytes that a container's processes may use together; psutil sees the machine around it."""
+    try:
+        return float(Path("/sys/fs/cgroup/memory.max").read_text())  # "max" where there is no limit
+    except (OSError, ValueError):
+        return math.inf
 
 
 def profile_lines(machine: Machine) -> list[str]:
@@ -166,9 +175,9 @@ def profile_lines(machine: Machine) -> list[str]:
 
 
 def fitting_profile(machine: Machine | None = None) -> str:
-    """Return the name of the largest profile that a machine can run, this one if None."""
+    """Return the name of the largest profile that a machine can run, this one if None; "none" if it is too small."""
     machine = machine or this_machine()
-    return next((profile.name for profile in reversed(PROFILES.values()) if not machine.lacks(profile)), "quick")
+    return next((profile.name for profile in reversed(PROFILES.values()) if not machine.lacks(profile)), "none")
 
 
 def _attempt(what: str, look: Callable[[], str], remedy: str) -> Finding:

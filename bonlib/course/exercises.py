@@ -34,11 +34,12 @@ INSTALL = f"""\
 # Where bonlib is not installed, as on Colab: fetch the workbook and what it needs, once for a machine.
 import importlib.util
 import sys
+from pathlib import Path
 
 if importlib.util.find_spec("bonlib") is None:
     !git clone --quiet --depth 1 {REPOSITORY} workbook
     !PYTHON={{sys.executable}} bash workbook/.binder/postBuild
-    sys.path.append("workbook")"""
+    sys.path.append(str(Path("workbook").resolve()))"""
 
 
 class Wrong(Exception):  # noqa: N818  # the reader's affair, never an error of the notebook
@@ -63,7 +64,7 @@ def check_value(exercise: str, answer: Any, right: Any, *, within: float = 1e-6,
     def compare() -> None:
         if isinstance(right, str):
             _refuse_todo(answer)
-            if answer != right:
+            if not isinstance(answer, str) or answer.strip().lower() != right.lower():
                 raise Wrong(f"{answer!r} is not it")
         else:
             _compare(answer, right, within)
@@ -130,9 +131,9 @@ def stub(source: str) -> str:
                 kept += [margin + TODO, margin + "..."]
                 cuts += 1
         elif line.rstrip().endswith(ANSWER) and not inside:
-            name = re.match(r"\s*[\w, ]+ = ", line)
+            name = re.match(r"\s*\w+ = ", line)
             if name is None:
-                raise ValueError(f"source has {line!r}; before {ANSWER!r} belongs an assignment to a name")
+                raise ValueError(f"source has {line!r}; before {ANSWER!r} belongs an assignment to one name")
             if kept[-2:] == [TODO, "..."]:  # how to get there is the reader's affair, too
                 del kept[-2:]
             kept.append(f"{name.group()}...  {TODO}")

@@ -171,6 +171,7 @@ def log_slider(symbol: str, value: float, smallest: float, largest: float) -> An
     from ipywidgets import FloatLogSlider
 
     # A browser moves a value that is no whole number of steps from the smallest; so we begin where it is.
+    smallest, largest = min(smallest, value), max(largest, value)
     below = np.ceil((np.log10(value) - np.log10(smallest)) / LOG_STEP) * LOG_STEP
     return FloatLogSlider(
         value, min=np.log10(value) - below, max=np.log10(largest), step=LOG_STEP, description=symbol,

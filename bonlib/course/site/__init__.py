@@ -79,10 +79,13 @@ def build_site(executed: Path, out: Path, *, notebooks: Path = NOTEBOOKS, api: b
         api: whether to make the reference of the library from its docstrings, which takes the longest.
 
     Raises:
+        ValueError: if `out` holds something else, which would be lost.
         ModuleNotFoundError: if Sphinx is not installed.
     """
     if importlib.util.find_spec("sphinx") is None:
         raise ModuleNotFoundError('Sphinx is not installed: `pip install -e ".[site]"`, or `make site`')
+    if out.exists() and any(out.iterdir()) and not (out / ".buildinfo").exists():
+        raise ValueError(f"out is {out}, which holds something else than a site: name an empty folder")
     source = out.parent / f"{out.name}-source"
     for folder in (source, out):
         shutil.rmtree(folder, ignore_errors=True)

@@ -27,6 +27,10 @@ def notebook_page(
     import nbformat
 
     page = copy.deepcopy(notebook)
+    known = {cell.id for cell in solutions.cells}
+    strange = [cell.id for cell in page.cells if is_tagged(cell, "exercise") and cell.id not in known]
+    if strange:
+        raise ValueError(f"notebook has the exercise {strange[0]!r}, which its solution has not: run it again")
     answers = {cell.id: cell.source for cell in solutions.cells if is_tagged(cell, "exercise")}
     cells = []
     for cell in page.cells:
