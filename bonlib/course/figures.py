@@ -116,15 +116,26 @@ def _describe_panel(axis: Axes) -> str:
 
 
 def _axis_label(axis: Axes, name: str) -> str:
-    """Return the label of an axis, its own or of the panel that it shares it with; for rows with names, "rows"."""
+    """Return the label of an axis: its own, or of a panel that shares it, or of the panels beside or below it.
+
+    Where rows have names instead, these.
+    """
     shared = getattr(axis, f"get_shared_{name}_axes")().get_siblings(axis)
-    for one in (axis, *shared):
+    span = {"x": "colspan", "y": "rowspan"}[name]
+    beside = [one for one in axis.figure.axes if _span(one, span) is not None and _span(one, span) == _span(axis, span)]
+    for one in (axis, *shared, *beside):
         label = getattr(one, f"get_{name}label")()
         if label:
             return _plain(label)
     ticks = [text.get_text() for text in getattr(axis, f"get_{name}ticklabels")()]
     words = [_plain(tick) for tick in ticks if any(letter.isalpha() for letter in tick)]
     return "; ".join(words) if words else UNLABELLED
+
+
+def _span(axis: Axes, name: str) -> range | None:
+    """The rows or columns of the grid that a panel covers."""
+    place = axis.get_subplotspec()
+    return getattr(place, name) if place else None
 
 
 def _plain(text: str) -> str:
