@@ -102,6 +102,8 @@ def describe(figure: Figure) -> str:
 
 
 def _describe_panel(axis: Axes) -> str:
+    if hasattr(axis, "_colorbar"):
+        return f"Colours: {_plain(axis.get_ylabel() or axis.get_xlabel() or UNLABELLED)}."
     across, up = (
         _axis_label(axis, name) + (", logarithmic" if getattr(axis, f"get_{name}scale")() == "log" else "")
         for name in "xy"
@@ -127,9 +129,12 @@ def _axis_label(axis: Axes, name: str) -> str:
         label = getattr(one, f"get_{name}label")()
         if label:
             return _plain(label)
-    ticks = [text.get_text() for text in getattr(axis, f"get_{name}ticklabels")()]
-    words = [_plain(tick) for tick in ticks if any(letter.isalpha() for letter in tick)]
-    return "; ".join(words) if words else UNLABELLED
+    for one in (axis, *shared):
+        ticks = [_plain(text.get_text()) for text in getattr(one, f"get_{name}ticklabels")()]
+        words = [tick for tick in ticks if any(letter.isalpha() for letter in tick)]
+        if words:
+            return "; ".join(words)
+    return UNLABELLED
 
 
 def _span(axis: Axes, name: str) -> range | None:

@@ -148,7 +148,7 @@ def fits_figure(panels: Mapping[str, Mapping[str, CURVE]]) -> Figure:
             axis.plot(x, y, label=label, **style)
         axis.set(xlabel="proxy reward", ylim=(-7, 0.3))
         axis.set_title(title, fontsize=10)
-    axes[0].set_ylabel("log F")
+    axes[0].set_ylabel(r"$\log F$  (nats)")
     axes[0].legend(frameon=False, fontsize=9)
     return figure
 
