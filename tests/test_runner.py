@@ -133,7 +133,7 @@ def test_the_command_works_from_any_directory_and_its_last_lines_name_the_failur
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ))
     assert done.returncode == 1, done.stderr
     last = done.stdout.strip().splitlines()[-1]
-    assert last.startswith("FAILED 01_two_outcomes, cell 3 (import numpy as np): ValueError: probs[0] is -1.0")
+    assert last.startswith("FAILED 01_two_outcomes, cell 4 (import numpy as np): ValueError: probs[0] is -1.0")
     assert json.loads((Path(tmp_path) / "out" / "reports.json").read_text())[0]["status"] == "failed"
 
 

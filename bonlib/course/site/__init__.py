@@ -135,12 +135,14 @@ def write_source(source: Path, executed: Path, notebooks: Path, api: bool) -> No
 
 def _run_sphinx(source: Path, out: Path) -> list[str]:
     from sphinx.application import Sphinx
+    from sphinx.util.docutils import docutils_namespace, patch_docutils
 
     complaints = io.StringIO()
     trees = out.parent / f"{out.name}-doctrees"
-    sphinx = Sphinx(source, None, out, trees, "html", CONFIGURATION, status=None, warning=complaints, freshenv=True)
-    sphinx.connect("autodoc-skip-member", _is_named_by_number)
-    sphinx.build()
+    with patch_docutils(), docutils_namespace():  # so that a second site can be built in the same process
+        sphinx = Sphinx(source, None, out, trees, "html", CONFIGURATION, status=None, warning=complaints, freshenv=True)
+        sphinx.connect("autodoc-skip-member", _is_named_by_number)
+        sphinx.build()
     lines = re.sub(r"\x1b\[[0-9;]*m", "", complaints.getvalue()).splitlines()
     return [line for line in lines if line.strip()]
 
