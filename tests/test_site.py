@@ -95,7 +95,7 @@ def test_equations_get_marks_and_their_numbers_lead_there():
 def test_the_glossary_the_papers_and_the_library_are_read():
     found = terms(ROOT / "GLOSSARY.md")
     assert {"policy", "reference", "win rate", "calibrated reward"} <= set(found)
-    marked = LINKS.of_text("| $w$ | `win_rate` | what | – |", "GLOSSARY.md", whole=False)
+    marked = LINKS.marked("| $w$ | `win_rate` | what | – |")
     assert '<a id="term-win-rate"></a>' in marked
     cited = set(re.findall(r"[A-Z][a-zé]+ et al\.", "".join(path.read_text() for path in NOTEBOOKS.glob("*.ipynb"))))
     cited |= set(re.findall(r"[A-Z][a-zé]+ et al\.", (ROOT / "METHODS.md").read_text()))

@@ -19,7 +19,7 @@ from bonlib.course.site.links import Links, api_names, modules, papers, terms
 from bonlib.course.site.pages import notebook_page
 
 STATIC = Path(__file__).parent / "static"
-TEXTS = ("GLOSSARY.md", "METHODS.md", "data/README.md")  # beside README, which becomes the first page
+TEXTS = ("METHODS.md", "data/README.md")  # beside the glossary, and README, which becomes the first page
 CONFIGURATION: dict[str, Any] = {
     "project": "The best-of-N workbook",
     "extensions": ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"],
@@ -43,11 +43,8 @@ CONFIGURATION: dict[str, Any] = {
     "napoleon_use_rtype": False,
     "default_role": "code",
     "add_module_names": False,
-    "suppress_warnings": [
-        "myst.header",
-        "mystnb.unknown_mime_type",
-        "ref.python",
-    ],  # two classes may share a field's name
+    # The last: two classes may have a field of the same name.
+    "suppress_warnings": ["myst.header", "mystnb.unknown_mime_type", "ref.python"],
     "exclude_patterns": ["**/.ipynb_checkpoints"],
 }
 
@@ -106,10 +103,9 @@ def write_source(source: Path, executed: Path, notebooks: Path, api: bool) -> No
     reports = _reports(executed)
     paths = find_notebooks(folder=notebooks)
     _write(source / "index.md", _first_page(links, paths, api))
+    _write(source / "GLOSSARY.md", links.marked((ROOT / "GLOSSARY.md").read_text(encoding="utf-8")))
     for name in TEXTS:
-        _write(
-            source / name, links.of_text((ROOT / name).read_text(encoding="utf-8"), name, whole=name != "GLOSSARY.md")
-        )
+        _write(source / name, links.of_text((ROOT / name).read_text(encoding="utf-8"), name))
     for card in sorted((ROOT / "data" / "models").glob("*/README.md")):
         _write(source / card.relative_to(ROOT), "---\norphan: true\n---\n" + _without_header(card.read_text()))
     for name in ("LICENSE", "CITATION.cff"):
@@ -166,7 +162,7 @@ def _reports(executed: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def _first_page(links: Links, paths: list[Path], api: bool) -> str:
-    text = links.of_text((ROOT / "README.md").read_text(encoding="utf-8"), "index.md", whole=True)
+    text = links.of_text((ROOT / "README.md").read_text(encoding="utf-8"), "index.md")
     text = re.sub(r"^\[!\[.*\n", "", text, flags=re.MULTILINE)  # badges are pictures of other sites
     parts = {
         "The course": ["sliders", *(f"notebooks/{path.stem}" for path in paths)],

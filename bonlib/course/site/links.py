@@ -44,16 +44,13 @@ class Links:
     papers: list[Paper]
     api: Mapping[str, str]
 
-    def of_text(self, text: str, page: str, *, whole: bool = True) -> str:
+    def of_text(self, text: str, page: str) -> str:
         """Return the Markdown of a page with links.
 
         Args:
             text: of the page or a cell of it.
             page: its path in the site's source, from which links are relative.
-            whole: whether to link terms; the glossary, which explains them, gets their marks instead.
         """
-        if not whole:
-            return self._marked(text)
         text = _equations(text)
         text = re.sub(r"\]\(bonlib/([\w/]+?)(?:\.py)?\)", self._to_module, text)
         to = relpath(".", str(Path(page).parent))
@@ -68,7 +65,8 @@ class Links:
         rows = "\n".join(f'- <a id="{paper.mark}"></a>**{paper.short}** {paper.full}' for paper in self.papers)
         return f"# Papers\n\n{rows}\n"
 
-    def _marked(self, text: str) -> str:
+    def marked(self, text: str) -> str:
+        """Return the Markdown of the glossary with a mark in the row of each term."""
         lines = []
         for line in text.splitlines():
             for term, mark in self.terms.items():
@@ -114,13 +112,10 @@ def papers(citation: Path) -> list[Paper]:
 
     found = []
     for entry in yaml.safe_load(citation.read_text(encoding="utf-8"))["references"]:
-        names = [author["family-names"] for author in entry["authors"] if "family-names" in author]
-        more = len(entry["authors"]) > 3
-        people = names[0] + " et al." if more else ", ".join(names[:-1]) + (" and " if names[1:] else "") + names[-1]
+        first = entry["authors"][0]["family-names"]
         where = entry.get("conference", {}).get("name") or entry.get("journal") or "preprint"
-        link = f" [{entry['url']}]({entry['url']})" if "url" in entry else ""
-        full = f"{entry['year']}. {people}: *{entry['title']}*. {where}.{link}"
-        found.append(Paper(f"paper-{names[0].lower().replace(chr(39), '')}", f"{names[0]} et al.", full))
+        full = f"{entry['year']}. *{entry['title']}*, {where}."
+        found.append(Paper(f"paper-{first.lower()}", f"{first} et al.", full))
     return found
 
 
