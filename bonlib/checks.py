@@ -1,0 +1,109 @@
+"""What arguments must be: numbers of Python, NumPy or torch are taken alike, and what is out of range is named."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any
+
+
+def plain(value: object) -> Any:
+    """Return a single number of NumPy or torch as Python's own; anything else as it is."""
+    scalar: Any = value
+    return scalar.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+
+
+def whole(name: str, value: object, least: int = 0, most: float = math.inf, *, what: str = "it") -> int:
+    """Return a whole number as an int, such as a count or a seed.
+
+    Args:
+        name: of the argument.
+        value: 3, 3.0 or a number of NumPy or torch; True is none.
+        least: smallest that is allowed.
+        most: largest that is allowed.
+        what: the argument's meaning, which begins the second half of the message.
+
+    Raises:
+        ValueError: if it is not whole, or out of range.
+    """
+    number_ = plain(value)
+    if _is_number(number_) and math.isfinite(number_) and number_ == int(number_) and least <= number_ <= most:
+        return int(number_)
+    limits = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+    raise ValueError(f"{name} is {number_!r}; {what} must be a whole number {limits}")
+
+
+def number(
+    name: str,
+    value: object,
+    *,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
+    what: str = "it",
+) -> float:
+    """Return a finite number as Python's own, an int as an int: a setting keeps the identity that it was stored by.
+
+    Args:
+        name: of the argument.
+        value: a number of Python, NumPy or torch; True is none.
+        least: smallest that is allowed.
+        above: what it must be larger than.
+        most: largest that is allowed.
+        below: what it must be smaller than.
+        what: the argument's meaning, which begins the second half of the message.
+
+    Raises:
+        ValueError: if it is not a finite number in range.
+    """
+    number_ = plain(value)
+    if _is_number(number_) and math.isfinite(number_):
+        python = number_ if isinstance(number_, int) else float(number_)
+        if least <= python <= most and above < python < below:
+            return python
+    limits = {"at least": least, "above": above, "at most": most, "below": below}
+    wanted = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if math.isfinite(limit))
+    raise ValueError(f"{name} is {number_!r}; {what} must be a finite number{' ' if wanted else ''}{wanted}")
+
+
+def flag(name: str, value: object) -> bool:
+    """Return True or False, which NumPy may have made, or raise a ValueError."""
+    given = plain(value)
+    if not isinstance(given, bool):
+        raise ValueError(f"{name} is {given!r}; it must be True or False")
+    return given
+
+
+def strings(name: str, values: object) -> list[str]:
+    """Return a list of texts.
+
+    Args:
+        name: of the argument.
+        values: a sequence of texts, not one text.
+
+    Raises:
+        ValueError: if it is no list, or one of its items is no text or cannot be written as UTF-8.
+    """
+    if isinstance(values, str | bytes) or not hasattr(values, "__len__") or not hasattr(values, "__iter__"):
+        raise ValueError(f"{name} is {values!r}; it must be a list of texts")
+    items: Sequence[Any] = list(values)
+    for place, item in enumerate(items):
+        if not isinstance(item, str):
+            raise ValueError(f"{name}[{place}] is {item!r}; it must be a text: leave empty cells out")
+        if not item.isascii() and any("\ud800" <= letter <= "\udfff" for letter in item):
+            raise ValueError(
+                f"{name}[{place}] is {item!r}, with half of a character (a lone surrogate): read its file as UTF-8 anew"
+            )
+    return [str(item) for item in items]
+
+
+def settle(settings: object, **values: object) -> None:
+    """Put checked values into a frozen dataclass."""
+    for name, value in values.items():
+        object.__setattr__(settings, name, value)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
