@@ -1,0 +1,244 @@
+"""Tiny random models of every architecture that transformers has, with the plain pass that is their truth."""
+
+import copy
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+VOCABULARY = 99
+
+# What a configuration is shrunk to: each architecture takes the names that it knows.
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
+    "sep_token_id": 2, "cls_token_id": 1, "mask_token_id": 3, "forced_eos_token_id": None, "type_vocab_size": 2,
+    # sizes
+    "hidden_size": 32, "d_model": 32, "n_embd": 32, "dim": 32, "emb_dim": 32, "embedding_size": 32,
+    "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_heads": 4, "attention_heads": 4, "num_key_value_heads": 2,
+    "num_kv_heads": 2, "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_encoder_attention_heads": 4,
+    "num_decoder_attention_heads": 4, "head_dim": 8, "d_head": 8, "d_kv": 8, "dim_head": 8, "kv_channels": 8,
+    "intermediate_size": 40, "ffn_dim": 40, "decoder_ffn_dim": 40, "encoder_ffn_dim": 40, "n_inner": 40, "dff": 40,
+    "dim_ff": 40, "hidden_dim": 40, "d_inner": 40, "d_ff": 40, "ffn_hidden_size": 40, "shared_intermediate_size": 24,
+    "num_hidden_layers": 2, "n_layer": 2, "n_layers": 2, "num_layers": 2, "decoder_layers": 2, "encoder_layers": 2,
+    "num_decoder_layers": 2, "num_encoder_layers": 2,
+    # positions and windows
+    "max_position_embeddings": 128, "n_positions": 128, "n_ctx": 128, "max_seq_len": 128, "context_length": 128,
+    "max_target_positions": 128, "original_max_position_embeddings": 128, "sliding_window": 4,
+    "sliding_window_size": 4, "attention_window_size": 4, "attention_chunk_size": 4, "window_size": 4,
+    "local_attention": 8, "keep_window_size": 4, "max_window_layers": 1, "use_sliding_window": True, "rel_extent": 8,
+    # experts
+    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "moe_num_experts": 4, "num_experts_per_tok": 2,
+    "moe_topk": 2, "moe_k": 2, "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "num_shared_experts": 1,
+    "moe_num_shared_experts": 1, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24,
+    "moe_shared_expert_intermediate_size": 24, "expert_ffn_hidden_size": 24, "zero_expert_num": 2, "num_mtp_layers": 0,
+    # low ranks and the indexers of sparse attention
+    "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_head_dim": 16, "qk_nope_head_dim": 8,
+    "v_head_dim": 8, "index_head_dim": 8, "index_n_heads": 2, "index_topk": 4, "num_nextn_predict_layers": 0,
+    # layers with a state
+    "mamba_d_state": 8, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64, "mamba_n_groups": 1,
+    "mamba_chunk_size": 8, "mamba_expand": 2, "mamba_dt_rank": 4, "mamba_num_heads": 8, "mamba_head_dim": 8,
+    "state_size": 8, "ssm_state_size": 8, "time_step_rank": 4, "expand": 2, "n_groups": 1, "chunk_size": 8,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    "linear_head_dim": 8, "linear_num_heads": 4,
+    "num_kv_shared_layers": 0, "vocab_size_per_layer_input": 99, "hidden_size_per_layer_input": 8, "laurel_rank": 8,
+    "global_head_dim": 8, "router_hidden_size": 16, "hidden_size_global": 32,
+    "encoder_hash_byte_group_vocab": 50,
+    # pictures and sounds
+    "image_size": 28, "patch_size": 14, "depth": 2, "out_hidden_size": 32, "num_mel_bins": 8,
+    # weights large enough for attention to matter
+    "initializer_range": 0.3, "init_std": 0.3, "initializer_std": 0.3,
+}  # fmt: skip
+
+# Where that is not enough, by `model_type`.
+FULL, WINDOW, STATE = "full_attention", "sliding_attention", "linear_attention"
+THREE_AXES = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1]},
+    "codegen": {"rotary_dim": 4},
+    "cohere": {"logit_scale": 1.0},
+    "cohere2": {"logit_scale": 1.0},
+    "cohere2_moe": {"logit_scale": 1.0},
+    "cohere_compass_text": {
+        "logit_scale": 1.0, "layer_types": [WINDOW, FULL], "rope_parameters": {WINDOW: THREE_AXES, FULL: None},
+    },
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "dots1": {"layer_types": [WINDOW, FULL]},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "gptj": {"rotary_dim": 4},
+    "granitemoehybrid": {"layer_types": [STATE, FULL]},
+    "hrm_text": {"H_cycles": 1, "L_cycles": 1, "L_bp_cycles": [1]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "laguna": {"layer_types": [WINDOW, FULL]},
+    "lfm2": {"num_hidden_layers": 2, "layer_types": ["conv", FULL]},
+    "lfm2_moe": {"layer_types": ["conv", FULL], "num_dense_layers": 1},
+    "llama4_text": {"num_hidden_layers": 2, "layer_types": ["chunked_attention", FULL], "no_rope_layers": [1, 0]},
+    "mamba2": {"num_heads": 8},
+    "minicpm3": {"dim_model_base": 32},
+    "mellum": {"layer_types": [WINDOW, FULL]},
+    "qwen2": {"layer_types": [WINDOW, FULL]},
+    "qwen2_moe": {"layer_types": [WINDOW, FULL]},
+    "qwen3": {"layer_types": [WINDOW, FULL]},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 4,
+        "indexer_compress_ratio": 2, "hc_count": 2, "hc_lowrank": 8,
+        "rope_parameters": THREE_AXES | {"partial_rotary_factor": 1.0},
+    },
+    "recurrent_gemma": {"num_hidden_layers": 3, "w_init_variance_scale": 2.0},
+    "rembert": {"input_embedding_size": 32, "output_embedding_size": 32},
+    "reformer": {
+        "axial_pos_shape": (8, 16), "axial_pos_embds_dim": (16, 16), "local_attn_chunk_length": 4,
+        "lsh_attn_chunk_length": 4, "attention_head_size": 8, "feed_forward_size": 40, "attn_layers": ["local", "lsh"],
+        "num_buckets": 4, "hash_seed": 0,
+    },
+    "roc_bert": {"pronunciation_vocab_size": 9, "shape_vocab_size": 9, "pronunciation_embed_dim": 8,
+                 "shape_embed_dim": 8},
+    "xlstm": {"hidden_size": 128, "num_blocks": 2},
+    "youtu": {"embedding_initializer_range": 0.3},
+    "xlm": {"causal": True, "embed_init_std": 0.3},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {"num_hidden_layers": 4, "layers_block_type": [STATE, "hybrid", STATE, "hybrid"]},
+    "zaya": {"num_experts_per_tok": 1, "layer_types": ["hybrid", "hybrid_sliding"]},
+}  # fmt: skip
+
+# Their code asks for float32 in places, and raises in double precision.
+FLOAT32_ONLY = {"inkling2_text", "xglm"}
+
+# No plain pass over a text, or none here: they want another model's states, sounds, a package, or look ahead.
+NOT_CAUSAL = {
+    "blt": "cuts its bytes into patches by a model of its own",
+    "cpmant": "its learnt prompt sees the whole text",
+    "dots3_note": "several modes",
+    "gemma3n": "needs timm",
+    "gemma4_assistant": "reads the states of the model that it assists",
+    "gemma4_unified_assistant": "reads the states of the model that it assists",
+    "musicgen": "writes sounds",
+    "musicgen_melody": "writes sounds",
+    "reformer": "hashes positions to buckets that depend on what follows",
+    "xlnet": "every place sees every other",
+}
+
+# Further models of a type: name → (type, overrides).
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+LONG = {
+    "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4,
+    "original_max_position_embeddings": 8,
+}  # fmt: skip
+CAUSAL_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "falcon-alibi": ("falcon", {"alibi": True}),
+    "falcon-new-decoder": ("falcon", {"new_decoder_architecture": True}),
+    "gpt2-scaled": ("gpt2", {"scale_attn_by_inverse_layer_idx": True, "reorder_and_upcast_attn": True}),
+    "gpt_bigcode-heads": ("gpt_bigcode", {"multi_query": False}),
+    "granitemoehybrid-positions": ("granitemoehybrid", {"position_embedding_type": "rope"}),
+    "llama-dynamic": ("llama", {"rope_parameters": DYNAMIC, "max_position_embeddings": 8}),
+    "llama-yarn": ("llama", {"rope_parameters": YARN}),
+    "mistral-full": ("mistral", {"sliding_window": None}),
+    "mixtral-full": ("mixtral", {"sliding_window": None}),
+    "opt-post-norm": ("opt", {"do_layer_norm_before": False}),
+    "phi3-full": ("phi3", {"sliding_window": None}),
+    "phi3-longrope": ("phi3", {"sliding_window": None, "rope_parameters": LONG, "original_max_position_embeddings": 8}),
+    "phimoe-full": ("phimoe", {"sliding_window": None}),
+    "qwen2-full": ("qwen2", {"layer_types": [FULL, FULL]}),
+    "qwen3-full": ("qwen3", {"layer_types": [FULL, FULL]}),
+    "qwen3_moe-full": ("qwen3_moe", {"sliding_window": None, "use_sliding_window": False}),
+    "starcoder2-full": ("starcoder2", {"sliding_window": None}),
+}
+
+
+def small_config(model_type: str, **overrides: Any) -> Any:
+    """Return the configuration of `model_type`, shrunk, with every kind of layer that the full one has."""
+    from transformers import CONFIG_MAPPING
+
+    kind = CONFIG_MAPPING[model_type]
+    return kind(**_small_settings(kind, kind()) | overrides)
+
+
+def _small_settings(kind: Any, full: Any) -> dict[str, Any]:
+    known = [field.name for field in dataclasses.fields(kind)]
+    parts = {name: vars(full).get(name) for name in kind.sub_configs if vars(full).get(name) is not None}
+    latent = {"num_key_value_heads": 4} if "kv_lora_rank" in known else {}  # DeepSeek's attention shares no heads
+    return (
+        {name: SMALL[name] for name in known if name in SMALL}
+        | latent
+        | _one_layer_of_each_kind(full, known)
+        | {name: type(part)(**_small_settings(type(part), part)) for name, part in parts.items()}
+        | OVERRIDES.get(kind.model_type, {})
+    )
+
+
+def _one_layer_of_each_kind(full: Any, known: list[str]) -> dict[str, Any]:
+    """Return the per-layer lists of the full configuration, cut to the first layer of each kind, at least two."""
+    values = vars(full)
+    count = values.get("num_hidden_layers")
+    lists = {name: values.get(name) for name in known}
+    lists = {name: layers for name, layers in lists.items() if isinstance(layers, list) and len(layers) == count}
+    if not lists:
+        return {}
+    kinds = [tuple(map(str, layer)) for layer in zip(*lists.values(), strict=True)]
+    first = sorted({kinds.index(layer) for layer in kinds})
+    chosen = first if len(first) > 1 else [0, 1]
+    return {"num_hidden_layers": len(chosen)} | {name: [layers[i] for i in chosen] for name, layers in lists.items()}
+
+
+def build(auto: str, config: Any) -> Any:
+    """Return the model of `config` with seeded weights, for evaluation, by the class `auto` of transformers."""
+    import transformers
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        return getattr(transformers, auto).from_config(config, dtype=torch.float32).eval()
+
+
+def causal(model_type: str, **overrides: Any) -> Any:
+    """Return a tiny causal language model."""
+    from transformers import CONFIG_MAPPING
+
+    known = {field.name for field in dataclasses.fields(CONFIG_MAPPING[model_type])}
+    decoder = {"is_decoder": True} if "is_decoder" in known else {}
+    config = small_config(model_type, **decoder | overrides)
+    return build("AutoModelForCausalLM", config)
+
+
+def _causal_models() -> dict[str, Callable[[], Any]]:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    types = [name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name not in NOT_CAUSAL]
+    return {name: functools.partial(causal, name) for name in types} | {
+        name: functools.partial(causal, kind, **overrides) for name, (kind, overrides) in CAUSAL_VARIANTS.items()
+    }
+
+
+CAUSAL = _causal_models()
+
+# One of each kind of trouble: own attention, windows, states, no cache, no positions.
+QUICK_CAUSAL = [
+    "afmoe", "bloom", "falcon-alibi", "falcon_h1", "gemma2", "gemma3_text", "gpt2", "gpt_neo", "gpt_oss", "gptj",
+    "jamba", "lfm2", "llama", "llama-dynamic", "mamba", "mistral", "openai-gpt", "qwen3_5_text", "rwkv", "xglm",
+]  # fmt: skip
+CORE_CAUSAL = [
+    *QUICK_CAUSAL,
+    "bamba", "bart", "bert", "biogpt", "codegen", "cohere2", "ctrl", "dbrx", "deepseek_v3", "doge", "exaone4",
+    "falcon", "falcon_mamba", "gemma", "gpt_bigcode", "gpt_neox", "gpt_neox_japanese", "granite_swa",
+    "granitemoehybrid", "kimi_linear", "llama-yarn", "llama4_text", "mamba2", "mimo_v2_flash", "minimax",
+    "ministral", "mixtral", "mpt", "nemotron_h", "olmo2", "olmo3", "olmo_hybrid", "opt", "phi", "phi3",
+    "phi3-longrope", "phimoe", "qwen2", "qwen3", "qwen3_next", "recurrent_gemma", "roberta", "stablelm",
+    "starcoder2", "xlstm", "zamba2",
+]  # fmt: skip
+
+
+@torch.no_grad()
+def plain_logits(model: Any, ids: list[int]) -> torch.Tensor:
+    """Return the truth: the logits of one text, `(T, V)`, in double precision, without cache, padding or mask."""
+    precision = torch.float32 if model.config.model_type in FLOAT32_ONLY else torch.float64
+    exact = copy.deepcopy(model).to(precision).eval()
+    exact.set_experts_implementation("eager")  # grouped products know no double precision
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return exact(input_ids=torch.tensor([ids]), use_cache=False).logits[0].double()
