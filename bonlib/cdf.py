@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Hashable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import least_squares
 from scipy.special import digamma
 
+from bonlib.checks import number, whole
 from bonlib.exact import Array
 
 Counts = NDArray[np.intp]
 Smoothing = Literal["posterior", "add_one", "add_half", "clamp", "none"]
+
+# A judge scores equal texts a little differently from batch to batch: in float32 by 1e-8 to 1e-7 of the rewards' size.
+# Rewards of a prompt whose difference is at most this share of their size are one reward: of the larger of the two, or
+# of the upper quartile of the prompt's, where that is more. Pass `ties=0.0` where every digit of a reward is meant.
+TIES = 1e-6
 
 
 class Estimate(NamedTuple):
@@ -63,6 +69,7 @@ class EmpiricalCdf:
               reward; with a = n, b = 1 for draws of best-of-n.
         prior: a and b of "posterior", above 0 (b may be 0).
         floor: of "clamp", above 0.
+        ties: share of the rewards' size up to which a difference is rounding, see `TIES`; 0 for none.
 
     Raises:
         ValueError: if there is no sample for a prompt, a reward is not finite, or an argument is out of range.
@@ -77,6 +84,7 @@ class EmpiricalCdf:
         *,
         prior: tuple[float, float] = (1.0, 1.0),
         floor: float = 1.0,
+        ties: float = TIES,
     ) -> None:
         if smoothing not in ("posterior", "add_one", "add_half", "clamp", "none"):
             raise ValueError(
@@ -87,8 +95,13 @@ class EmpiricalCdf:
         self.smoothing, self.prior, self.floor = smoothing, prior, floor
         rows, self._single = _rows("samples", samples)
         self.m: Counts = np.array([len(row) for row in rows])
-        self._sorted = np.concatenate([np.sort(row) for row in rows])
         self._starts = np.cumsum(self.m) - self.m
+        ranked = np.concatenate([np.sort(row) for row in rows])
+        # Rows of different lengths make a table when the shorter ones repeat their last entry.
+        table = ranked[self._starts[:, None] + np.minimum(np.arange(self.m.max()), self.m[:, None] - 1)]
+        tolerance = _tolerance(ranked, np.repeat(_size(table)[:, 0], self.m), ties)
+        # What is as good as a sample within the tolerance is neither better nor worse.
+        self._from, self._upto = ranked - tolerance, ranked + tolerance
 
     def strict(self, r: ArrayLike) -> Array:
         """Return the estimate of F(r), of the shape of `r`: any for one prompt, (P, ...) for P prompts."""
@@ -114,15 +127,15 @@ class EmpiricalCdf:
         if not self._single and (rewards.ndim == 0 or len(rewards) != len(self.m)):
             raise ValueError(f"r has shape {rewards.shape}; its first axis must hold the {len(self.m)} prompts")
         shape = (1,) * rewards.ndim if self._single else (-1,) + (1,) * (rewards.ndim - 1)
-        m, last = self.m.reshape(shape), self._starts.reshape(shape) - 1
-        is_counted = np.less if side == "left" else np.less_equal
-        # A binary search in all prompts' samples at once: k grows by powers of two while the sample there counts.
-        k = np.zeros(rewards.shape, dtype=np.intp)
+        m, before = self.m.reshape(shape), self._starts.reshape(shape) - 1
+        is_counted, border = (np.less, self._upto) if side == "left" else (np.less_equal, self._from)
+        # A binary search in all prompts' samples at once, for the last that counts: it moves on by powers of two.
+        last, end = np.broadcast_to(before, rewards.shape), before + m
         step = 1 << int(self.m.max()).bit_length()
         while step := step // 2:
-            further = np.minimum(k + step, m)
-            k = np.where(is_counted(self._sorted[last + further], rewards), further, k)
-        return k, np.broadcast_to(m, rewards.shape)
+            further = np.minimum(last + step, end)
+            last = np.where(is_counted(border.take(further), rewards), further, last)
+        return last - before, np.broadcast_to(m, rewards.shape)
 
     def _smoothed(self, k: Counts, m: Counts) -> Array:
         a, b = self.prior
@@ -195,7 +208,7 @@ class ExponentialCdf:
 
 def _fit_exponential(row: Array) -> Array:
     """The pair a, b by least squares in their logarithms, so that both stay positive, on standardised rewards."""
-    values, counts = np.unique(row, return_counts=True)
+    values, counts = np.unique(snapped(row), return_counts=True)
     if len(values) < 2:
         raise ValueError(f"samples has a prompt whose {len(row)} rewards are all {values[0]}; a curve needs two values")
     centre, scale = row.mean(), row.std()
@@ -223,6 +236,54 @@ def _rows(name: str, samples: ArrayLike | Sequence[ArrayLike]) -> tuple[list[Arr
                 "least one finite reward"
             )
     return rows, single
+
+
+def snapped(rewards: ArrayLike, ties: float = TIES) -> Array:
+    """Return rewards in which those that differ by rounding are equal: to the lowest of them.
+
+    Neighbours within the tolerance hang together, and where many do, as in a million draws of a continuous reward, the
+    chain is cut at each tolerance from its lowest.
+
+    Args:
+        rewards: finite, shape (..., m); the last axis is one prompt's.
+        ties: share of their size up to which a difference is rounding, see `TIES`; 0 gives the rewards as they are.
+    """
+    table = np.asarray(rewards, dtype=np.float64)
+    if ties == 0 or not table.size:
+        return table
+    order = np.argsort(table, axis=-1)
+    ranked = np.take_along_axis(table, order, axis=-1)
+    tolerance = _tolerance(ranked, _size(ranked), ties)
+    begins = np.ones(ranked.shape, dtype=bool)
+    np.greater(np.diff(ranked), tolerance[..., 1:], out=begins[..., 1:])
+    above_lowest = ranked - _at_beginning(ranked, begins)
+    steps = np.floor(np.divide(above_lowest, tolerance, out=np.zeros_like(ranked), where=tolerance > 0))
+    begins[..., 1:] |= np.diff(steps) > 0
+    result = np.empty_like(table)
+    np.put_along_axis(result, order, _at_beginning(ranked, begins), axis=-1)
+    return result
+
+
+def _at_beginning(ranked: Array, begins: NDArray[np.bool_]) -> Array:
+    """For each entry of a row the value at the last place up to it where something begins."""
+    places = np.where(begins, np.arange(ranked.shape[-1]), 0)
+    return np.take_along_axis(ranked, np.maximum.accumulate(places, axis=-1), axis=-1)
+
+
+def _tolerance(rewards: Array, size: Array, ties: float) -> Array:
+    return number("ties", ties, least=0, below=1) * np.maximum(np.abs(rewards), size)
+
+
+def _size(ranked: Array) -> Array:
+    """Upper quartile of the sizes of the different rewards, (..., 1), from rewards in order, (..., m).
+
+    Neither one response that comes again and again nor one of −1e9 moves it far.
+    """
+    new = np.ones(ranked.shape, dtype=bool)
+    np.not_equal(ranked[..., 1:], ranked[..., :-1], out=new[..., 1:])
+    sizes = np.sort(np.where(new, np.abs(ranked), np.inf), axis=-1)
+    last = np.count_nonzero(new, axis=-1, keepdims=True) - 1
+    return np.take_along_axis(sizes, -(-3 * last // 4), axis=-1)
 
 
 def best_of_n_reward(samples: ArrayLike, n: int) -> Estimate:
@@ -258,7 +319,7 @@ def best_of_n_reward(samples: ArrayLike, n: int) -> Estimate:
     return Estimate(value, np.sqrt((m - 1) * np.var(left_out, axis=-1)))
 
 
-def best_of_n_weights(samples: ArrayLike, n: int) -> Array:
+def best_of_n_weights(samples: ArrayLike, n: int, *, ties: float = TIES) -> Array:
     """Return how likely best-of-n keeps each of m samples, if its n draws are n of them taken at random.
 
     With these weights, the mean of anything over the samples estimates its mean over best-of-n, without bias.
@@ -266,6 +327,7 @@ def best_of_n_weights(samples: ArrayLike, n: int) -> Array:
     Args:
         samples: rewards of i.i.d. reference responses, shape (..., m) with m >= n; the last axis is one prompt's.
         n: number of draws, a whole number from 1 to m.
+        ties: share of the rewards' size up to which a difference is rounding, see `TIES`; 0 for none.
 
     Returns:
         Probabilities, shape (..., m); samples of equal reward have equal ones, as if they came in random order.
@@ -276,67 +338,142 @@ def best_of_n_weights(samples: ArrayLike, n: int) -> Array:
     Source: Nakano et al. 2021 (WebGPT), section 3.2.
     """
     rewards, n = _checked_samples(samples, n)
-    upto = np.concatenate([[0.0], np.cumsum(_subset_weights(rewards.shape[-1], n))])
-    ranked = np.sort(rewards, axis=-1)
-    lower, upper = _ranks(ranked, rewards)
+    upto = _subset_cdf(rewards.shape[-1], n)
+    lower, upper = _ranks(snapped(rewards, ties))
     return (upto[upper] - upto[lower]) / (upper - lower)
 
 
-def best_of_n_kl(samples: ArrayLike, n: int, *, log_probs: ArrayLike | None = None) -> Array:
+def best_of_n_win_rate(samples: ArrayLike, n: int, *, ties: float = TIES) -> Array:
+    """Return the unbiased estimate of how often best-of-n beats another reference response, ties counting one half.
+
+    It is the mean over all ways to take n samples as competitors and one of the others as their opponent. That the
+    opponent is none of them matters: against all m samples, itself among them, the best of n seems to win more often.
+
+    Args:
+        samples: rewards of i.i.d. reference responses, shape (..., m) with m > n; the last axis is one prompt's.
+        n: number of draws, a whole number from 1 to m − 1.
+        ties: share of the rewards' size up to which a difference is rounding, see `TIES`; 0 for none.
+
+    Returns:
+        The estimate for each prompt, shape (...): n/(n+1) where no two rewards are equal.
+
+    Raises:
+        ValueError: if `n` is out of range or a reward is not finite.
+
+    Source: Beirami et al., Lemma 5.1; Hoeffding 1948 (U-statistics).
+    """
+    rewards, n = _checked_samples(samples, n, opponents=1)
+    others = rewards.shape[-1] - 1
+    upto = _subset_cdf(others, n)
+    lower, upper = _ranks(snapped(rewards, ties))
+    # All n competitors are worse than a sample, or no better, if they are among so many of the others.
+    return 1 - (upto[lower] + upto[upper - 1]).mean(axis=-1) / 2
+
+
+def best_of_n_kl(
+    samples: ArrayLike,
+    n: int,
+    *,
+    log_probs: ArrayLike | None = None,
+    responses: Any = None,
+    ties: float = TIES,
+) -> Array:
     """Return an estimate of KL(π_n ‖ π) in nats from m reference samples: E log((F≤^n − F^n) / (F≤ − F)) over π_n.
+
+    Known log-probabilities make it much more accurate where responses repeat, or share their reward with few others;
+    give `responses` with them, since nothing else can tell whether two draws of one reward are one response.
 
     Args:
         samples: rewards of i.i.d. reference responses, shape (..., m) with m >= n; take m at least 2n.
         n: number of draws, a whole number from 1 to m.
-        log_probs: log-probability of each sample, shape (..., m), which makes the estimate much more accurate where
-            responses repeat. Rewards that different responses share have a mass F≤ − F that is counted, as all have if
-            None.
+        log_probs: log-probability of each sample under the distribution that it was drawn from, shape (..., m), such as
+            `draws.log_probs`. Without `responses`, draws of one reward and log-probability are taken for one response
+            unless they are too many for that. The mass F≤ − F of other rewards is counted, as that of all is if None.
+        responses: which draws are one response, shape (..., m): their texts, such as `draws.texts`, or anything else
+            that can be hashed.
+        ties: share of the rewards' size up to which a difference is rounding, see `TIES`; 0 for none.
 
     Raises:
-        ValueError: if `n` is out of range, or a reward or log-probability is not a number in its range.
+        ValueError: if `n` is out of range, a reward or log-probability is not a number in its range, `responses` has
+            another shape, or they came much oftener or more rarely than `log_probs` say.
 
     Source: Beirami et al., in the spirit of Corollary 4.2; the weights are those of Horvitz and Thompson (1952).
     """
     rewards, n = _checked_samples(samples, n)
     m = rewards.shape[-1]
-    if log_probs is None:
-        rows = [None] * (rewards.size // m)
-    else:
+    rows = snapped(rewards, ties).reshape(-1, m)
+    known = np.full(rows.shape, np.nan)
+    if log_probs is not None:
         log_probs = np.asarray(log_probs, dtype=np.float64)
         if log_probs.shape != rewards.shape or not (log_probs <= 0).all() or not np.isfinite(log_probs).all():
             raise ValueError(
                 f"log_probs has shape {log_probs.shape} or holds what is no log-probability; it must be finite, at "
                 f"most 0, and of the shape {rewards.shape} of samples"
             )
-        rows = list(log_probs.reshape(-1, m))
-    found = [_kl_of_row(row, n, mass) for row, mass in zip(rewards.reshape(-1, m), rows, strict=True)]
+        known = log_probs.reshape(-1, m)
+    names = [None] * len(rows) if responses is None else _numbered(responses, rewards.shape)
+    found = [_kl_of_row(row, n, logs, which) for row, logs, which in zip(rows, known, names, strict=True)]
     return np.reshape(found, rewards.shape[:-1])
 
 
-def _kl_of_row(rewards: Array, n: int, log_probs: Array | None) -> float:
-    """The estimate for one prompt.
+def _numbered(responses: Any, shape: tuple[int, ...]) -> list[Counts]:
+    """A number for each response of each prompt, the same for equal ones."""
+    try:
+        rows = [responses]
+        for _ in shape[:-1]:
+            rows = [row for block in rows for row in block]
+        numbers: list[dict[Hashable, int]] = [{} for _ in rows]
+        table = [[known.setdefault(item, len(known)) for item in row] for known, row in zip(numbers, rows, strict=True)]
+        return list(np.reshape(np.array(table, dtype=np.intp), shape).reshape(-1, shape[-1]))
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"responses must have the shape {shape} of samples, a text (or something else to hash) for each: give "
+            "draws.texts, or leave it out"
+        ) from None
 
-    A reward of mass g is among m samples with chance s = 1 − (1−g)^m. So one that was seen stands for the mass g/s: for
-    itself if it is likely, for 1/m of the distribution if it is not, and the interval of F that this takes has the
-    reward's own, of length g, in its middle.
+
+def _kl_of_row(rewards: Array, n: int, log_probs: Array, responses: Counts | None) -> float:
+    """The estimate for one prompt, from rewards without rounding, and log-probabilities, NaN where there are none.
+
+    A response of probability p is among m samples with chance s = 1 − (1−p)^m. So one that was seen stands for the mass
+    p/s: for itself if it is likely, for 1/m of the distribution if it is not. What the responses of a reward stand for
+    is its mass. A reward of one response has the mass p, and in the middle of the interval of F that this response
+    stands for.
     """
     m = len(rewards)
     _, group, times = np.unique(rewards, return_inverse=True, return_counts=True)
-    log_g, unseen = np.log(times / m), np.zeros(len(times))
-    if log_probs is not None:
-        highest, lowest = np.full(len(times), -np.inf), np.full(len(times), np.inf)
-        np.maximum.at(highest, group, log_probs)
-        np.minimum.at(lowest, group, log_probs)
-        one_response = highest - lowest < 0.01  # else different responses share the reward, and counting is right
-        log_g = np.where(one_response, highest, log_g)
-        with np.errstate(divide="ignore"):
-            chance = -np.expm1(m * np.log1p(-np.exp(log_g)))
-        g = np.exp(log_g)
-        unseen = np.maximum(np.where(m * g < 1e-9, 1 / m, g / np.maximum(chance, 1e-300)) - g, 0.0)
-        unseen = np.where(one_response, unseen, 0.0)
-        unseen *= max(1.0 - g.sum(), 0.0) / max(unseen.sum(), 1e-300)
-    stands_for = np.exp(log_g) + unseen
-    log_cdf = np.log(np.minimum(np.cumsum(stands_for) - unseen / 2, 1.0))
+    rungs = len(times)
+    _, first, response = np.unique(group if responses is None else responses, return_index=True, return_inverse=True)
+    rung, likely = group[first], log_probs[first]  # of each response
+    # One text with several log-probabilities or rewards is several responses: they are counted, as are unknown ones.
+    agrees = (np.abs(log_probs - likely[response]) < 0.01) & (group == rung[response])
+    counted = np.bincount(np.append(group[~agrees], rung[response[~agrees]]), minlength=rungs) > 0
+    came = np.bincount(response)
+    again = (came > 1) & ~counted[rung]
+    excess, variance = _excess(came[again], np.exp(likely[again]), m)
+    if responses is None:  # a reward that came more often than one response does is that of several
+        unlike = np.abs(excess) > 2 * np.sqrt(variance)
+        if abs(excess[~unlike].sum()) > 2 * np.sqrt(variance[~unlike].sum()):  # together they say more than one by one
+            unlike[:] = True
+        counted[rung[again][unlike]] = True
+    elif abs(excess.sum()) > 6 * np.sqrt(1 + (variance + (0.1 * (came[again] - excess)) ** 2).sum()):
+        worst = np.argmax(np.abs(excess))
+        raise ValueError(
+            f"log_probs are not those of the distribution that samples came from: a response of probability "
+            f"{np.exp(likely[again][worst]):.2g} came {came[again][worst]} times in {m}: give draws.log_probs"
+        )
+    p = np.where(counted[rung], 0.0, np.exp(likely))
+    with np.errstate(divide="ignore"):
+        chance = -np.expm1(m * np.log1p(-p))
+    unseen = np.maximum(np.where(m * p < 1e-9, 1 / m, p / np.maximum(chance, 1e-300)) - p, 0.0)
+    known = np.where(counted, times / m, np.bincount(rung, p, rungs))
+    more = np.where(counted, 0.0, np.bincount(rung, unseen, rungs))
+    more *= max(1.0 - known.sum(), 0.0) / max(more.sum(), 1e-300)
+    stands_for = np.maximum(known + more, 1e-300)
+    alone = ~counted & (np.bincount(rung, minlength=rungs) == 1)
+    log_g = np.log(stands_for)
+    log_g[rung] = np.where(alone[rung], likely, log_g[rung])
+    log_cdf = np.log(np.minimum(np.cumsum(stands_for) - np.where(alone, more / 2, 0.0), 1.0))
     share = np.minimum(np.exp(log_g - log_cdf), 1.0)
     with np.errstate(divide="ignore"):
         log_found = np.log(-np.expm1(n * np.log1p(-share)))  # 1 − (F/F≤)^n
@@ -345,24 +482,36 @@ def _kl_of_row(rewards: Array, n: int, log_probs: Array | None) -> float:
     return float(weights @ log_lift / weights.sum())
 
 
-def _ranks(ranked: Array, rewards: Array) -> tuple[Counts, Counts]:
+def _excess(times: Counts, p: Array, m: int) -> tuple[Array, Array]:
+    """How much oftener than expected responses came that came twice at least, of probabilities p, and its variance."""
+    p = np.clip(p, 1e-3 / m, 1 - 1e-12)
+    never, once = (1 - p) ** m, m * p * (1 - p) ** (m - 1)
+    mean = (m * p - once) / (1 - never - once)
+    variance = (m * p * (1 - p) + (m * p) ** 2 - once) / (1 - never - once) - mean**2
+    return times - mean, np.maximum(variance, 0.0)
+
+
+def _ranks(rewards: Array) -> tuple[Counts, Counts]:
     """How many samples are below each reward, and how many are not above it; the last axis is one prompt's."""
-    rows, m = ranked.reshape(-1, ranked.shape[-1]), ranked.shape[-1]
-    values = rewards.reshape(-1, m)
-    both = [[np.searchsorted(r, v, side) for r, v in zip(rows, values, strict=True)] for side in ("left", "right")]
-    lower, upper = (np.stack(counts).reshape(rewards.shape) for counts in both)
+    rows = rewards.reshape(-1, rewards.shape[-1])
+    both = [[np.searchsorted(np.sort(row), row, side) for row in rows] for side in ("left", "right")]
+    lower, upper = (np.reshape(counts, rewards.shape) for counts in both)
     return lower, upper
 
 
-def _checked_samples(samples: ArrayLike, n: int) -> tuple[Array, int]:
-    """The samples as an array, and n as an integer, or a ValueError."""
+def _checked_samples(samples: ArrayLike, n: int, opponents: int = 0) -> tuple[Array, int]:
+    """The samples as an array, and n as an integer that leaves so many opponents, or a ValueError."""
     rewards = np.asarray(samples, dtype=np.float64)
     if rewards.ndim == 0 or not np.isfinite(rewards).all():
         raise ValueError("samples must be an array of finite rewards: drop or repair the responses without one")
     m = rewards.shape[-1]
-    if not 1 <= n <= m or n != int(n):
-        raise ValueError(f"n is {n}; with {m} samples a prompt it must be a whole number from 1 to {m}")
-    return rewards, int(n)
+    apart = f" and {opponents} to play against" if opponents else ""
+    return rewards, whole("n", n, 1, m - opponents, what=f"with {m} samples a prompt{apart} it")
+
+
+def _subset_cdf(m: int, n: int) -> Array:
+    """The probability that a random n-subset of m is among the k smallest, k = 0 … m."""
+    return np.minimum(np.concatenate([[0.0], np.cumsum(_subset_weights(m, n))]), 1.0)
 
 
 def _subset_weights(m: int, n: int) -> Array:

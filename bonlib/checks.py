@@ -76,19 +76,22 @@ def flag(name: str, value: object) -> bool:
     return given
 
 
-def strings(name: str, values: object) -> list[str]:
+def strings(name: str, values: object, least: int = 0) -> list[str]:
     """Return a list of texts.
 
     Args:
-        name: of the argument.
+        name: of the argument, a plural.
         values: a sequence of texts, not one text.
+        least: fewest that are allowed, 0 or 1.
 
     Raises:
         ValueError: if it is no list, or one of its items is no text or cannot be written as UTF-8.
     """
-    if isinstance(values, str | bytes) or not hasattr(values, "__len__") or not hasattr(values, "__iter__"):
-        raise ValueError(f"{name} is {values!r}; it must be a list of texts")
-    items: Sequence[Any] = list(values)
+    is_list = hasattr(values, "__len__") and hasattr(values, "__iter__") and not isinstance(values, str | bytes | dict)
+    items: Sequence[Any] = list(values) if is_list else []  # type: ignore[call-overload]
+    if not is_list or len(items) < least:
+        wanted = f"at least one {name.removesuffix('s')}" if least else "texts"
+        raise ValueError(f"{name} is {values!r}; it must be a list of {wanted}")
     for place, item in enumerate(items):
         if not isinstance(item, str):
             raise ValueError(f"{name}[{place}] is {item!r}; it must be a text: leave empty cells out")

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from bonlib.cdf import Estimate
+from bonlib.cdf import TIES, EmpiricalCdf, Estimate
+from bonlib.checks import whole
 from bonlib.exact import Array
 
 
@@ -28,12 +29,14 @@ def mean_over_prompts(values: ArrayLike) -> Estimate:
     return Estimate(per_prompt.mean(axis=0), per_prompt.std(axis=0, ddof=1) / np.sqrt(len(per_prompt)))
 
 
-def win_probability(rewards: ArrayLike, opponents: ArrayLike) -> Array:
+def win_probability(rewards: ArrayLike, opponents: ArrayLike, *, ties: float = TIES) -> Array:
     """Return, for each response, the share of its prompt's opponents that it beats, ties counting one half.
 
     Args:
         rewards: of the responses to judge, shape (prompts, a).
-        opponents: rewards of independent reference responses to the same prompts, shape (prompts, b).
+        opponents: rewards of independent reference responses to the same prompts, shape (prompts, b). For best-of-n of
+            a prompt's only draws, which would be their own opponents, take `bonlib.cdf.best_of_n_win_rate`.
+        ties: share of the rewards' size up to which a difference is rounding, see `bonlib.cdf.TIES`; 0 for none.
 
     Returns:
         Shape (prompts, a), in [0, 1]: the calibrated reward, estimated from b opponents.
@@ -49,18 +52,16 @@ def win_probability(rewards: ArrayLike, opponents: ArrayLike) -> Array:
     for name, value in (("rewards", mine), ("opponents", theirs)):
         if not np.isfinite(value).all():
             raise ValueError(f"{name} has a reward that is not finite: drop or repair that response")
-    ranked = np.sort(theirs, axis=1)
-    beaten = np.stack([np.searchsorted(row, values, "left") for row, values in zip(ranked, mine, strict=True)])
-    not_lost = np.stack([np.searchsorted(row, values, "right") for row, values in zip(ranked, mine, strict=True)])
-    return (beaten + not_lost) / (2 * theirs.shape[1])
+    cdf = EmpiricalCdf(theirs, "none", ties=ties)
+    return (cdf.strict(mine) + cdf.weak(mine)) / 2
 
 
-def win_rate(rewards: ArrayLike, opponents: ArrayLike) -> Estimate:
+def win_rate(rewards: ArrayLike, opponents: ArrayLike, *, ties: float = TIES) -> Estimate:
     """Return the win rate of a policy against the reference, ties counting one half, with its standard error.
 
     Arguments as in `win_probability`; at least two prompts.
     """
-    return mean_over_prompts(win_probability(rewards, opponents).mean(axis=1))
+    return mean_over_prompts(win_probability(rewards, opponents, ties=ties).mean(axis=1))
 
 
 def kl_k1(log_probs: ArrayLike, ref_log_probs: ArrayLike) -> Array:
@@ -225,12 +226,11 @@ def pareto_share_bootstrap(
     _checked_methods(methods, runs)
     if prompts < 2:
         raise ValueError(f"kl has shape {x.shape}, (runs, prompts); resampling needs at least two prompts")
-    if replicates < 2 or replicates != int(replicates):
-        raise ValueError(f"replicates is {replicates}; it must be a whole number of at least 2")
+    replicates = whole("replicates", replicates, 2)
     value = pareto_share(x.mean(axis=1), y.mean(axis=1), methods)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(whole("seed", seed))
     found = []
-    for _ in range(int(replicates)):
+    for _ in range(replicates):
         drawn = rng.integers(prompts, size=prompts)
         mean_kl, mean_score = x.take(drawn, axis=1).mean(axis=1), y.take(drawn, axis=1).mean(axis=1)
         found.append(list(pareto_share(mean_kl, mean_score, methods).values()))

@@ -200,7 +200,7 @@ def test_the_estimated_kl_of_best_of_n_is_right_on_average(probs, known):
     drawn = rng.choice(len(probs), p=probs, size=(200, 400))
     log_probs = np.log(probs)[drawn] if known else None
     for n in (1, 5, 40, 200):
-        found = best_of_n_kl(drawn, n, log_probs=log_probs)
+        found = best_of_n_kl(drawn, n, log_probs=log_probs, responses=drawn if known else None)
         exact = kl_divergence(model.best_of(n), model.probs)
         assert found.shape == (200,)
         # Known probabilities make it nearly exact, until n nears m; counting them costs accuracy and scatter.

@@ -51,9 +51,7 @@ def encode_prompts(
     Raises:
         ValueError: naming the prompt which is no text, has no tokens, does not fit or has tokens the model lacks.
     """
-    texts = strings("prompts", prompts)
-    if not texts:
-        raise ValueError(f"prompts is {_short(prompts)}; it must be a list of at least one prompt")
+    texts = strings("prompts", prompts, least=1)
     if tokenizer is None:
         raise ValueError("the model has no tokenizer: load it from a folder that has one, or give LoadedModel one")
     distinct = list(dict.fromkeys(texts))
