@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from bonlib.lm.decoding import decode
+from bonlib.cdf import TIES, snapped
+from bonlib.checks import number, settle, strings, whole
+from bonlib.lm.decoding import Law, decode
 from bonlib.lm.models import LoadedModel
+from bonlib.lm.texts import response_texts
 
 
 @dataclass(frozen=True)
@@ -23,24 +26,41 @@ class SamplingSettings:
         max_new_tokens: length at which a response is cut, in tokens, at least 1.
         temperature: divides the logits, above 0.
         top_p: the smallest set of next tokens with at least this probability is kept, in (0, 1].
+        top_k: so many of the likeliest next tokens are kept; 0 for all.
+        min_p: next tokens less likely than this share of the likeliest one's probability are left out, in [0, 1).
+        stop: strings that end a response; its text ends before the first of them, its tokens with it.
     """
 
     max_new_tokens: int = 24
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; a response needs at least 1 token")
-        if not 0 < self.temperature < np.inf:
-            raise ValueError(f"temperature is {self.temperature}; it must be positive and finite")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        stop = strings("stop", (self.stop,) if isinstance(self.stop, str) else self.stop)
+        if "" in stop:
+            raise ValueError(f"stop is {self.stop!r}; an empty string would end every response: leave it out")
+        settle(
+            self,
+            max_new_tokens=whole("max_new_tokens", self.max_new_tokens, 1, what="the length of a response"),
+            temperature=float(number("temperature", self.temperature, above=0)),
+            top_p=float(number("top_p", self.top_p, above=0, most=1)),
+            top_k=whole("top_k", self.top_k),
+            min_p=float(number("min_p", self.min_p, least=0, below=1)),
+            stop=tuple(stop),
+        )
 
     @property
     def plain(self) -> bool:
-        """Whether responses are drawn from the model's own distribution."""
-        return (self.temperature, self.top_p) == (1.0, 1.0)
+        """Whether responses are drawn from the model's own distribution; a stop string only ends them."""
+        return (self.temperature, self.top_p, self.top_k, self.min_p) == (1.0, 1.0, 0, 0.0)
+
+    def described(self) -> dict[str, Any]:
+        """Return all fields by name, without those that came late and are as before: older draws keep their key."""
+        late = {"top_k": 0, "min_p": 0.0, "stop": ()}
+        return {name: value for name, value in asdict(self).items() if late.get(name, ...) != value}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,17 +68,21 @@ class Responses:
     """Responses, one to each of B prompts.
 
     Attributes:
-        texts: (B,) the responses as text, without the prompts.
+        texts: (B,) the responses as text, without the prompts, as an array of `str`: NumPy's own strings would lose
+            NULs at the end.
         token_ids: (B, T) their tokens, −1 after the end.
         log_probs: (B,) log-probability of a response under the model (temperature 1, every token allowed), summed
             over its tokens including the end token; float64, nats.
         sampling_log_probs: (B,) the same under the distribution that was sampled from.
     """
 
-    texts: NDArray[np.str_]
+    texts: NDArray[np.object_]
     token_ids: NDArray[np.int32]
     log_probs: NDArray[np.float64]
     sampling_log_probs: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        settle(self, texts=np.array([str(text) for text in self.texts], dtype=object))
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -111,10 +135,10 @@ class TransformersSampler:
     """Draws from any causal language model of `transformers`."""
 
     def __init__(self, loaded: LoadedModel, *, batch_size: int = 256) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        if not isinstance(loaded, LoadedModel):
+            raise ValueError(f"loaded is {loaded!r}; it must be a model: give load_language_model(NAME)")
         self.loaded = loaded
-        self.batch_size = batch_size
+        self.batch_size = whole("batch_size", batch_size, 1)
 
     @property
     def fingerprint(self) -> str:
@@ -137,13 +161,13 @@ class TransformersSampler:
         Raises:
             ValueError: if there is no prompt, or one is empty or too long for the model's context.
         """
-        encoded = encode_prompts(self.loaded.tokenizer, self.loaded.context, prompts, settings.max_new_tokens)
+        encoded = self.loaded.encode(prompts, settings.max_new_tokens)
         return self.sample_tokens(encoded, settings, seed=seed)
 
     def sample_tokens(self, encoded: Sequence[list[int]], settings: SamplingSettings, *, seed: int) -> Responses:
         """Return one response to each prompt given as token ids, not empty and with room for the response."""
         starts = range(0, len(encoded), self.batch_size)
-        seeds = np.random.SeedSequence(seed).generate_state(len(starts), np.uint64)
+        seeds = np.random.SeedSequence(whole("seed", seed)).generate_state(len(starts), np.uint64)
         return concatenate(
             [
                 self._batch(encoded[start : start + self.batch_size], settings, int(batch_seed >> 1))
@@ -156,55 +180,43 @@ class TransformersSampler:
         decoded = decode(
             self.loaded.model,
             encoded,
+            Law(settings.temperature, settings.top_p, settings.top_k, settings.min_p),
             max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
             end_ids=self.loaded.end_token_ids,
-            pad_id=tokenizer.pad_token_id,
+            pad_id=self.loaded.pad_token_id,
             generator=torch.Generator().manual_seed(seed),
         )
         lengths = decoded.lengths.cpu().numpy()
+        rows = [row[:length] for row, length in zip(decoded.tokens.cpu().tolist(), lengths, strict=True)]
+        texts = response_texts(tokenizer, encoded, rows)
+        if settings.stop:
+            for place, (prompt, row) in enumerate(zip(encoded, rows, strict=True)):
+                texts[place], lengths[place] = stopped(tokenizer, prompt, row, texts[place], settings.stop)
         token_ids = decoded.tokens.cpu().numpy().astype(np.int32)
-        token_ids[np.arange(token_ids.shape[1]) >= lengths[:, None]] = -1
-        texts = response_texts(tokenizer, encoded, [row[row >= 0].tolist() for row in token_ids])
-        return Responses(
-            np.array(texts, dtype=np.str_),
-            token_ids,
-            decoded.log_probs.cpu().double().numpy(),
-            decoded.sampling_log_probs.cpu().double().numpy(),
+        kept = np.arange(token_ids.shape[1]) < lengths[:, None]
+        token_ids[~kept] = -1
+        log_probs, sampling_log_probs = (
+            np.where(kept, table.cpu().double().numpy(), 0.0).sum(axis=1)
+            for table in (decoded.log_probs, decoded.sampling_log_probs)
         )
+        return Responses(np.array(texts, dtype=object), token_ids, log_probs, sampling_log_probs)
 
 
-def encode_prompts(tokenizer: Any, context: int, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
-    """Return the token ids of each prompt, or raise a ValueError that names the one which does not fit."""
-    if isinstance(prompts, str) or len(prompts) == 0:
-        raise ValueError(f"prompts is {prompts!r}; it must be a list of at least one prompt")
-    room = context - max_new_tokens
-    known = {prompt: tokenizer(prompt)["input_ids"] for prompt in dict.fromkeys(prompts)}
-    for prompt, ids in known.items():  # some tokenizers end every text, but this one is to be continued
-        if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id and not prompt.endswith(tokenizer.eos_token):
-            known[prompt] = ids[:-1]
-    for index, prompt in enumerate(prompts):
-        if not known[prompt]:
-            raise ValueError(f"prompts[{index}] is {prompt!r}, which has no tokens: give it at least one character")
-        if len(known[prompt]) > room:
-            raise ValueError(
-                f"prompts[{index}] ({prompt[:40]!r}…) has {len(known[prompt])} tokens; with {max_new_tokens} new "
-                f"ones the model's context of {context} leaves {room}: shorten it or max_new_tokens"
-            )
-    return [known[prompt] for prompt in prompts]
+def stopped(tokenizer: Any, prompt: list[int], response: list[int], text: str, stop: Sequence[str]) -> tuple[str, int]:
+    """Return a response up to the first of some strings, as text without it, and how many tokens make it whole.
 
-
-def response_texts(tokenizer: Any, prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> list[str]:
-    """Return the responses as text.
-
-    Prompt and response are decoded together and the prompt cut off, since some tokenizers drop the space at the
-    beginning of a text.
+    What is drawn after the string changes nothing: the same tokens come with the same probability as if drawing had
+    stopped there.
     """
-    options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    heads = tokenizer.batch_decode(list(prompts), **options)
-    whole = tokenizer.batch_decode([p + r for p, r in zip(prompts, responses, strict=True)], **options)
-    return [text.removeprefix(head) for text, head in zip(whole, heads, strict=True)]
+    found = [(place, string) for string in stop if (place := text.find(string)) >= 0]
+    if not found:
+        return text, len(response)
+    begin = min(place for place, _ in found)
+    for length in range(1, len(response)):
+        (part,) = response_texts(tokenizer, [prompt], [response[:length]])
+        if any(string in part for string in stop):
+            return text[:begin], length
+    return text[:begin], len(response)
 
 
 def best_of_n(rewards: ArrayLike, n: int) -> NDArray[np.intp]:
@@ -216,12 +228,12 @@ def best_of_n(rewards: ArrayLike, n: int) -> NDArray[np.intp]:
 
     Returns:
         Indices of the kept draws, shape (prompts, m // n): the first of the best in each group, as an argmax over
-        i.i.d. draws has it.
+        i.i.d. draws has it. Rewards that differ by rounding are equal (`bonlib.cdf.TIES`).
 
     Raises:
         ValueError: if `n` is out of range or a reward is not finite.
     """
-    groups = _groups(rewards, n)
+    groups = _groups(rewards, n, ties=TIES)
     return groups.argmax(axis=2) + n * np.arange(groups.shape[1])
 
 
@@ -231,7 +243,7 @@ def random_of_n(rewards: ArrayLike, n: int, *, seed: int) -> NDArray[np.intp]:
     Arguments as in `best_of_n`; `seed` decides the choice.
     """
     groups = _groups(rewards, n)
-    choice = np.random.default_rng(seed).integers(n, size=groups.shape[:2])
+    choice = np.random.default_rng(whole("seed", seed)).integers(n, size=groups.shape[:2])
     return choice + n * np.arange(groups.shape[1])
 
 
@@ -252,25 +264,22 @@ def soft_best_of_n(rewards: ArrayLike, n: int, temperature: float, *, seed: int)
 
     Source: Verdun et al. 2025.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature is {temperature}; it must be positive (its limit 0 is best_of_n)")
+    temperature = number("temperature", temperature, above=0, what="its limit 0 is best_of_n, and it")
     groups = _groups(rewards, n)
-    gumbel = np.random.default_rng(seed).gumbel(size=groups.shape)
+    gumbel = np.random.default_rng(whole("seed", seed)).gumbel(size=groups.shape)
     # The largest of scores with Gumbel noise is a draw from their softmax.
     with np.errstate(over="ignore"):
         advantage = (groups - groups.max(axis=2, keepdims=True)) / temperature
     return (advantage + gumbel).argmax(axis=2) + n * np.arange(groups.shape[1])
 
 
-def _groups(rewards: ArrayLike, n: int) -> NDArray[np.float64]:
+def _groups(rewards: ArrayLike, n: int, ties: float = 0.0) -> NDArray[np.float64]:
     table = np.asarray(rewards, dtype=np.float64)
     if table.ndim != 2:
         raise ValueError(f"rewards has shape {table.shape}; it must be (prompts, draws)")
     if not np.isfinite(table).all():
         prompt, draw = np.argwhere(~np.isfinite(table))[0]
         raise ValueError(f"rewards[{prompt}, {draw}] is {table[prompt, draw]}; drop or repair that response")
-    if not 1 <= n <= table.shape[1] or n != int(n):
-        raise ValueError(f"n is {n}; with {table.shape[1]} draws a prompt it must be a whole number from 1 to that")
-    n = int(n)
+    n = whole("n", n, 1, table.shape[1], what=f"with {table.shape[1]} draws a prompt it")
     count = table.shape[1] // n
-    return table[:, : count * n].reshape(len(table), count, n)
+    return snapped(table, ties)[:, : count * n].reshape(len(table), count, n)
