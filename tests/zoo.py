@@ -57,6 +57,17 @@ FULL, WINDOW, STATE = "full_attention", "sliding_attention", "linear_attention"
 THREE_AXES = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}
 OVERRIDES: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
+    "canine": {"num_hash_buckets": 64, "local_transformer_stride": 16},
+    "esmc": {"num_key_value_heads": 4},
+    "inkling_text": {"logits_mup_width_multiplier": 1.0},
+    "lilt": {"hidden_size": 48},
+    "longformer": {"attention_window": 4},
+    "luke": {"entity_vocab_size": 9, "entity_emb_size": 8},
+    "perceiver": {
+        "d_latents": 32, "num_latents": 8, "num_self_attends_per_block": 2, "num_self_attention_heads": 4,
+        "num_cross_attention_heads": 4,
+    },
+    "t5": {"decoder_start_token_id": 0},
     "codegen": {"rotary_dim": 4},
     "cohere": {"logit_scale": 1.0},
     "cohere2": {"logit_scale": 1.0},
@@ -93,8 +104,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "rembert": {"input_embedding_size": 32, "output_embedding_size": 32},
     "reformer": {
         "axial_pos_shape": (8, 16), "axial_pos_embds_dim": (16, 16), "local_attn_chunk_length": 4,
-        "lsh_attn_chunk_length": 4, "attention_head_size": 8, "feed_forward_size": 40, "attn_layers": ["local", "lsh"],
-        "num_buckets": 4, "hash_seed": 0,
+        "attn_layers": ["local", "local"], "attention_head_size": 8, "feed_forward_size": 40,
     },
     "roc_bert": {"pronunciation_vocab_size": 9, "shape_vocab_size": 9, "pronunciation_embed_dim": 8,
                  "shape_embed_dim": 8},
@@ -107,7 +117,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 # Their code asks for float32 in places, and raises in double precision.
-FLOAT32_ONLY = {"inkling2_text", "xglm"}
+FLOAT32_ONLY = {"canine", "inkling2_text", "mra", "xglm"}
 
 # No plain pass over a text, or none here: they want another model's states, sounds, a package, or look ahead.
 NOT_CAUSAL = {
@@ -119,9 +129,12 @@ NOT_CAUSAL = {
     "gemma4_unified_assistant": "reads the states of the model that it assists",
     "musicgen": "writes sounds",
     "musicgen_melody": "writes sounds",
-    "reformer": "hashes positions to buckets that depend on what follows",
     "xlnet": "every place sees every other",
 }
+
+# Classifiers only.
+CLASSIFIER_OVERRIDES: dict[str, dict[str, Any]] = {"xlm": {"causal": False}}
+NOT_CLASSIFIERS = {"layoutlmv2": "needs detectron2", "layoutlmv3": "reads pictures"}
 
 # Further models of a type: name → (type, overrides).
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
@@ -149,6 +162,15 @@ CAUSAL_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe-full": ("qwen3_moe", {"sliding_window": None, "use_sliding_window": False}),
     "starcoder2-full": ("starcoder2", {"sliding_window": None}),
 }
+
+
+SENTENCES = [
+    "the film was good and the end was sad.",
+    "a bad film, a very bad film indeed!",
+    "I saw this with my mother and we laughed.",
+    "nobody knows why this was made, or for whom?",
+    "The queen's quick zebra just vexed 10 of my black foxes; they hid in the park.",
+]
 
 
 def small_config(model_type: str, **overrides: Any) -> Any:
@@ -193,7 +215,11 @@ def build(auto: str, config: Any) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        return getattr(transformers, auto).from_config(config, dtype=torch.float32).eval()
+        model = getattr(transformers, auto).from_config(config, dtype=torch.float32).eval()
+    for weight in model.parameters():  # some begin at zero or 0.02, whatever the configuration says
+        if weight.ndim > 1 and weight.std() < 0.1:
+            weight.data += 0.3 * torch.randn_like(weight)
+    return model
 
 
 def causal(model_type: str, **overrides: Any) -> Any:
@@ -233,12 +259,70 @@ CORE_CAUSAL = [
 ]  # fmt: skip
 
 
+def classifier(model_type: str, num_labels: int = 1, **overrides: Any) -> Any:
+    """Return a tiny sequence classifier with `num_labels` outputs."""
+    config = small_config(model_type, num_labels=num_labels, **CLASSIFIER_OVERRIDES.get(model_type, {}) | overrides)
+    return build("AutoModelForSequenceClassification", config)
+
+
+def _classifiers() -> dict[str, Callable[..., Any]]:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+
+    types = [name for name in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES if name not in NOT_CLASSIFIERS]
+    return {name: functools.partial(classifier, name) for name in types}
+
+
+CLASSIFIERS = _classifiers()
+
+
+def tokenizer(vocabulary: int = VOCABULARY, *, closed: bool = False) -> Any:
+    """Return a BPE tokenizer of `vocabulary` tokens: 0 pads, 1 begins every text, 2 ends it.
+
+    Args:
+        vocabulary: how many tokens, the special ones among them.
+        closed: end every text with the end token, as encoders want it.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    bpe.decoder = decoders.Metaspace(prepend_scheme="never")
+    special = ["<pad>", "<s>", "</s>", "<mask>", "<unk>"]
+    bpe.train_from_iterator(
+        SENTENCES, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=special, show_progress=False)
+    )
+    end = " </s>" if closed else ""
+    bpe.post_processor = processors.TemplateProcessing(f"<s> $A{end}", special_tokens=[("<s>", 1), ("</s>", 2)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        model_max_length=128, clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
 @torch.no_grad()
 def plain_logits(model: Any, ids: list[int]) -> torch.Tensor:
     """Return the truth: the logits of one text, `(T, V)`, in double precision, without cache, padding or mask."""
+    exact = _exact(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logits = exact(input_ids=torch.tensor([ids]), use_cache=False).logits[0].double()
+    return logits[-len(ids) :]  # less the learnt prompt's, where an adapter has one
+
+
+@torch.no_grad()
+def plain_scores(model: Any, ids: list[int]) -> torch.Tensor:
+    """Return the truth of a classifier: the outputs for one text, `(num_labels,)`, as `plain_logits` does."""
+    exact = _exact(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return exact(input_ids=torch.tensor([ids])).logits[0].double()
+
+
+def _exact(model: Any) -> Any:
     precision = torch.float32 if model.config.model_type in FLOAT32_ONLY else torch.float64
     exact = copy.deepcopy(model).to(precision).eval()
     exact.set_experts_implementation("eager")  # grouped products know no double precision
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return exact(input_ids=torch.tensor([ids]), use_cache=False).logits[0].double()
+    if hasattr(exact, "base_model_torch_dtype"):  # the format of an adapter's learnt prompt
+        exact.base_model_torch_dtype = precision
+    return exact
