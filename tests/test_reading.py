@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bonlib.lm.models import LoadedModel
-from bonlib.lm.reading import read, response_log_probs, response_logits, response_states, token_batch
+from bonlib.lm.reading import response_log_probs, response_logits, response_states, scores, token_batch
 from bonlib.lm.rewards import ClassifierReward, SentimentReward
 from bonlib.lm.samplers import SamplingSettings, TransformersSampler
 
@@ -49,32 +49,27 @@ def llama(language_model, tmp_path_factory):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_every_token_gets_the_output_of_a_pass_alone(language_model, llama, kind, batch_size):
-    model = (language_model if kind == "gpt2" else llama).model.base_model
-    seen = []
-    for places, skipped, output in read(model, TEXTS, HEADS, batch_size=batch_size, pad_id=1):
-        for row, (place, count) in enumerate(zip(places, skipped, strict=True)):
-            with torch.inference_mode():
-                alone = model(torch.tensor([TEXTS[place]])).last_hidden_state[0, count:]
-            torch.testing.assert_close(output.last_hidden_state[row, : len(alone)], alone, atol=1e-5, rtol=1e-4)
-            assert count in (0, HEADS[place])
-            seen.append(place)
-    assert sorted(seen) == list(range(len(TEXTS)))
+def test_every_text_gets_the_score_of_a_pass_alone(classifier, llama, kind, batch_size):
+    model = (classifier if kind == "gpt2" else llama).model
+    found = scores(model, TEXTS, HEADS, batch_size=batch_size, pad_id=1)
+    for text, score in zip(TEXTS, found, strict=True):
+        with torch.inference_mode():
+            np.testing.assert_allclose(score, model(torch.tensor([text])).logits[0], atol=1e-5, rtol=1e-4)
 
 
-def test_a_head_is_read_once(language_model, monkeypatch):
-    model, read_tokens = language_model.model, []
-    forward = model.forward
+def test_a_head_is_read_once(llama, monkeypatch):
+    model, read_tokens = llama.model, []
+    scores(model, TEXTS, HEADS, batch_size=8, pad_id=1)  # by now it is known what is right for this model
+    forward = model.base_model.forward
 
     def counted(ids, **options):
         read_tokens.append(ids.numel())
         return forward(ids, **options)
 
     counted.__signature__ = inspect.signature(forward)
-    monkeypatch.setattr(model, "forward", counted)
-    texts = [[*range(10, 40), 50 + i] for i in range(8)]
-    list(read(model, texts, [30] * 8, batch_size=8, pad_id=1))
-    assert sum(read_tokens) == 1 + 30 + 8  # asking whether it is causal, the head, one token a text
+    monkeypatch.setattr(model.base_model, "forward", counted)
+    scores(model, [[*range(10, 40), 50 + i] for i in range(8)], [30] * 8, batch_size=8, pad_id=1)
+    assert read_tokens == [30, 8]  # the head, one token a text
 
 
 def test_log_probs_are_those_of_the_draw(language_model):
@@ -126,13 +121,13 @@ def test_a_prompt_that_is_there_once_for_several_responses_changes_nothing(langu
     long, short = [*range(10, 40)], [41, 42, 43]
     prompts, responses = [long, short, long, long, short], [[50], [51, 52], [53, 54, 55, 56], [50, 57, 58], [59]]
     together = token_batch(prompts, responses, pad_id=1, device=torch.device("cpu"))
-    assert (together.ids.shape, together.mask.ndim) == ((2, 30 + 8), 4)
+    assert together.together.ids.shape == (2, 30 + 8)
     logits = response_logits(model, together).logits
     states = response_states(model, together)
     begin = 0
     for prompt, response, state in zip(prompts, responses, states, strict=True):
         alone = token_batch([prompt], [response], pad_id=1, device=torch.device("cpu"))
-        assert alone.mask.ndim == 2
+        assert alone.together is None
         found, begin = logits[begin : begin + len(response)], begin + len(response)
         torch.testing.assert_close(found, response_logits(model, alone).logits, atol=1e-5, rtol=1e-4)
         whole = model(torch.tensor([prompt + response]), output_hidden_states=True)
@@ -155,4 +150,4 @@ def test_gradients_are_those_of_separate_texts(language_model):
 
 def test_short_prompts_stay_as_they_are():
     batch = token_batch([[5, 6]] * 3, [[7] * 10, [8] * 10, [9] * 3], pad_id=1, device=torch.device("cpu"))
-    assert (batch.ids.shape, batch.mask.ndim) == ((3, 12), 2)
+    assert (batch.apart.ids.shape, batch.together) == ((3, 12), None)

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import chisquare
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
-from bonlib.lm.decoding import inverse_cdf, next_token_probs
+from bonlib.lm.decoding import Law, inverse_cdf, next_token_probs
 from bonlib.lm.models import LoadedModel, chat_prompt, load_language_model
 from bonlib.lm.samplers import Sampler, SamplingSettings, TransformersSampler, best_of_n, random_of_n, soft_best_of_n
 
@@ -160,7 +160,7 @@ def test_inverse_cdf_draws_as_often_as_the_weights_say():
 
 
 def test_top_p_keeps_at_least_one_token():
-    probs = next_token_probs(torch.tensor([[1.0, 3.0, 2.0]]), temperature=1.0, top_p=1e-6)
+    probs = next_token_probs(torch.tensor([[1.0, 3.0, 2.0]]), Law(top_p=1e-6))
     assert probs.tolist() == [[0.0, 1.0, 0.0]]
 
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bonlib.align.methods import Judged, Vbon
 from bonlib.align.reward_cdf import SampledCdf
-from bonlib.lm.kernels import cpu_kernels
 from bonlib.lm.models import LoadedModel
-from bonlib.lm.reading import TokenBatch, response_log_probs, response_logits, token_batch
+from bonlib.lm.reading import response_batches, response_log_probs, response_logits
 from bonlib.lm.rewards import RewardModel, checked_score
-from bonlib.lm.samplers import Responses, SamplingSettings, TransformersSampler, best_of_n, concatenate, encode_prompts
+from bonlib.lm.samplers import Responses, SamplingSettings, TransformersSampler, best_of_n, concatenate
 from bonlib.lm.store import Draws
 from bonlib.metrics import kl_k1, kl_k3, mean_over_prompts, next_token_entropy, next_token_kl, win_probability
 
@@ -84,6 +82,8 @@ class Evaluation:
         kl_k1: the estimate log πθ − log π.
         kl_k3: the estimate e^−k1 − 1 + k1.
         entropy: the sum over positions of the next-token entropy, nats.
+        log_probs: log πθ of each response, read as log π is: what rounding makes of both is the same, and a policy that
+            is the reference has a KL of 0 even in bfloat16.
         ref_log_probs: log π of each response.
     """
 
@@ -94,6 +94,7 @@ class Evaluation:
     kl_k1: Array
     kl_k3: Array
     entropy: Array
+    log_probs: Array
     ref_log_probs: Array
 
     def summary(self) -> dict[str, float]:
@@ -122,7 +123,7 @@ def evaluate(
     sampler = TransformersSampler(policy, batch_size=batch_size)
     drawn = sampler.sample(prompts, test.sampling, seed=test.seed)
     rewards = checked_score(reward_model, prompts, drawn)
-    kl, entropy, ref_log_probs = _along_responses(policy, reference, prompts, drawn, batch_size)
+    kl, entropy, log_probs, ref_log_probs = _along_responses(policy, reference, prompts, drawn, batch_size)
     shape = (len(test.prompts), test.responses)
     table = rewards.reshape(shape)
     return Evaluation(
@@ -130,9 +131,10 @@ def evaluate(
         table,
         win_probability(table, test.opponents),
         kl.reshape(shape),
-        kl_k1(drawn.log_probs, ref_log_probs).reshape(shape),
-        kl_k3(drawn.log_probs, ref_log_probs).reshape(shape),
+        kl_k1(log_probs, ref_log_probs).reshape(shape),
+        kl_k3(log_probs, ref_log_probs).reshape(shape),
         entropy.reshape(shape),
+        log_probs.reshape(shape),
         ref_log_probs.reshape(shape),
     )
 
@@ -169,6 +171,7 @@ def divergences(policy: LoadedModel, evaluation: Evaluation, test: TestSet, n: i
     groups = min(k, have // (2 * n))
     counted = _others(test, groups * n)
     own = _judged(test.prompts, evaluation.responses, evaluation.ref_log_probs, evaluation.rewards)
+    own = own._replace(log_probs=torch.as_tensor(evaluation.log_probs.ravel()))
     reverse = -method.returns(own, SampledCdf(test.prompts, counted, prior=UNBIASED))
 
     best = best_of_n(test.rewards[:, : groups * n], n)
@@ -193,39 +196,20 @@ def _judged(prompts: Sequence[str], drawn: Responses, ref_log_probs: Array, rewa
     return Judged(names, drawn.texts.tolist(), *tables)
 
 
+@torch.no_grad()
 def _along_responses(
     policy: LoadedModel, reference: LoadedModel, prompts: Sequence[str], drawn: Responses, batch_size: int
-) -> tuple[Array, Array, Array]:
-    """KL to the reference and entropy summed over the positions of each response, and log π of it, (B,) each."""
-    found = np.empty((3, len(prompts)))
-    for places, batch in _batches(policy, prompts, drawn, batch_size):
+) -> Array:
+    """KL to the reference and entropy summed over the positions of each response, log πθ and log π of it, (4, B)."""
+    found = np.empty((4, len(prompts)))
+    for places, batch in response_batches(policy, prompts, drawn, batch_size):
         said = batch.responses[batch.response_mask.bool()]
-        own, ref, figures = _logits(policy, batch), _logits(reference, batch), []
+        own, ref = (response_logits(loaded.model, batch).logits for loaded in (policy, reference))
+        figures = []
         for start in range(0, len(said), 256):  # not all at once: each takes several times the room of its logits
             at = slice(start, start + 256)
-            nll = cross_entropy(ref[at], said[at], reduction="none")
-            figures.append(torch.stack([next_token_kl(own[at], ref[at]), next_token_entropy(own[at]), -nll]))
+            log_probs = [-cross_entropy(logits[at], said[at], reduction="none") for logits in (own, ref)]
+            figures.append(torch.stack([next_token_kl(own[at], ref[at]), next_token_entropy(own[at]), *log_probs]))
         tokens = torch.cat(figures, dim=1).cpu().double().numpy()  # Apple's GPUs know no float64
-        owners = np.repeat(places, batch.response_mask.sum(1).cpu().numpy())
-        for row, values in zip(found, tokens, strict=True):
-            row[places] = np.bincount(owners, values, minlength=len(row))[places]
-    return found[0], found[1], found[2]
-
-
-def _batches(
-    model: LoadedModel, prompts: Sequence[str], drawn: Responses, batch_size: int
-) -> Iterator[tuple[NDArray[np.intp], TokenBatch]]:
-    """Places of responses to like prompts, and these with their prompts."""
-    encoded = encode_prompts(model.tokenizer, model.context, prompts, drawn.token_ids.shape[1])
-    tokens = [row[row >= 0].tolist() for row in drawn.token_ids]
-    order = np.array(sorted(range(len(tokens)), key=lambda i: (len(encoded[i]), encoded[i], len(tokens[i]))))
-    for start in range(0, len(order), batch_size):
-        places = order[start : start + batch_size]
-        ids = [encoded[i] for i in places], [tokens[i] for i in places]
-        yield places, token_batch(*ids, pad_id=model.tokenizer.pad_token_id, device=model.device)
-
-
-@torch.no_grad()
-def _logits(model: LoadedModel, batch: TokenBatch) -> Tensor:
-    with cpu_kernels(model.model):
-        return response_logits(model.model, batch).logits
+        found[:, places] = np.add.reduceat(tokens, np.cumsum([0, *batch.lengths[:-1]]), axis=1)
+    return found

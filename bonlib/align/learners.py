@@ -21,11 +21,10 @@ from bonlib.align.methods import Bonbon, Judged, OffPolicy, OnPolicy
 from bonlib.align.policy import Anchor, Policy
 from bonlib.align.reward_cdf import SampledCdf
 from bonlib.align.settings import Ppo, TrainingData, TrainSettings
-from bonlib.lm.kernels import cpu_kernels
 from bonlib.lm.models import LoadedModel
 from bonlib.lm.reading import TokenBatch, token_batch
 from bonlib.lm.rewards import checked_score
-from bonlib.lm.samplers import TransformersSampler, encode_prompts
+from bonlib.lm.samplers import TransformersSampler
 from bonlib.lm.store import Draws
 
 T = TypeVar("T")
@@ -92,8 +91,8 @@ class PromptTokens:
     """The prompts as token ids, and batches of them with responses."""
 
     def __init__(self, reference: LoadedModel, data: TrainingData) -> None:
-        room, self.pad_id = data.sampling.max_new_tokens, reference.tokenizer.pad_token_id
-        encoded = encode_prompts(reference.tokenizer, reference.context, data.prompts, room)
+        room, self.pad_id = data.sampling.max_new_tokens, reference.pad_token_id
+        encoded = reference.encode(data.prompts, room)
         self.ids = dict(zip(data.prompts, encoded, strict=True))
         self.device = reference.device
 
@@ -429,7 +428,7 @@ def distinct(prompts: Sequence[str], rewards: Array) -> tuple[list[str], Array]:
 
 def read(policy: Policy, batch: TokenBatch) -> Tensor:
     """Return log-probabilities of responses as exact as those of draws, (B, T)."""
-    with torch.no_grad(), cpu_kernels(policy.model):
+    with torch.no_grad():
         return policy(batch)[0]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bonlib.lm.kernels import plain_attention
+from bonlib.lm.peft_folders import unfreeze_adapter
 from bonlib.lm.reading import TokenBatch, response_logits
 
 
@@ -70,13 +70,12 @@ class Policy(torch.nn.Module):
 
     def forward(self, batch: TokenBatch) -> tuple[Tensor, Tensor | None]:
         """Return log-probabilities of the response tokens and values before them, each (B, T), 0 in padding."""
-        output = response_logits(self.model, batch, output_hidden_states=self.value_head is not None)
+        logits, states = response_logits(self.model, batch, states=self.value_head is not None)
         real = batch.response_mask.bool()
-        nll = torch.nn.functional.cross_entropy(output.logits, batch.responses[real], reduction="none")
+        nll = torch.nn.functional.cross_entropy(logits, batch.responses[real], reduction="none")
         log_probs = torch.zeros(real.shape, device=nll.device).masked_scatter(real, -nll)
-        if self.value_head is None:
+        if self.value_head is None or states is None:
             return log_probs, None
-        states = output.hidden_states[-1][batch.rows[:, None], batch.before]
         with torch.autocast(states.device.type, enabled=False):  # steps of bfloat16 are as wide as the value's clip
             values = self.value_head(states.float())[..., 0]
         return log_probs, values * batch.response_mask
@@ -86,21 +85,19 @@ def trainable(model: Any, lora_rank: int) -> Any:
     """Return a copy of a model to be trained: whole and in single precision, or an adapter of it alone.
 
     Args:
-        model: where the policy starts. Of one with an adapter, the adapter is trained.
+        model: where the policy starts. Of one with an adapter, that is trained which `peft` would train.
         lora_rank: of a new adapter; 0 for none.
 
     Raises:
-        ValueError: if a new adapter is asked for on top of one.
+        ValueError: if a new adapter is asked for on top of one, or there is nothing to train.
     """
     policy = copy.deepcopy(model)
-    plain_attention(policy)
     if hasattr(model, "peft_config"):
         if lora_rank:
             raise ValueError(
                 f"lora_rank is {lora_rank}, but the reference has an adapter, which is trained: leave it at 0"
             )
-        for name, parameter in policy.named_parameters():
-            parameter.requires_grad_("lora_" in name)
+        unfreeze_adapter(policy)
         return policy
     if lora_rank == 0:
         return policy.float().requires_grad_(True)

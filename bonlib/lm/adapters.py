@@ -18,7 +18,7 @@ import torch
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from bonlib.lm.kernels import plain_attention
+from bonlib.lm.data import read_jsonl
 from bonlib.lm.models import load_classifier, load_language_model
 from bonlib.lm.pretrain import Recipe, card, fit, machine
 from bonlib.lm.reading import response_log_probs, response_logits, response_states, token_batch
@@ -56,7 +56,6 @@ class AdapterRecipe(Recipe):
         """Return a model with a new adapter, which alone is trained."""
         import peft
 
-        plain_attention(model)
         config = peft.LoraConfig(
             r=self.rank, lora_alpha=2 * self.rank, target_modules=list(self.targets), task_type=task, **options
         )
@@ -164,9 +163,9 @@ def write_summaries(
         seed: of the draws.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    text = file.read_text() if file.exists() else ""
-    found = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]  # the last may be half written
-    file.write_text("".join(f"{json.dumps(answers)}\n" for answers in found))
+    written = file.read_bytes() if file.exists() else b""
+    file.write_bytes(written[: written.rfind(b"\n") + 1])  # the last line may be half written
+    found = read_jsonl(file, list)
     starts = range(len(found), len(prompts), AT_ONCE)
     for start in tqdm(starts, desc="writing summaries", unit="batch", mininterval=5, leave=False):
         batch = prompts[start : start + AT_ONCE]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Container, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 
 
 @contextmanager
-def cpu_kernels(model: Any) -> Iterator[None]:
+def cpu_kernels(model: Any, ways: Container[str] = ("products", "attention")) -> Iterator[None]:
     """Run a model, on a CPU and without gradients, with faster operations for the same formulas.
 
     Matrix products take weights laid out for oneDNN beforehand, which takes half the time of what PyTorch does by
@@ -25,32 +25,48 @@ def cpu_kernels(model: Any) -> Iterator[None]:
 
     Args:
         model: a `transformers` model; its layers are themselves again afterwards.
+        ways: "products", "attention" or both: those that `bonlib.lm.ways` has found right for this model.
     """
     if not _has_cpu_kernels(model):
         yield
         return
-    replaced, attention = _faster_forwards(model), model.config._attn_implementation
+    replaced = _faster_forwards(model) if "products" in ways else {}
     for module, forward in replaced.items():
         module.forward = forward
-    if attention in ("sdpa", "eager"):
-        model.config._attn_implementation = _one_token_attention()
+    swaps = "attention" in ways and _attends_as_told(model)
     try:
-        yield
+        with _attention(model, _one_token_attention()) if swaps else nullcontext():
+            yield
     finally:
-        model.config._attn_implementation = attention
         for module in replaced:
             del module.forward  # the instance's; that of its class is there again
 
 
-def plain_attention(model: Any) -> None:
-    """Have a model on a CPU attend by plain products, whose gradient takes two thirds of the fused one's time.
+@contextmanager
+def plain_attention(model: Any) -> Iterator[None]:
+    """Have a model on a CPU attend by plain products for a while, whose gradient takes two thirds of the fused one's.
 
     Args:
         model: a `transformers` model that is to be trained, or one with an adapter.
     """
-    weight = next(model.parameters())
-    if weight.device.type == "cpu" and model.config._attn_implementation == "sdpa":
-        model.config._attn_implementation = "eager"
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    with _attention(model, "eager") if on_cpu and _attends_as_told(model) else nullcontext():
+        yield
+
+
+def _attends_as_told(model: Any) -> bool:
+    """Whether a model looks up its attention by the name in its configuration, as most do, and has the usual one."""
+    inside = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return bool(getattr(inside, "_supports_attention_backend", False)) and model.config._attn_implementation == "sdpa"
+
+
+@contextmanager
+def _attention(model: Any, name: str) -> Iterator[None]:
+    before, model.config._attn_implementation = model.config._attn_implementation, name
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
 
 
 def _has_cpu_kernels(model: Any) -> bool:

@@ -1,97 +1,275 @@
-"""Reading many texts at once: texts of like length together, and a beginning that several share only once."""
+"""Reading many texts at once: log-probabilities of responses, and what classifiers say of whole texts.
+
+Texts of like length are read together, and what several share only once, in the ways that `bonlib.lm.ways` has proved
+for the model in hand.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from bonlib.lm.decoding import share_cache
-from bonlib.lm.kernels import cpu_kernels
+from bonlib.lm.decoding import alike, padded_on_the_left, said_plainly, share_cache
+from bonlib.lm.kernels import cpu_kernels, plain_attention
 from bonlib.lm.models import LoadedModel, takes
-from bonlib.lm.samplers import Responses, encode_prompts
+from bonlib.lm.samplers import Responses
+from bonlib.lm.ways import TASKS, Probe, Task, Ways, inner, proven
+
+Indices = NDArray[np.intp]
+
+# -- responses to prompts, by a causal language model ------------------------------------------------------------------
 
 
-class Read(NamedTuple):
-    """What a model said to a batch of b texts.
+class Layout(NamedTuple):
+    """Where the tokens of a batch are.
 
     Attributes:
-        places: (b,) which of the texts these are.
-        skipped: (b,) tokens at the beginning of each text that were read for several at once, with no output.
-        output: of the model, for the tokens after those; padded on the right.
+        ids: (R, L) rows of token ids: a prompt, and then one response or several, padded on the right.
+        lengths: (R,) tokens of each row.
+        rows: (B,) the row of each response.
+        before: (B, T) column of the token before each of a response's tokens, in padding anywhere.
+        last: (B,) column of its last token.
+        special: for rows with several responses, mask (R, 1, L, L) and position_ids (R, L): no response sees another.
     """
 
-    places: NDArray[np.intp]
-    skipped: NDArray[np.intp]
-    output: Any
+    ids: Tensor
+    lengths: tuple[int, ...]
+    rows: Tensor
+    before: Tensor
+    last: Tensor
+    special: dict[str, Tensor]
 
 
-@torch.inference_mode()
-def read(
-    model: Any, texts: Sequence[Sequence[int]], heads: Sequence[int], *, batch_size: int, pad_id: int
-) -> Iterator[Read]:
-    """Run a model over texts in batches, in the order that suits it, and yield what it says.
+@dataclass(frozen=True, eq=False)
+class TokenBatch:
+    """B prompts and as many responses to them.
 
-    Args:
-        model: a `transformers` model. If it is causal, a head that several texts have is read once.
-        texts: B lists of token ids, none empty.
-        heads: (B,) tokens at the beginning of each text that need no output, fewer than it has.
-        batch_size: texts a batch.
+    Attributes:
+        prompts: B lists of token ids.
+        responses: (B, T) the responses' tokens, padded on the right.
+        response_mask: (B, T) 1 for a token, 0 for padding.
         pad_id: token to fill up with.
     """
-    beginnings = [tuple(text[:head]) for text, head in zip(texts, heads, strict=True)]
-    times = Counter(beginnings)
-    beginnings = [beginning if times[beginning] > 1 else () for beginning in beginnings]
-    if any(beginnings) and not _keeps_a_cache(model):
-        beginnings = [()] * len(texts)
-    skipped = np.array([len(beginning) for beginning in beginnings])
-    # Texts of like length share a batch: padding would cost as much as reading.
-    order = sorted(range(len(texts)), key=lambda i: (skipped[i], beginnings[i], len(texts[i])))
-    for start in range(0, len(order), batch_size):
-        places = np.array(order[start : start + batch_size])
-        rest = [list(texts[i][skipped[i] :]) for i in places]
-        with cpu_kernels(model):  # for this batch alone: in between, the model is the caller's
-            output = _read_batch(model, [beginnings[i] for i in places], rest, pad_id)
-        yield Read(places, skipped[places], output)
+
+    prompts: Sequence[Sequence[int]]
+    responses: Tensor
+    response_mask: Tensor
+    pad_id: int
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """(B,) tokens of each response."""
+        found: list[int] = self.response_mask.sum(1).tolist()
+        return found
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest prompt with its response."""
+        return max(len(prompt) + length for prompt, length in zip(self.prompts, self.lengths, strict=True))
+
+    @cached_property
+    def apart(self) -> Layout:
+        """A row for each response."""
+        return self._laid_out(range(len(self.prompts)))
+
+    @cached_property
+    def together(self) -> Layout | None:
+        """A row for each prompt with all responses to it, or None if that saves less than a third of the tokens."""
+        place = {prompt: row for row, prompt in enumerate(dict.fromkeys(map(tuple, self.prompts)))}
+        rows = [place[tuple(prompt)] for prompt in self.prompts]
+        room = np.bincount(rows, self.lengths)
+        width = max(map(len, self.prompts))
+        if 3 * len(place) * (width + room.max()) > 2 * len(rows) * (width + max(self.lengths)):
+            return None
+        return self._laid_out(rows)
+
+    def _laid_out(self, row_of: Sequence[int]) -> Layout:
+        table, count = self.responses.cpu(), max(row_of) + 1
+        ends, begins = [0] * count, []
+        segments: list[list[tuple[int, int, list[int]]]] = [[] for _ in range(count)]
+        for place, row in enumerate(row_of):
+            if not ends[row]:
+                segments[row].append((0, 0, list(self.prompts[place])))
+                ends[row] = len(self.prompts[place])
+            begins.append(ends[row])
+            segments[row].append((place + 1, len(self.prompts[place]), table[place, : self.lengths[place]].tolist()))
+            ends[row] += self.lengths[place]
+        ids = torch.full((count, max(ends)), self.pad_id)
+        owner, position_ids = torch.full(ids.shape, -1), torch.zeros_like(ids)
+        for row, parts in enumerate(segments):
+            begin = 0
+            for who, position, tokens in parts:
+                here = slice(begin, begin + len(tokens))
+                ids[row, here] = torch.tensor(tokens, dtype=torch.long)
+                owner[row, here] = who
+                position_ids[row, here] = position + torch.arange(len(tokens))
+                begin += len(tokens)
+        starts = torch.tensor(begins)
+        before = starts[:, None] - 1 + torch.arange(table.shape[1])
+        before[:, 0] = torch.tensor([len(prompt) - 1 for prompt in self.prompts])
+        before = before.masked_fill(self.response_mask.cpu() == 0, 0)
+        last = starts - 1 + torch.tensor(self.lengths)
+        device = self.responses.device
+        special = {} if count == len(row_of) else {"attention_mask": _seen(owner), "position_ids": position_ids}
+        return Layout(
+            ids.to(device),
+            tuple(ends),
+            torch.tensor(list(row_of), device=device),
+            before.to(device),
+            last.to(device),
+            {name: tensor.to(device) for name, tensor in special.items()},
+        )
 
 
-def _read_batch(model: Any, beginnings: list[tuple[int, ...]], rest: list[list[int]], pad_id: int) -> Any:
-    device = next(model.parameters()).device
-    width = max(map(len, rest))
-    ids = torch.tensor([ids + [pad_id] * (width - len(ids)) for ids in rest], device=device)
-    mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in rest], device=device)
-    longest = max(map(len, beginnings))
-    if longest == 0:
-        return model(ids, attention_mask=mask)
-    distinct = list(dict.fromkeys(beginnings))
-    row_of = torch.tensor([distinct.index(beginning) for beginning in beginnings], device=device)
-    before = torch.tensor([[pad_id] * (longest - len(b)) + list(b) for b in distinct], device=device)
-    before_mask = torch.tensor([[0] * (longest - len(b)) + [1] * len(b) for b in distinct], device=device)
-    only_last = {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
-    cache = model(before, use_cache=True, **only_last, **_places(model, before_mask, longest)).past_key_values
-    share_cache(cache, row_of, room=width)
-    return model(ids, past_key_values=cache, **_places(model, torch.cat([before_mask[row_of], mask], 1), width))
+def token_batch(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, pad_id: int, device: torch.device
+) -> TokenBatch:
+    """Return prompts and responses, B lists of token ids each, none empty, as one batch."""
+    length = max(map(len, responses))
+    padded = torch.tensor([list(response) + [pad_id] * (length - len(response)) for response in responses])
+    real = torch.tensor([[1] * len(response) + [0] * (length - len(response)) for response in responses])
+    return TokenBatch(prompts, padded.to(device), real.to(device), pad_id)
 
 
-def _places(model: Any, mask: torch.Tensor, width: int) -> dict[str, torch.Tensor]:
-    """Mask, and positions of the last `width` tokens for models that take them."""
-    options = {"attention_mask": mask}
-    if takes(model, "position_ids"):
-        options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -width:]
-    return options
+def _seen(owner: Tensor) -> Tensor:
+    """The mask (R, 1, L, L) with which tokens see those before them of the prompt (0) and of their own response."""
+    before = torch.ones(2 * owner.shape[1:], dtype=torch.bool).tril()
+    seen = before & ((owner[:, :, None] == owner[:, None, :]) | (owner == 0)[:, None, :])
+    return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.bfloat16).min)[:, None]
 
 
-def _keeps_a_cache(model: Any) -> bool:
-    """Whether tokens see only what is before them, so that a beginning can be read by itself."""
-    if not takes(model, "use_cache"):
-        return False
-    one = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
-    return getattr(model(one, use_cache=True), "past_key_values", None) is not None
+class ResponseLogits(NamedTuple):
+    """What a model says before each real token of B responses, response by response, N tokens in all.
+
+    Attributes:
+        logits: (N, V), float32.
+        states: (B, T, H) what its layers end with there, if asked for.
+    """
+
+    logits: Tensor
+    states: Tensor | None
+
+
+def response_logits(model: Any, batch: TokenBatch, *, states: bool = False) -> ResponseLogits:
+    """Return a causal model's logits for each real response token alone; gradients flow.
+
+    Args:
+        model: a `transformers` model, or one with an adapter.
+        batch: what it reads.
+        states: whether to return what the layers end with, too.
+    """
+    return _response_logits(model, batch, _response_ways(model, batch), states)
+
+
+def _response_ways(model: Any, batch: TokenBatch) -> Ways:
+    return proven(model, "learning" if _learns(model) else "responses", length=batch.longest)
+
+
+def _learns(model: Any) -> bool:
+    return torch.is_grad_enabled() and any(weight.requires_grad for weight in model.parameters())
+
+
+def _response_logits(model: Any, batch: TokenBatch, ways: Ways, states: bool = False) -> ResponseLogits:
+    layout, real = (batch.together if "rows" in ways else None) or batch.apart, batch.response_mask.bool()
+    options: dict[str, Any] = {"output_hidden_states": True} if states else {}
+    options |= {"use_cache": False} if takes(model, "use_cache") else {}
+    logits, places, found = [], [], None
+    with _in_ways(model, ways):
+        for rows, ids, special in _passes(model, layout, ways):
+            of_response = torch.isin(layout.rows, rows)
+            here = (real & of_response[:, None]).nonzero(as_tuple=True)
+            at_row, columns = torch.searchsorted(rows, layout.rows[here[0]]), layout.before[here]
+            length = ids.shape[1]
+            if "needed" in ways:
+                with _only(model, at_row, columns, length) as asked:
+                    output = model(ids, **special, **options, **asked)
+                said = output.logits
+            else:
+                output = model(ids, **special, **options)
+                said = output.logits[at_row, columns + (output.logits.shape[1] - length)]
+            logits.append(said.float())
+            places.append(here[0] * real.shape[1] + here[1])
+            if states:
+                last = output.hidden_states[-1]
+                found = last.new_zeros(*real.shape, last.shape[-1]) if found is None else found
+                found = found.index_put(here, last[at_row, columns + (last.shape[1] - length)])
+    if len(logits) == 1:
+        return ResponseLogits(logits[0], found)
+    return ResponseLogits(torch.cat(logits)[torch.cat(places).argsort()], found)
+
+
+def _passes(model: Any, layout: Layout, ways: Ways) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+    """Which rows are read at once, their token ids, and what a model is told besides."""
+    for rows in alike(layout.lengths, "right", ways):
+        length = max(layout.lengths[row] for row in rows)
+        special = {}
+        if layout.special:
+            mask, position_ids = layout.special["attention_mask"], layout.special["position_ids"]
+            special["attention_mask"] = mask[rows][:, :, :length, :length].to(next(model.parameters()).dtype)
+            if takes(model, "position_ids"):
+                special["position_ids"] = position_ids[rows, :length]
+        # Behind a text padding needs no mask: a causal model does not see what comes later.
+        yield torch.tensor(rows, device=layout.ids.device), layout.ids[rows, :length], special
+
+
+@contextmanager
+def _in_ways(model: Any, ways: Ways) -> Iterator[None]:
+    with ExitStack() as stack:
+        stack.enter_context(cpu_kernels(model, ways))
+        if "eager" in ways:
+            stack.enter_context(plain_attention(model))
+        yield
+
+
+@contextmanager
+def _only(model: Any, rows: Tensor, columns: Tensor, length: int) -> Iterator[dict[str, Any]]:
+    """Have the output layer see only the states in some places, (N,) each; it yields the options for that.
+
+    The output layer costs a small model as much as all the others. Of a slice of states, PyTorch would even copy the
+    vocabulary's weights for each text.
+    """
+
+    def needed(_: Any, states: tuple[Tensor]) -> tuple[Tensor]:
+        return (states[0][rows, columns - (length - states[0].shape[1])],)
+
+    hook = inner(model).get_output_embeddings().register_forward_pre_hook(needed)
+    try:
+        yield {"logits_to_keep": length - int(columns.min())} if takes(model, "logits_to_keep") else {}
+    finally:
+        hook.remove()
+
+
+def response_states(model: Any, batch: TokenBatch) -> Tensor:
+    """Return what the layers of a causal model end with at each response's last token, (B, H); gradients flow.
+
+    Args:
+        model: a classifier on a causal model, or one with an adapter.
+        batch: what it reads.
+    """
+    return _response_states(model, batch, proven(model, "states", length=batch.longest))
+
+
+def _response_states(model: Any, batch: TokenBatch, ways: Ways) -> Tensor:
+    layout, found = (batch.together if "rows" in ways else None) or batch.apart, None
+    with _in_ways(model, ways):
+        for rows, ids, special in _passes(model, layout, ways):
+            here = torch.isin(layout.rows, rows)
+            states = inner(model).base_model(ids, **special).last_hidden_state
+            states = states[torch.searchsorted(rows, layout.rows[here]), layout.last[here]]
+            found = states.new_zeros(len(here), states.shape[1]) if found is None else found
+            found = found.index_put((here,), states)
+    assert found is not None
+    return found
 
 
 def response_log_probs(
@@ -108,149 +286,185 @@ def response_log_probs(
     Raises:
         ValueError: if there is not one prompt a response, or one does not fit the model's context.
     """
+    found = np.empty(len(responses))
+    for places, batch in response_batches(loaded, prompts, responses, batch_size):
+        with torch.no_grad():
+            logits, said = response_logits(loaded.model, batch).logits, batch.responses[batch.response_mask.bool()]
+            tokens = -torch.nn.functional.cross_entropy(logits, said, reduction="none")
+        found[places] = np.add.reduceat(tokens.cpu().double().numpy(), np.cumsum([0, *batch.lengths[:-1]]))
+    return found
+
+
+def response_batches(
+    loaded: LoadedModel, prompts: Sequence[str], responses: Responses, batch_size: int
+) -> Iterator[tuple[Indices, TokenBatch]]:
+    """Yield places of responses to like prompts, and these with their prompts; arguments as `response_log_probs`."""
     if len(prompts) != len(responses):
         raise ValueError(f"there are {len(prompts)} prompts for {len(responses)} responses; list one for each")
-    heads = encode_prompts(loaded.tokenizer, loaded.context, prompts, responses.token_ids.shape[1])
-    tails = [row[row >= 0].tolist() for row in responses.token_ids]
-    texts = [head + tail for head, tail in zip(heads, tails, strict=True)]
-    log_probs = np.empty(len(texts))
-    first = [len(head) - 1 for head in heads]  # the prompt's last token says what comes next
-    pad_id = loaded.tokenizer.pad_token_id
-    for places, skipped, output in read(loaded.model, texts, first, batch_size=batch_size, pad_id=pad_id):
-        for row, (place, count) in enumerate(zip(places, skipped, strict=True)):
-            tail = torch.tensor(tails[place], device=output.logits.device)
-            begin = first[place] - count
-            logits = output.logits[row, begin : begin + len(tail)].float()
-            log_probs[place] = logits.log_softmax(1).gather(1, tail[:, None]).cpu().double().sum()
-    return log_probs
+    encoded = loaded.encode(prompts, responses.token_ids.shape[1])
+    tokens = [row[row >= 0].tolist() for row in responses.token_ids]
+    order = np.array(sorted(range(len(tokens)), key=lambda i: (len(encoded[i]), encoded[i], len(tokens[i]))))
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        ids = [encoded[i] for i in places], [tokens[i] for i in places]
+        yield places, token_batch(*ids, pad_id=loaded.pad_token_id, device=loaded.device)
 
 
-@dataclass(frozen=True, eq=False)
-class TokenBatch:
-    """B prompts and responses as R rows of tokens; a prompt with several responses may have one row for all of them.
-
-    Attributes:
-        ids: (R, L) token ids: the prompt, padded on the left to one width, and then responses, one after another.
-        mask: (R, L) 1 for a token, 0 for padding; or (R, 1, L, L), 0 where a token (row) sees another (column) and a
-            very low number where not, if a row has several responses: none of them sees the others.
-        position_ids: (R, L) places in the text that prompt and response make.
-        responses: (B, T) the responses' tokens, padded on the right.
-        response_mask: (B, T) 1 for a token, 0 for padding.
-        rows: (B,) where each response is.
-        columns: (B, T) where each of its tokens is in that row, in padding anywhere.
-        width: of the prompts.
-    """
-
-    ids: torch.Tensor
-    mask: torch.Tensor
-    position_ids: torch.Tensor
-    responses: torch.Tensor
-    response_mask: torch.Tensor
-    rows: torch.Tensor
-    columns: torch.Tensor
-    width: int
-
-    @property
-    def before(self) -> torch.Tensor:
-        """(B, T) the column of the token before each: the prompt's last, and then the response's own."""
-        first = torch.full_like(self.columns[:, :1], self.width - 1)
-        return torch.cat([first, self.columns[:, :-1]], dim=1)
-
-    def options(self, model: Any) -> dict[str, Any]:
-        """Return what a model is told besides the tokens."""
-        mask = self.mask if self.mask.ndim == 2 else self.mask.to(next(model.parameters()).dtype)
-        options = {"attention_mask": mask, "use_cache": False}
-        return options | ({"position_ids": self.position_ids} if takes(model, "position_ids") else {})
+def _batch_of(model: Any, probe: Probe) -> TokenBatch:
+    device = next(model.parameters()).device
+    return token_batch(probe.prompts, probe.responses, pad_id=probe.pad_id, device=device)
 
 
-def token_batch(
-    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, pad_id: int, device: torch.device
-) -> TokenBatch:
-    """Return prompts and responses, B lists of token ids each, as one padded batch.
-
-    Where long prompts have several responses each, so that it saves a third of the tokens, they are there only once.
-    """
-    width, length = max(map(len, prompts)), max(map(len, responses))
-    distinct = list(dict.fromkeys(map(tuple, prompts)))
-    place = {prompt: row for row, prompt in enumerate(distinct)}
-    shared, room = [place[tuple(prompt)] for prompt in prompts], [0] * len(distinct)
-    for row, response in zip(shared, responses, strict=True):
-        room[row] += len(response)
-    once = 3 * len(distinct) * (width + max(room)) <= 2 * len(prompts) * (width + length)
-    rows = shared if once else list(range(len(prompts)))
-    heads, total = (distinct, width + max(room)) if once else (prompts, width + length)
-
-    ids = torch.full((len(heads), total), pad_id)
-    position_ids = torch.zeros((len(heads), total), dtype=torch.long)
-    segments = torch.full((len(heads), total), -1)  # whose token it is: 0 the prompt's, k of the kth response, -1 none
-    columns = torch.zeros((len(prompts), length), dtype=torch.long)
-    padded, real = torch.full((len(prompts), length), pad_id), torch.zeros((len(prompts), length), dtype=torch.long)
-    for row, head in enumerate(heads):
-        ids[row, width - len(head) : width] = torch.tensor(head)
-        position_ids[row, width - len(head) : width] = torch.arange(len(head))
-        segments[row, width - len(head) : width] = 0
-    ends = [width] * len(heads)
-    for place_in_batch, (row, response) in enumerate(zip(rows, responses, strict=True)):
-        begin, ends[row] = ends[row], ends[row] + len(response)
-        ids[row, begin : ends[row]] = tokens = torch.tensor(response, dtype=torch.long)
-        position_ids[row, begin : ends[row]] = len(prompts[place_in_batch]) + torch.arange(len(response))
-        segments[row, begin : ends[row]] = place_in_batch + 1
-        columns[place_in_batch, : len(response)] = torch.arange(begin, ends[row])
-        padded[place_in_batch, : len(response)], real[place_in_batch, : len(response)] = tokens, 1
-    mask = _seen(segments) if once else (segments >= 0).long()
-    ids, mask, position_ids, padded, real, row_of, columns = (
-        tensor.to(device) for tensor in (ids, mask, position_ids, padded, real, torch.tensor(rows), columns)
-    )
-    return TokenBatch(ids, mask, position_ids, padded, real, row_of, columns, width)
+@torch.no_grad()
+def _read_responses(model: Any, probe: Probe, ways: Ways) -> list[Tensor]:
+    batch = _batch_of(model, probe)
+    return list(torch.split(_response_logits(model, batch, ways).logits, batch.lengths))
 
 
-def _seen(segments: torch.Tensor) -> torch.Tensor:
-    """The mask (R, 1, L, L) with which tokens see those before them of the prompt and of their own response."""
-    before = torch.ones(2 * segments.shape[1:], dtype=torch.bool).tril()
-    own = segments[:, :, None] == segments[:, None, :]
-    seen = before & (own | (segments == 0)[:, None, :])
-    return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.bfloat16).min)[:, None]
+def _with_gradient(model: Any, outputs: Sequence[Tensor]) -> list[Tensor]:
+    """Outputs, and the gradient of a number made of them, as one list of numbers."""
+    total = torch.stack([output.log_softmax(-1)[..., ::3].sum() for output in outputs]).sum()
+    learned = [weight for weight in model.parameters() if weight.requires_grad]
+    grads = torch.autograd.grad(total, learned, allow_unused=True)
+    flat = [(torch.zeros_like(w) if g is None else g).flatten().float() for w, g in zip(learned, grads, strict=True)]
+    return [*(output.detach() for output in outputs), torch.cat(flat)]
 
 
-def response_logits(model: Any, batch: TokenBatch, **options: Any) -> Any:
-    """Return a causal model's output with `logits` for each real response token alone, shape (N, V); gradients flow.
+@torch.enable_grad()
+def _learned_plainly(model: Any, probe: Probe) -> list[Tensor]:
+    return _with_gradient(model, said_plainly(model, probe))
+
+
+@torch.enable_grad()
+def _learned(model: Any, probe: Probe, ways: Ways) -> list[Tensor]:
+    batch = _batch_of(model, probe)
+    return _with_gradient(model, torch.split(_response_logits(model, batch, ways).logits, batch.lengths))
+
+
+def _states_plainly(model: Any, probe: Probe) -> list[Tensor]:
+    device = next(model.parameters()).device
+    texts = [torch.tensor([text], device=device) for text in probe.texts]
+    states = [inner(model).base_model(text).last_hidden_state[0, -1:] for text in texts]
+    return _with_gradient(model, states) if _learns(model) else states
+
+
+def _states(model: Any, probe: Probe, ways: Ways) -> list[Tensor]:
+    states = list(torch.split(_response_states(model, _batch_of(model, probe), ways), 1))
+    return _with_gradient(model, states) if _learns(model) else states
+
+
+_READ = ("batch", "right", "rows", "needed")
+TASKS["responses"] = Task((*_READ, "products", "attention"), torch.no_grad()(said_plainly), _read_responses)
+TASKS["learning"] = Task((*_READ, "eager"), _learned_plainly, _learned)
+TASKS["states"] = Task(("batch", "right", "rows", "eager"), _states_plainly, _states)
+
+# -- whole texts, by a classifier --------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def scores(
+    model: Any, texts: Sequence[Sequence[int]], heads: Sequence[int], *, batch_size: int, pad_id: int
+) -> NDArray[np.float64]:
+    """Return what a sequence classifier says of texts, shape (B, outputs).
 
     Args:
-        model: a `transformers` model, or one with an adapter.
-        batch: what it reads; the N tokens are those of `batch.response_mask`, response by response.
-        options: for the model, such as output_hidden_states.
+        model: a `transformers` classifier, or one with an adapter.
+        texts: B lists of token ids, none empty, special tokens included.
+        heads: (B,) tokens at the beginning of each text that others may begin with as well, fewer than it has.
+        batch_size: texts a batch.
+        pad_id: token to fill up with.
     """
-    real = batch.response_mask.bool()
-    rows, columns = batch.rows[:, None].expand_as(batch.columns)[real], batch.before[real]
-    if takes(model, "logits_to_keep"):
-        options["logits_to_keep"] = batch.ids.shape[1] - batch.width + 1
+    ways = proven(model, "judging", length=max(map(len, texts), default=1))
+    return _scores(model, texts, heads, ways, batch_size=batch_size, pad_id=pad_id).cpu().double().numpy()
 
-    def needed(_: Any, states: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        return (states[0][rows, columns - (batch.ids.shape[1] - states[0].shape[1])],)
 
-    # Only these states go through the output layer, which costs a small model as much as all the others. Of a slice
-    # of states, PyTorch would even copy the vocabulary's weights for each text.
-    hook = _inner(model).get_output_embeddings().register_forward_pre_hook(needed)
+def _scores(
+    model: Any, texts: Sequence[Sequence[int]], heads: Sequence[int], ways: Ways, *, batch_size: int, pad_id: int
+) -> Tensor:
+    found = torch.empty(len(texts), int(model.config.num_labels), device=next(model.parameters()).device)
+    beginnings = [tuple(text[:head]) for text, head in zip(texts, heads, strict=True)]
+    times = Counter(beginnings)
+    beginnings = [beginning if "heads" in ways and times[beginning] > 1 else () for beginning in beginnings]
+    skipped = [len(beginning) for beginning in beginnings]
+    rest = [list(text[skip:]) for text, skip in zip(texts, skipped, strict=True)]
+
+    def like(place: int) -> tuple[int, int]:
+        """Texts with one answer may be in one batch."""
+        return (0 if "left" in ways else skipped[place], 0 if "right" in ways else len(rest[place]))
+
+    # Texts of like length share a batch: padding would cost as much as reading.
+    order = sorted(range(len(texts)), key=lambda i: (*like(i), skipped[i], beginnings[i], len(texts[i])))
+    size = batch_size if "batch" in ways else 1
+    for _, group in groupby(order, key=like):
+        together = list(group)
+        for start in range(0, len(together), size):
+            places = together[start : start + size]
+            batch = [beginnings[place] for place in places], [rest[place] for place in places]
+            # For this batch alone: in between, the model is the caller's.
+            with cpu_kernels(model, ways), _head_in_its_own_precision(model):
+                found[places] = _scores_of(model, *batch, "pooled" in ways, pad_id).float()
+    return found
+
+
+def _scores_of(
+    model: Any, beginnings: list[tuple[int, ...]], rest: list[list[int]], pooled: bool, pad_id: int
+) -> Tensor:
+    device = next(model.parameters()).device
+    width = max(map(len, rest))
+    ids = torch.tensor([ids + [pad_id] * (width - len(ids)) for ids in rest], device=device)
+    mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in rest], device=device)
+    options = {} if len(set(map(len, rest))) == 1 else {"attention_mask": mask}
+    if not pooled:
+        logits: Tensor = model(ids, **options).logits
+        return logits
+    layers = inner(model).base_model
+    if any(beginnings):
+        distinct = list(dict.fromkeys(beginnings))
+        row_of = torch.tensor([distinct.index(beginning) for beginning in beginnings], device=device)
+        before, before_mask = padded_on_the_left(distinct, pad_id, device)
+        cache = layers(before, use_cache=True, **_told(layers, before_mask, before.shape[1])).past_key_values
+        share_cache(cache, row_of, room=width)
+        options = {"past_key_values": cache, **_told(layers, torch.cat([before_mask[row_of], mask], 1), width)}
+    states = layers(ids, **options).last_hidden_state
+    return inner(model).score(states[torch.arange(len(rest)), mask.sum(1) - 1])
+
+
+def _told(model: Any, mask: Tensor, width: int) -> dict[str, Tensor]:
+    """Mask, and positions of the last `width` tokens for models that take them."""
+    options = {"attention_mask": mask}
+    if takes(model, "position_ids"):
+        options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -width:]
+    return options
+
+
+@contextmanager
+def _head_in_its_own_precision(model: Any) -> Iterator[None]:
+    """Have a head whose weights are of another precision than the layers' take states as it wants them."""
+    head = getattr(inner(model), "score", None)
+    weight = next(head.parameters(), None) if isinstance(head, torch.nn.Module) else None
+    if head is None or weight is None or weight.dtype == next(model.parameters()).dtype:
+        yield
+        return
+    hook = head.register_forward_pre_hook(lambda _, states: (states[0].to(weight.dtype),))
     try:
-        output = model(batch.ids, **batch.options(model), **options)
+        yield
     finally:
         hook.remove()
-    output.logits = output.logits.float()
-    return output
 
 
-def response_states(model: Any, batch: TokenBatch) -> torch.Tensor:
-    """Return what the layers of a causal model end with at each response's last token, (B, H); gradients flow.
-
-    Args:
-        model: a classifier on a causal model, or one with an adapter.
-        batch: what it reads.
-    """
-    states = _inner(model).base_model(batch.ids, **batch.options(model)).last_hidden_state
-    last = batch.columns.gather(1, batch.response_mask.sum(1, keepdim=True) - 1)[:, 0]
-    return states[batch.rows, last]
+@torch.no_grad()
+def _judged_plainly(model: Any, probe: Probe) -> list[Tensor]:
+    device = next(model.parameters()).device
+    with _head_in_its_own_precision(model):
+        return [torch.cat([model(torch.tensor([text], device=device)).logits for text in probe.texts])]
 
 
-def _inner(model: Any) -> Any:
-    """A model without the adapter around it; the adapter's layers are in it all the same."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+@torch.no_grad()
+def _judged(model: Any, probe: Probe, ways: Ways) -> list[Tensor]:
+    heads = list(map(len, probe.prompts))
+    return [_scores(model, probe.texts, heads, ways, batch_size=len(heads), pad_id=probe.pad_id)]
+
+
+TASKS["judging"] = Task(
+    ("batch", "right", "pooled", "heads", "left", "products", "attention"), _judged_plainly, _judged
+)

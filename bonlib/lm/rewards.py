@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
 from bonlib.lm.models import LoadedModel
-from bonlib.lm.reading import read
+from bonlib.lm.reading import scores
 from bonlib.lm.samplers import Responses
 
 Rewards = NDArray[np.float64]
@@ -85,32 +84,18 @@ class ClassifierReward:
             encoded: B lists of token ids, special tokens included.
             heads: (B,) tokens at the beginning of each text that others may begin with as well; none if not given.
         """
-        model = self.loaded.model
-        model = model.get_base_model() if hasattr(model, "get_base_model") else model  # an adapter's layers are in it
-        # So the classifiers on causal models call their last layer.
-        pools_last = hasattr(model, "score") and not model.config.is_encoder_decoder
-        batches = read(
-            model.base_model if pools_last else model,
+        found = scores(
+            self.loaded.model,
             encoded,
-            heads if heads is not None and pools_last else [0] * len(encoded),
+            heads if heads is not None else [0] * len(encoded),
             batch_size=self.batch_size,
-            pad_id=self.loaded.tokenizer.pad_token_id,
+            pad_id=self.loaded.pad_token_id,
         )
-        scores = np.empty((len(encoded), self.outputs))
-        precision = next(model.score.parameters()).dtype if pools_last else None
-        with torch.inference_mode():
-            for places, skipped, output in batches:
-                if pools_last:
-                    last = np.array([len(encoded[place]) for place in places]) - skipped - 1
-                    states = output.last_hidden_state[np.arange(len(places)), last]
-                    scores[places] = model.score(states.to(precision)).cpu().double().numpy()
-                else:
-                    scores[places] = output.logits.cpu().double().numpy()
-        return self._rewards(scores)
+        return self._rewards(found)
 
-    def _rewards(self, scores: Rewards) -> Rewards:
+    def _rewards(self, outputs: Rewards) -> Rewards:
         """Rewards, shape (B,), from the classifier's outputs, shape (B, outputs)."""
-        return scores[:, 0]
+        return outputs[:, 0]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         encoded: list[list[int]] = self.loaded.tokenizer(list(texts))["input_ids"] if len(texts) else []
@@ -162,8 +147,8 @@ class SentimentReward(ClassifierReward):
         """A hash of weights, tokenizer and kind of output."""
         return hashlib.sha256(f"{self.loaded.fingerprint} {self.output}".encode()).hexdigest()
 
-    def _rewards(self, scores: Rewards) -> Rewards:
-        logits = scores[:, self.positive] - scores[:, 1 - self.positive]
+    def _rewards(self, outputs: Rewards) -> Rewards:
+        logits = outputs[:, self.positive] - outputs[:, 1 - self.positive]
         return logits if self.output == "logit" else np.asarray(expit(logits))
 
 

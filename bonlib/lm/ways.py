@@ -1,0 +1,341 @@
+"""Fast ways to run a model: each is compared with the plain pass on the model in hand before it is used.
+
+The plain pass reads one text at a time, without a cache, without padding and with the model's own layers. It is right
+for every model and slow. Whatever is faster assumes something: that a cache can be reordered, that padding is not
+seen, that attention is the usual one. A short probe finds out; what fails is left out, with a line in the log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from platformdirs import user_cache_path
+from torch import Tensor
+
+Ways = frozenset[str]
+
+WAYS: Mapping[str, tuple[str, str]] = {  # what it is, and what it costs to go without
+    "batch": ("several texts in one pass", "texts are read one by one"),
+    "cache": ("what was read is kept from token to token", "each token reads its whole text again"),
+    "shared": ("a prompt is read once for its draws, and finished draws leave the batch", "each draw reads its prompt"),
+    "left": ("prompts of unlike length together, padded on the left", "prompts of each length go by themselves"),
+    "right": ("texts of unlike length together, padded on the right", "texts of each length go by themselves"),
+    "heads": ("a beginning that texts share is read once", "each text is read whole"),
+    "rows": ("several responses in a row behind their prompt", "each response is read with a prompt of its own"),
+    "needed": ("the output layer sees only the tokens in question", "all tokens go through the output layer"),
+    "pooled": ("the head sees only the last token", "the whole classifier is run"),
+    "eager": ("attention by plain products, faster backwards", "the model's own attention"),
+    "products": ("weights laid out beforehand for the processor", "the model's own matrix products"),
+    "attention": ("a single token attends by plain products", "the model's own attention"),
+}
+NEEDS = {"shared": "cache", "heads": "pooled"}  # a way that makes sense only with another
+
+# Relative error of logits, root mean square over the vocabulary. In single precision rounding makes about 1e-6 and
+# in bfloat16 1e-2; a way that is wrong is off by as much as the logits themselves.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+GRADIENT = 20  # the same for gradients, in units of that tolerance
+SHORT = 20  # tokens of a probe's longest text
+CHEAP = 128  # a window up to this length is exceeded by every probe, a longer one when a text first exceeds it
+VERSION = 1  # of the probes; raise it when a way changes, and they are made anew
+
+_log = logging.getLogger("bonlib")
+
+
+class UnfitModelError(ValueError):
+    """A model that cannot be run rightly even by the plain pass; the message says why, and what to take."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A few random texts: one that is short, and three that begin alike.
+
+    Attributes:
+        prompts: four lists of token ids.
+        responses: to each, likewise.
+        pad_id: token to fill up with.
+    """
+
+    prompts: tuple[list[int], ...]
+    responses: tuple[list[int], ...]
+    pad_id: int
+
+    @property
+    def texts(self) -> list[list[int]]:
+        """Prompt and response of each."""
+        return [prompt + response for prompt, response in zip(self.prompts, self.responses, strict=True)]
+
+
+class Task(NamedTuple):
+    """Something that is done with models, in ways that have to be proved.
+
+    Attributes:
+        ways: which there are, in the order in which they are tried.
+        plain: what is right: tensors whose last axis is compared as a whole.
+        fast: the same by some of the ways.
+    """
+
+    ways: tuple[str, ...]
+    plain: Callable[[Any, Probe], Sequence[Tensor]]
+    fast: Callable[[Any, Probe, Ways], Sequence[Tensor]]
+
+
+TASKS: dict[str, Task] = {}  # by name; `decoding` and `reading` enter what they do
+_of_model: weakref.WeakKeyDictionary[Any, dict[Any, Ways]] = weakref.WeakKeyDictionary()
+_of_kind: dict[str, Ways] = {}  # what is known in this process
+
+
+def proven(model: Any, task: str, *, length: int) -> Ways:
+    """Return which ways are right for a model; those not known yet are tried.
+
+    Args:
+        model: a `transformers` model, or one with an adapter.
+        task: one of `TASKS`.
+        length: tokens of the longest text that is to be read, as windows may matter to it.
+
+    Raises:
+        UnfitModelError: if not even the plain way is right.
+    """
+    weight, config = next(model.parameters()), model.config
+    reach = _reach(config, length)
+    state = (task, reach, weight.dtype, weight.device.type, config._attn_implementation, _adapter_at_work(model))
+    known = _of_model.setdefault(model, {})
+    if state not in known:
+        kind = _kind(model, [str(part) for part in state])
+        found = _of_kind.get(kind) or _remembered(kind, model)
+        if found is None:
+            found, telling = _try_out(model, task, reach)
+            if not telling:  # weights that say nothing, such as those of a new head
+                return found
+            _remember(kind, model, found)
+        _of_kind[kind] = known[state] = found
+    return known[state]
+
+
+def _adapter_at_work(model: Any) -> str:
+    """Names of a model's adapters, and whether they are switched on."""
+    if not hasattr(model, "peft_config"):
+        return ""
+    layers = [module for module in model.modules() if hasattr(module, "disable_adapters")]
+    return f"{model.active_adapter} {any(layer.disable_adapters for layer in layers)}"
+
+
+def _kind(model: Any, state: Sequence[str]) -> str:
+    """A hash of all that decides which ways are right: code, configuration, adapter, number format, processor."""
+    import transformers
+
+    config = {key: value for key, value in model.config.to_dict().items() if key not in ("_name_or_path", "dtype")}
+    adapters = {name: adapter.to_dict() for name, adapter in getattr(model, "peft_config", {}).items()}
+    for adapter in adapters.values():
+        adapter.pop("base_model_name_or_path", None)
+    kinds = [f"{type(part).__module__}.{type(part).__qualname__}" for part in (model, inner(model))]
+    processor = [torch.backends.cpu.get_cpu_capability(), os.environ.get("ONEDNN_MAX_CPU_ISA")]
+    learned = sorted({name.split(".")[-1] for name, weight in model.named_parameters() if weight.requires_grad})
+    about = [VERSION, torch.__version__, transformers.__version__, processor, kinds, config, adapters, learned, state]
+    return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def inner(model: Any) -> Any:
+    """Return a model without the adapter around it; the adapter's layers are in it all the same."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+# -- trying out --------------------------------------------------------------------------------------------------------
+
+
+def _try_out(model: Any, task: str, reach: int) -> tuple[Ways, bool]:
+    """The ways that are right, and whether others with the same configuration may rely on that."""
+    name, probe, entry = type(inner(model)).__name__, make_probe(model, reach), TASKS[task]
+    device = next(model.parameters()).device.type
+    with torch.autocast(device, enabled=False), torch.random.fork_rng(), _evaluating(model):
+        try:
+            right = [each.detach() for each in entry.plain(model, probe)]
+            again = entry.plain(model, Probe(probe.prompts[:1], probe.responses[:1], probe.pad_id))[0].detach()
+        except Exception as error:  # any of what a model's code can raise
+            raise UnfitModelError(
+                f"model {name} fails at {task}, at a plain text of token ids alone ({type(error).__name__}: "
+                f"{str(error).splitlines()[0] if str(error) else 'no message'}): take a text model that needs nothing "
+                "else, such as one of AutoModelForCausalLM"
+            ) from error
+        tolerance = TOLERANCE[next(model.parameters()).dtype]
+        if _differ([right[0][: len(again)]], [again], tolerance):
+            raise UnfitModelError(
+                f"model {name} says other things of the same text each time: it is random inside, and has no "
+                "log-probabilities to speak of; take another model"
+            )
+
+        def passes(ways: Iterable[str]) -> bool:
+            try:
+                return not _differ(right, entry.fast(model, probe, frozenset(ways)), tolerance)
+            except Exception as error:  # a way may fail as it likes: then it is not taken
+                _log.debug("%s, %s by %s: %s", name, task, ways, error)
+                return False
+
+        if not _tells(right):
+            return frozenset(), False
+        if passes(entry.ways):
+            return frozenset(entry.ways), True
+        if not passes(()):
+            raise UnfitModelError(
+                f"model {name} does not come to the same numbers by {task} as by a plain pass over each text: its "
+                "outputs are not those of a causal model or of a classifier; take another model"
+            )
+        kept: list[str] = []
+        for way in entry.ways:
+            if NEEDS.get(way, way) in [*kept, way] and passes([*kept, way]):
+                kept.append(way)
+    left_out = [way for way in entry.ways if way not in kept and NEEDS.get(way, way) in [*kept, way]]
+    costs = "; ".join(f"{way} ({WAYS[way][1]})" for way in left_out)
+    _log.warning("%s, %s: right only without %s", name, task, costs)
+    return frozenset(kept), True
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Switch dropout off for a while."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _tells(right: Sequence[Tensor]) -> bool:
+    """Whether the model says anything at all: one whose outputs never change agrees with every way."""
+    outputs = torch.cat([each for each in right if each.ndim == 2])
+    return bool((outputs != outputs[0]).any())
+
+
+def _differ(right: Sequence[Tensor], found: Sequence[Tensor], tolerance: float) -> bool:
+    """Whether any of the numbers is further from what is right than rounding explains.
+
+    Logits (T, V) are compared token by token, up to what all of a token have in common, which means nothing; a
+    classifier's few outputs (B, k) by their spread over texts; a gradient, all in one row, as a whole.
+    """
+    for want, got in zip(right, found, strict=True):
+        want, got = want.double(), got.detach().double()
+        if want.shape != got.shape or not bool(got.isfinite().all()):
+            return True
+        size, allowed = want.square().mean().sqrt(), tolerance
+        if want.ndim == 1:
+            error, scale, allowed = (got - want).square().mean().sqrt(), size, GRADIENT * tolerance
+        elif want.shape[1] <= 2:
+            error, scale = (got - want).abs().max(), torch.maximum((want - want.mean(0)).abs().max(), 1e-2 * size)
+        else:
+            off, spread = got - want, want - want.mean(-1, keepdim=True)
+            error = (off - off.mean(-1, keepdim=True)).square().mean(-1).sqrt()
+            scale = torch.maximum(spread.square().mean(-1).sqrt(), 1e-3 * size)
+        if bool((error > allowed * scale).any()):
+            return True
+    return False
+
+
+def make_probe(model: Any, reach: int) -> Probe:
+    """Return random texts, the longest of `reach` tokens, of tokens that have no special meaning."""
+    config = text_config(model.config)
+    special: set[int] = set()
+    for key, value in [*model.config.to_dict().items(), *config.to_dict().items()]:
+        if key.endswith(("_token_id", "_token_index", "_token_ids")) and value is not None:
+            special |= set(value) if isinstance(value, list | tuple) else {value}
+    size = min(int(config.vocab_size), vocabulary(model))
+    usable = torch.tensor([token for token in range(size) if token not in special])
+    generator = torch.Generator().manual_seed(0)
+
+    def words(count: int) -> list[int]:
+        return usable[torch.randint(len(usable), (count,), generator=generator)].tolist()
+
+    long = words(reach - 4)
+    short = words(max(1, min(5, len(long) - 1)))
+    prompts = (short, long, long, long)
+    return Probe(prompts, tuple(words(count) for count in (3, 4, 2, 3)), pad_id=int(usable[0]))
+
+
+def vocabulary(model: Any) -> int:
+    """Return how many tokens a model's table of embeddings has."""
+    return int(inner(model).get_input_embeddings().weight.shape[0])
+
+
+def text_config(config: Any) -> Any:
+    """Return the part of a configuration that is about text; of most it is the whole."""
+    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+
+
+# -- how far a probe must reach ----------------------------------------------------------------------------------------
+
+_BORDER = re.compile(r"window|chunk|block|local|span|stride|segment|original_max|top_?k|bucket|compress|conv|kernel")
+
+
+def _reach(config: Any, length: int) -> int:
+    """How long a probe's text must be to say anything of texts of some length."""
+    borders = _borders(json.dumps(config.to_dict(), sort_keys=True, default=str))
+    crossed = [border for border in borders if border <= CHEAP or border < length]
+    room = getattr(text_config(config), "max_position_embeddings", None) or sys.maxsize
+    return max(min(max([SHORT, *(border + 8 for border in crossed)]), room), 6)
+
+
+@cache
+def _borders(config: str) -> tuple[int, ...]:
+    """Lengths in a configuration at which a model may begin to do something else."""
+    found: set[int] = set()
+
+    def visit(name: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inside in value.items():
+                visit(key, inside)
+        elif isinstance(value, list):
+            for inside in value:
+                visit(name, inside)
+        elif isinstance(value, int) and not isinstance(value, bool) and 1 < value < 10**6 and _BORDER.search(name):
+            found.add(value)
+
+    visit("", json.loads(config))
+    return tuple(sorted(found))
+
+
+# -- remembering -------------------------------------------------------------------------------------------------------
+
+
+def _file(kind: str) -> Path:
+    return user_cache_path("bonlib") / "ways" / f"{kind[:32]}.json"
+
+
+def _remembered(kind: str, model: Any) -> Ways | None:
+    """The ways found earlier, perhaps by another process, for a model of this kind."""
+    if not _is_public(model):
+        return None
+    try:
+        return frozenset(json.loads(_file(kind).read_text()))
+    except (OSError, ValueError):  # not there, or damaged: then it is found out anew
+        return None
+
+
+def _remember(kind: str, model: Any, found: Ways) -> None:
+    if not _is_public(model):
+        return
+    file = _file(kind)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(sorted(found)))
+        partial.replace(file)
+    except OSError as error:  # a folder that cannot be written to costs a probe each time, and nothing else
+        _log.debug("the ways of %s are not kept: %s", type(model).__name__, error)
+
+
+def _is_public(model: Any) -> bool:
+    """Whether the code of a model is that of an installed package, whose version tells what it does."""
+    return all(type(part).__module__.split(".")[0] in ("transformers", "peft") for part in (model, inner(model)))
