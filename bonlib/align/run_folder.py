@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bonlib.lm.models import LoadedModel, without_bars
+from bonlib.lm.peft_folders import save_peft_folder
 from bonlib.lm.store import replace_file
 
 Progress = dict[str, Any]  # where a run is, as JSON can hold it
@@ -75,9 +76,11 @@ class RunFolder:
         if self.accelerator.is_main_process:
             partial = self.path / "policy.part"
             shutil.rmtree(partial, ignore_errors=True)
-            adapter = hasattr(policy.model, "peft_config")  # its embeddings are the reference's
             with without_bars():
-                policy.model.save_pretrained(partial, **({"save_embedding_layers": False} if adapter else {}))
+                if hasattr(policy.model, "peft_config"):
+                    save_peft_folder(policy.model, partial, policy.commit)
+                else:
+                    policy.model.save_pretrained(partial)
             policy.tokenizer.save_pretrained(partial)
             _write(self.path, progress)
             partial.rename(self.path / "policy")

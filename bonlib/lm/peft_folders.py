@@ -160,7 +160,7 @@ def unfreeze_adapter(model: Any) -> None:
         model.float()
 
 
-def save_policy(model: Any, folder: Path, commit: str | None) -> None:
+def save_peft_folder(model: Any, folder: Path, commit: str | None) -> None:
     """Write a model with an adapter, so that its folder finds the model below from anywhere.
 
     Args:
