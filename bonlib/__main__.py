@@ -1,4 +1,4 @@
-"""The command line: `python -m bonlib run | train | judge | pretrain | check | store | site | stubs`."""
+"""The command line: `python -m bonlib run | train | judge | pretrain | explain | check | store | site | stubs`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,19 @@ import argparse
 import ast
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from bonlib.checks import number, whole
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code (0 well, 1 something failed, 2 wrong usage)."""
-    arguments = _parser().parse_args(argv)
     if os.environ.get("BONLIB_STORE"):  # kernels run in another directory, and must find the same place
         os.environ["BONLIB_STORE"] = str(Path(os.environ["BONLIB_STORE"]).expanduser().resolve())
     try:
+        arguments = _parser().parse_args(argv)
         return int(arguments.command(arguments))
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"bonlib: {error}", file=sys.stderr)
@@ -33,7 +35,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     profile = get_profile(arguments.profile)
     only = arguments.only.split(",") if arguments.only else ()
-    parameters = dict(_assignment(text) for text in arguments.parameter)
+    parameters = _assignments("-p", arguments.parameter)
     plan(only, parameters)
     trouble = missing_gpu(profile)
     if trouble and not arguments.without_gpu:
@@ -110,11 +112,17 @@ def _pretrain(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _train(arguments: argparse.Namespace) -> int:
-    from dataclasses import fields
+def _explain(arguments: argparse.Namespace) -> int:
+    from bonlib.lm.explain import explain
+    from bonlib.lm.models import load_classifier, load_language_model
 
+    load = load_classifier if arguments.classifier else load_language_model
+    print(explain(load(arguments.model, revision=arguments.revision)))
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
     from bonlib.align.methods import METHODS
-    from bonlib.align.settings import TrainSettings
     from bonlib.align.trainer import DivergedError
     from bonlib.course import exact_bond, exact_ends, grids, sentiment, tldr
     from bonlib.course.profiles import get_profile
@@ -134,10 +142,9 @@ def _train(arguments: argparse.Namespace) -> int:
     unknown = [method for method in arguments.method if method not in METHODS]
     if unknown:
         raise ValueError(f"method is {unknown[0]!r}; it must be one of {', '.join(METHODS)}")
-    names = {field.name for field in fields(TrainSettings)}
-    assigned = dict(_assignment(text) for text in arguments.set)
+    assigned = _assignments("--set", arguments.set)
     changes, options = (
-        tuple(sorted((name, given) for name, given in assigned.items() if (name in names) == of_training))
+        tuple(sorted((name, given) for name, given in assigned.items() if (name in sentiment.SETTABLE) == of_training))
         for of_training in (True, False)
     )
     harness = (tldr.SummaryHarness if arguments.sweep == tldr.SWEEP else sentiment.Harness)(profile)
@@ -166,10 +173,11 @@ def _train(arguments: argparse.Namespace) -> int:
             f"the setting of {method} is {setting}, not {unused[0]}: other fields of it are given by --set"
         )
     run = sentiment.Run(method, value, arguments.seed or 0, changes=changes, options=options)
-    try:
-        run.make(), harness.settings(run)
-    except TypeError as error:
-        raise ValueError(f"--set has a value of the wrong kind: {error}") from error
+    # All that can be wrong is found before a model is loaded or anything is drawn.
+    _about(f"--{setting}", sentiment.Run(method, value, 0).make)
+    _about("--set", run.check_names)
+    _about("--set has a value of the wrong kind", lambda: (run.make(), harness.settings(run)))
+    harness.check(run)
     try:
         trained = harness.train(run, folder=arguments.out)
     except DivergedError as error:
@@ -193,6 +201,8 @@ def _judge(arguments: argparse.Namespace) -> int:
 def _store(arguments: argparse.Namespace) -> int:
     from bonlib.lm.store import SampleStore
 
+    if arguments.root and not arguments.root.is_dir():
+        raise ValueError(f"--root is {str(arguments.root)!r}, where there is no store: check the spelling")
     store = SampleStore(arguments.root)
     if arguments.prune is not None:
         print(f"freed {store.prune(arguments.prune) / 1e6:.1f} MB")
@@ -208,6 +218,11 @@ def _site(arguments: argparse.Namespace) -> int:
     from bonlib.course.site import build_site
 
     executed = arguments.build or BUILD / get_profile(arguments.profile).name
+    if not any(executed.glob("*.ipynb")):
+        raise ValueError(
+            f"--build is {str(executed)!r}, without an executed notebook: make some with `python -m bonlib run`, or "
+            "name the folder of another run"
+        )
     site = build_site(executed, arguments.out or BUILD / "site")
     print(*site.warnings, sep="\n", file=sys.stderr)
     print(f"{len(site.pages)} pages, {site.megabytes:.1f} MB; open {site.folder / 'index.html'}")
@@ -222,18 +237,61 @@ def _stubs(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _assignment(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"parameter {text!r} must have the form name=value")
+def _assignments(option: str, texts: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise ValueError(f"{option} is {text!r}; it must have the form name=value")
+        if name in found:
+            raise ValueError(f"{option} has {name!r} twice: leave one out")
+        found[name] = _literal(value)
+    return found
+
+
+def _literal(text: str) -> Any:
     try:
-        return name, ast.literal_eval(value)
+        return ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return name, value
+        return text
+
+
+def _about(beginning: str, check: Callable[[], Any]) -> None:
+    """Make a check whose complaint begins with the option that it is about."""
+    try:
+        check()
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{beginning}: {error}") from error
+
+
+def _checked(name: str, check: Callable[..., Any], **limits: float) -> Callable[[str], Any]:
+    """Return a reader of an option's number, which says what is wrong with it; argparse would swallow a ValueError."""
+
+    def read(text: str) -> Any:
+        try:
+            return check(name, _literal(text), **limits)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return read
+
+
+def _folder(text: str) -> Path:
+    path = Path(text).expanduser()
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a file: name a folder")
+    return path
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports wrong usage as every other mistake is: in one line, by the exit code that `main` returns."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (`python -m {self.prog} --help` says what there is)")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bonlib", description="The best-of-N workbook.")
+    parser = _Parser(prog="bonlib", description="The best-of-N workbook.")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     run = commands.add_parser("run", help="execute the notebooks into _build/PROFILE, with an index page")
@@ -241,7 +299,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--only", default="", help="numbers or names of notebooks, separated by commas")
     run.add_argument("--resume", action="store_true", help="skip notebooks that already ran well, unchanged since")
     run.add_argument("-p", "--parameter", action="append", default=[], metavar="NAME=VALUE", help="for the notebooks")
-    run.add_argument("--build", type=Path, help="folder for the results, instead of _build/PROFILE")
+    run.add_argument("--build", type=_folder, help="folder for the results, instead of _build/PROFILE")
     run.add_argument("--publish", action="store_true", help="copy the figures to figures/, for README")
     run.add_argument("--without-gpu", action="store_true", help="run a profile that wants a GPU without one")
     run.set_defaults(command=_run)
@@ -255,14 +313,17 @@ def _parser() -> argparse.ArgumentParser:
         "method", nargs="*", help="one of bonlib.align.methods.METHODS; for a sweep several, or none for all"
     )
     train.add_argument("--profile", default="quick")
-    train.add_argument("--n", type=float, help="number of draws N to imitate")
-    train.add_argument("--beta", type=float, help="KL coefficient, or DPO's β")
-    train.add_argument("--every", type=float, help="steps between two moves of the anchor (bond-iterative)")
-    train.add_argument("--rate", type=float, help="share of the weights that the anchor takes up at each step (jbond)")
-    train.add_argument("--seed", type=int, help="of training, 0 if not given")
+    for name, about in (
+        ("n", "number of draws N to imitate"),
+        ("beta", "KL coefficient, or DPO's β"),
+        ("every", "steps between two moves of the anchor (bond-iterative)"),
+        ("rate", "share of the weights that the anchor takes up at each step (jbond)"),
+    ):
+        train.add_argument(f"--{name}", type=_checked(name, number), help=about)
+    train.add_argument("--seed", type=_checked("seed", whole), help="of training, 0 if not given")
     fields = "a field of TrainSettings, or of the method"
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=fields)
-    train.add_argument("--out", type=Path, help="folder of the run, instead of one under _build/train")
+    train.add_argument("--out", type=_folder, help="folder of the run, instead of one under _build/train")
     sweeps = ["learning_rates", "sentiment", "cdf", "budget", "bond", "tldr", "exact"]
     train.add_argument("--sweep", choices=sweeps, help="many runs, into data/results")
     train.set_defaults(command=_train)
@@ -284,20 +345,25 @@ def _parser() -> argparse.ArgumentParser:
         "--data", default="allenai/scitldr", help="of sft, proxy and gold: SciTLDR's folder, or the hub"
     )
     pretrain.add_argument("--revision", help="commit of that data set on the hub")
-    pretrain.add_argument("--out", type=Path, help="folder for the model, instead of data/models")
+    pretrain.add_argument("--out", type=_folder, help="folder for the model, instead of data/models")
     pretrain.set_defaults(command=_pretrain)
 
+    explain = commands.add_parser("explain", help="say which fast ways of reading a model proved right, and are taken")
+    explain.add_argument("model", help="bundled name, folder, GGUF file or hub name")
+    explain.add_argument("--classifier", action="store_true", help="it is a reward model, not a language model")
+    explain.add_argument("--revision", help="commit, tag or branch of the hub")
+    explain.set_defaults(command=_explain)
+
     store = commands.add_parser("store", help="show what the store of draws holds, or prune it")
-    store.add_argument("--root", type=Path, help="folder, instead of BONLIB_STORE or the user's cache folder")
-    store.add_argument(
-        "--prune", type=float, metavar="DAYS", help="delete draws not asked for in so many days (0: all)"
-    )
+    store.add_argument("--root", type=_folder, help="folder, instead of BONLIB_STORE or the user's cache folder")
+    days = _checked("prune", number, least=0)
+    store.add_argument("--prune", type=days, metavar="DAYS", help="delete draws not asked for in so many days (0: all)")
     store.set_defaults(command=_store)
 
     site = commands.add_parser("site", help="build the pages that need no server, from the notebooks of the last run")
     site.add_argument("--profile", default="quick", help="whose run")
-    site.add_argument("--build", type=Path, help="folder of executed notebooks, instead of _build/PROFILE")
-    site.add_argument("--out", type=Path, help="folder for the pages, instead of _build/site")
+    site.add_argument("--build", type=_folder, help="folder of executed notebooks, instead of _build/PROFILE")
+    site.add_argument("--out", type=_folder, help="folder for the pages, instead of _build/site")
     site.set_defaults(command=_site)
 
     stubs = commands.add_parser("stubs", help="cut the exercises of notebooks/ out of notebooks/solutions/")

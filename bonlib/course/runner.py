@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import hashlib
 import html
 import json
+import math
 import shutil
 import subprocess
 import time
@@ -117,17 +119,35 @@ def plan(only: Sequence[str] = (), parameters: Mapping[str, Any] | None = None, 
     """Return the notebooks that a run would execute, after checking that each knows the parameters.
 
     Raises:
-        ValueError: if `only` or `parameters` names something that is not there, or `parameters` the profile.
+        ValueError: if `only` or `parameters` names something that is not there, or `parameters` the profile, or gives a
+            value of another kind than the notebook has.
     """
     paths = find_notebooks(only, folder)
     if "profile" in (parameters or {}):
         raise ValueError("parameter 'profile' is set by the run: choose it with --profile")
     for path in paths:
-        known = parameter_names(path)
-        for name in parameters or {}:
+        known = _parameters(path)
+        for name, value in (parameters or {}).items():
             if name not in known:
                 raise ValueError(f"parameter {name!r} is not one of {path.stem}, which has {', '.join(sorted(known))}")
+            if not _is_of_kind(value, known[name]):
+                kind = _KINDS.get(type(known[name]), f"a {type(known[name]).__name__}")
+                raise ValueError(
+                    f"parameter {name!r} is {value!r}; {path.stem} takes {kind} there, such as {known[name]!r}"
+                )
     return paths
+
+
+_KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text in quotes", list: "a list"}
+
+
+def _is_of_kind(value: Any, default: Any) -> bool:
+    """Whether a value can stand for a notebook's own: a run of hours should not end at the cell that uses it."""
+    if isinstance(default, list):
+        return isinstance(value, list) and len(value) > 0 and all(_is_of_kind(item, default[0]) for item in value)
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return type(value) is type(default)
 
 
 def publish(reports: Sequence[Report], build: Path, profile: Profile, folder: Path = ROOT / "figures") -> None:
@@ -157,9 +177,15 @@ def publish(reports: Sequence[Report], build: Path, profile: Profile, folder: Pa
 
 def parameter_names(path: Path) -> set[str]:
     """Return the names that a notebook's parameters cell assigns."""
+    return set(_parameters(path))
+
+
+def _parameters(path: Path) -> dict[str, Any]:
+    """What a notebook's parameters cell assigns: plain literals, by name."""
     import papermill
 
-    return set(papermill.inspect_notebook(str(path)))
+    found = papermill.inspect_notebook(str(path))
+    return {name: ast.literal_eval(about["default"]) for name, about in found.items()}
 
 
 def _is_named(path: Path, word: str) -> bool:

@@ -23,6 +23,7 @@ from bonlib.align.results import add_rows, claim, read_rows
 from bonlib.align.reward_cdf import LogCdf, SampledCdf
 from bonlib.align.settings import Ppo, TrainingData, TrainSettings
 from bonlib.align.trainer import DivergedError, Trained, train
+from bonlib.checks import number, settle, whole
 from bonlib.course.profiles import Imdb, Profile, Summaries, Training
 from bonlib.course.runner import BUILD, ROOT, commit_of_workbook
 from bonlib.course.setting import Setting, imdb_setting
@@ -34,6 +35,7 @@ from bonlib.metrics import mean_over_prompts
 
 RESULTS = ROOT / "data" / "results"
 FEW = 32  # reference samples a prompt that a quantile model learns from
+SETTABLE = [field.name for field in fields(TrainSettings) if field.name not in ("seed", "ppo")]  # these a run decides
 TEXTS_KEPT = 4  # test prompts whose responses are kept as text
 
 # The best of three by the method's own objective (`python -m bonlib train --sweep learning_rates`); what follows an
@@ -83,9 +85,9 @@ class Run:
             raise ValueError(f"method is {self.method!r}; it must be one of {', '.join(METHODS)}")
         if self.cdf not in ("samples", "exponential", "learned"):
             raise ValueError(f"cdf is {self.cdf!r}; it must be 'samples', 'exponential' or 'learned'")
-        if self.m is not None and self.m < 1:
-            raise ValueError(f"m is {self.m}; a CDF needs at least 1 sample, or None for the profile's number")
-        object.__setattr__(self, "value", float(self.value))  # 8 and 8.0 are one run
+        m = None if self.m is None else whole("m", self.m, 1, what="the number of samples behind a CDF")
+        value = float(number(METHODS[self.method].setting, self.value))  # 8 and 8.0 are one run
+        settle(self, value=value, seed=whole("seed", self.seed), m=m)
 
     def make(self) -> Any:
         """Return the method with its settings.
@@ -93,19 +95,28 @@ class Run:
         Raises:
             ValueError: if it has no such option, or one is out of range.
         """
+        self.check_names()
+        return METHODS[self.method].make(self._value, **dict(self.options))
+
+    def check_names(self) -> None:
+        """Raise a ValueError if the method has no option of a name in `options`."""
         entry = METHODS[self.method]
-        whole = entry.algorithm == "offline" and entry.setting == "n"
-        if whole and self.value != int(self.value):
-            raise ValueError(f"n is {self.value}; {self.method} takes the best of a whole number of draws")
-        value, options = int(self.value) if whole else self.value, dict(self.options)
-        known = {field.name for field in fields(entry.make(value))} - {entry.setting, *entry.decides}
-        if not set(options) <= known:
-            unknown = min(set(options) - known)
+        known = {field.name for field in fields(entry.make(self._value))} - {entry.setting, *entry.decides}
+        if not set(dict(self.options)) <= known:
+            unknown = min(set(dict(self.options)) - known)
             raise ValueError(
                 f"setting {unknown!r} is unknown; {self.method} has {', '.join(sorted(known)) or 'none'}, and training "
-                f"{', '.join(field.name for field in fields(TrainSettings))}"
+                f"{', '.join(SETTABLE)}"
             )
-        return entry.make(value, **options)
+
+    @property
+    def _value(self) -> float:
+        entry = METHODS[self.method]
+        if entry.algorithm != "offline" or entry.setting != "n":
+            return self.value
+        if self.value != int(self.value):
+            raise ValueError(f"n is {self.value}; {self.method} takes the best of a whole number of draws")
+        return int(self.value)
 
 
 class Harness:
@@ -213,13 +224,14 @@ class Harness:
             "steps": sizes.steps,
             "lora_rank": sizes.lora_rank,
             "precision": sizes.precision,
-            "measure_every": max(int(dict(run.changes).get("steps", sizes.steps)) // 10, 5),
             "ppo": Ppo() if METHODS[run.method].algorithm == "ppo" else None,
             "seed": run.seed,
         }
         if run.method in ("jbond", "bond-iterative"):
             chosen["decay"] = False
-        return TrainSettings(**(chosen | self.usual(run.method) | dict(run.changes)))
+        settings = TrainSettings(**(chosen | self.usual(run.method) | dict(run.changes)))
+        named = {*self.usual(run.method), *dict(run.changes)}
+        return settings if "measure_every" in named else replace(settings, measure_every=max(settings.steps // 10, 5))
 
     def usual(self, method: str) -> dict[str, Any]:
         """Return the settings that a method has here: its learning rate, and how a step is made up."""
@@ -255,14 +267,24 @@ class Harness:
         name = f"{run.method}-{run.value:g}-{run.seed}-{self.identity(run)}"
         return self.build / "train" / self.profile.name / name
 
-    def train(self, run: Run, *, folder: Path | None = None, show: bool = True) -> Trained:
-        """Train the policy of a run; it goes on where it was interrupted."""
-        method = run.make()
+    def check(self, run: Run) -> None:
+        """Raise a ValueError if the profile has too few draws for a run; nothing is drawn to find out."""
+        method, name = run.make(), self.profile.name
         if isinstance(method, Bond) and not method.asks_anchor and self.compares and 2 * method.n > self.sizes.draws:
             raise ValueError(
-                f"n is {method.n}; profile {self.profile.name} has {self.sizes.draws} draws a test prompt, and "
+                f"n is {method.n}; profile {name} has {self.sizes.draws} draws a test prompt, and "
                 "the distance from best-of-n is measured with 2 n: lower n"
             )
+        if isinstance(method, OffPolicy) and method.needs_draws > self.training.draws:
+            raise ValueError(
+                f"{METHODS[run.method].setting} is {run.value:g}, for which {run.method} needs {method.needs_draws} "
+                f"draws a prompt; profile {name} has {self.training.draws}: lower it, or take a larger profile"
+            )
+
+    def train(self, run: Run, *, folder: Path | None = None, show: bool = True) -> Trained:
+        """Train the policy of a run; it goes on where it was interrupted."""
+        self.check(run)
+        method = run.make()
         data = TrainingData(self.prompts, self.setting.reward_model, self.setting.sampling)
         if isinstance(method, OffPolicy) or method.needs_cdf:  # others need no draw of the reference
             draws, rewards = self.reference_draws

