@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,7 +80,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
     },
+    "dots3_note_text": {"per_layer_config": {}, "head_dim": 16},
     "dots1": {"layer_types": [WINDOW, FULL]},
+    "gemma3n_text": {"intermediate_size": 40},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "gptj": {"rotary_dim": 4},
     "granitemoehybrid": {"layer_types": [STATE, FULL]},
@@ -121,16 +124,23 @@ FLOAT32_ONLY = {"canine", "inkling2_text", "mra", "xglm"}
 
 # No plain pass over a text, or none here: they want another model's states, sounds, a package, or look ahead.
 NOT_CAUSAL = {
+    "emu3": "AutoModelForCausalLM cannot open the folder of its text model",
+    "mllama": "AutoModelForCausalLM cannot open the folder of its text model",
     "blt": "cuts its bytes into patches by a model of its own",
     "cpmant": "its learnt prompt sees the whole text",
-    "dots3_note": "several modes",
     "gemma3n": "needs timm",
     "gemma4_assistant": "reads the states of the model that it assists",
     "gemma4_unified_assistant": "reads the states of the model that it assists",
     "musicgen": "writes sounds",
     "musicgen_melody": "writes sounds",
     "xlnet": "every place sees every other",
-}
+} | dict.fromkeys(
+    [
+        "dots3_note", "fuyu", "gemma3", "gemma4", "gemma4_unified", "git", "got_ocr2", "moss_transcribe_diarize",
+        "phi4_multimodal",
+    ],
+    "several modes",
+)  # fmt: skip
 
 # Classifiers only.
 CLASSIFIER_OVERRIDES: dict[str, dict[str, Any]] = {"xlm": {"causal": False}}
@@ -168,7 +178,7 @@ SENTENCES = [
     "the film was good and the end was sad.",
     "a bad film, a very bad film indeed!",
     "I saw this with my mother and we laughed.",
-    "nobody knows why this was made, or for whom?",
+    "nobody knew.\nnobody knows why this was made, or for whom?",
     "The queen's quick zebra just vexed 10 of my black foxes; they hid in the park.",
 ]
 
@@ -273,6 +283,16 @@ def _classifiers() -> dict[str, Callable[..., Any]]:
 
 
 CLASSIFIERS = _classifiers()
+QUICK_CLASSIFIERS = [
+    "bert", "deberta-v2", "distilbert", "fnet", "gpt_neo", "gpt2", "longformer", "modernbert", "qwen3_5_text",
+    "roberta",
+]  # fmt: skip
+CORE_CLASSIFIERS = [
+    *QUICK_CLASSIFIERS,
+    "albert", "big_bird", "bloom", "convbert", "deberta", "electra", "esm", "falcon", "funnel", "gemma2", "gptj",
+    "jamba", "llama", "mistral", "mpnet", "nystromformer", "openai-gpt", "opt", "perceiver", "qwen3", "reformer",
+    "rembert", "roformer", "squeezebert", "xlm-roberta", "xlnet", "yoso",
+]  # fmt: skip
 
 
 def tokenizer(vocabulary: int = VOCABULARY, *, closed: bool = False) -> Any:
@@ -323,6 +343,142 @@ def _exact(model: Any) -> Any:
     precision = torch.float32 if model.config.model_type in FLOAT32_ONLY else torch.float64
     exact = copy.deepcopy(model).to(precision).eval()
     exact.set_experts_implementation("eager")  # grouped products know no double precision
-    if hasattr(exact, "base_model_torch_dtype"):  # the format of an adapter's learnt prompt
-        exact.base_model_torch_dtype = precision
     return exact
+
+
+def save(model: Any, folder: Path, *, closed: bool = False) -> Path:
+    """Write the folder of `model`, with the tokenizer of `closed`, and return it."""
+    model.save_pretrained(folder)
+    tokenizer(closed=closed).save_pretrained(folder)
+    return folder
+
+
+def _save_as(name: str, model_type: str, folder: Path, **overrides: Any) -> Path:
+    import transformers
+
+    torch.manual_seed(0)
+    return save(getattr(transformers, name)(small_config(model_type, **overrides)), folder)
+
+
+def _save_without(model: Any, weight: str, folder: Path) -> Path:
+    save(model, folder)
+    weights = model.state_dict()
+    model.save_pretrained(folder, state_dict={name: weights[name] for name in weights if name != weight})
+    return folder
+
+
+# What cannot draw texts: name → function of a folder that writes the model there.
+REFUSED: dict[str, Callable[[Path], Path]] = {
+    name: functools.partial(_save_as, kind, model_type, **overrides)
+    for name, (kind, model_type, overrides) in {
+        # both sides of a gap
+        "albert": ("AlbertForMaskedLM", "albert", {}),
+        "bert": ("BertForMaskedLM", "bert", {}),
+        "bert-both-ways": ("BertLMHeadModel", "bert", {"is_decoder": False}),
+        "cpmant": ("CpmAntForCausalLM", "cpmant", {}),
+        "deberta-v2": ("DebertaV2ForMaskedLM", "deberta-v2", {}),
+        "distilbert": ("DistilBertForMaskedLM", "distilbert", {}),
+        "electra-both-ways": ("ElectraForCausalLM", "electra", {"is_decoder": False}),
+        "gemma3_text-both-ways": ("Gemma3ForCausalLM", "gemma3_text", {"use_bidirectional_attention": True}),
+        "modernbert": ("ModernBertForMaskedLM", "modernbert", {}),
+        "roberta": ("RobertaForMaskedLM", "roberta", {}),
+        "roberta-both-ways": ("RobertaForCausalLM", "roberta", {"is_decoder": False}),
+        "xlm-both-ways": ("XLMWithLMHeadModel", "xlm", {"causal": False}),
+        "xlnet": ("XLNetLMHeadModel", "xlnet", {}),
+        # an encoder's output
+        "bart": ("BartForConditionalGeneration", "bart", {}),
+        "blenderbot": ("BlenderbotForConditionalGeneration", "blenderbot", {}),
+        "m2m_100": ("M2M100ForConditionalGeneration", "m2m_100", {}),
+        "marian": ("MarianMTModel", "marian", {}),
+        "mt5": ("MT5ForConditionalGeneration", "mt5", {}),
+        "pegasus": ("PegasusForConditionalGeneration", "pegasus", {}),
+        "t5": ("T5ForConditionalGeneration", "t5", {}),
+        "whisper": ("WhisperForConditionalGeneration", "whisper", {}),
+        # pictures and sounds
+        "clip": ("CLIPModel", "clip", {}),
+        "gemma3": ("Gemma3ForConditionalGeneration", "gemma3", {}),
+        "llava": ("LlavaForConditionalGeneration", "llava", {}),
+        "qwen3_5": ("Qwen3_5ForConditionalGeneration", "qwen3_5", {}),
+        "vit": ("ViTForImageClassification", "vit", {}),
+        # no head for words
+        "gpt2-classifier": ("GPT2ForSequenceClassification", "gpt2", {}),
+        "llama-body": ("LlamaModel", "llama", {}),
+    }.items()
+} | {"llama-weight-missing": lambda folder: _save_without(causal("llama"), "model.layers.1.mlp.up_proj.weight", folder)}
+
+# What cannot judge texts, likewise.
+REFUSED_CLASSIFIERS: dict[str, Callable[[Path], Path]] = {
+    "bert-masked": REFUSED["bert"],
+    "bert-weight-missing": lambda folder: _save_without(
+        classifier("bert"), "bert.encoder.layer.1.output.dense.weight", folder
+    ),
+    "gpt2-untrained": lambda folder: save(causal("gpt2"), folder),
+    "llama-untrained": lambda folder: save(causal("llama"), folder),
+    "vit": REFUSED["vit"],
+}
+
+
+def _adapted(method: str, base: Any, **settings: Any) -> Any:
+    """Return `base` with an adapter of peft, whose weights are random (LoRA's begin as no change)."""
+    import peft
+
+    judge = type(base).__name__.endswith("SequenceClassification")
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config = getattr(peft, method)(task_type="SEQ_CLS" if judge else "CAUSAL_LM", **settings)
+        model = peft.get_peft_model(base, config)
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data += 0.2 * torch.randn_like(weight)
+    return model.eval()
+
+
+def _products(base: Any) -> list[str]:
+    """Return the names of the linear layers of the body, less its heads and what peft cannot adapt."""
+    from transformers.pytorch_utils import Conv1D
+
+    prefix = base.base_model_prefix if hasattr(base, base.base_model_prefix) else "model"
+    layers = getattr(base, prefix).named_modules()
+    names = [f"{prefix}.{name}" for name, layer in layers if isinstance(layer, torch.nn.Linear | Conv1D)]
+    return [name for name in names if not name.endswith(("mixer.out_proj", "mamba.out_proj", ".router"))]
+
+
+def _head(base: Any) -> str:
+    return next(name for name, layer in base.named_modules() if layer is base.get_output_embeddings())
+
+
+def _prompt(method: str, base: Any, **settings: Any) -> Any:
+    width = base.get_input_embeddings().embedding_dim
+    sizes = {"num_virtual_tokens": 3, "token_dim": width, "num_layers": 2, "num_attention_heads": 4}
+    return _adapted(method, base, **sizes, **settings)
+
+
+def _lora(base: Any, **settings: Any) -> Any:
+    return _adapted("LoraConfig", base, r=4, lora_alpha=8, target_modules=_products(base), **settings)
+
+
+def _ia3(base: Any) -> Any:
+    names = _products(base)
+    back = {"down_proj", "c_proj", "fc2", "fc_out", "dense_4h_to_h", "lin2"}  # IA³ scales what these read
+    feedforward = [name for name in names if name.rsplit(".", 1)[-1] in back]
+    return _adapted("IA3Config", base, target_modules=names, feedforward_modules=feedforward)
+
+
+# Name → function of a model that puts the adapter on. Those that learn a prompt are for language models.
+ADAPTERS: dict[str, Callable[[Any], Any]] = {
+    "adalora": lambda base: _adapted(
+        "AdaLoraConfig", base, init_r=4, total_step=10, lora_alpha=8, target_modules=_products(base)
+    ),
+    "dora": lambda base: _lora(base, use_dora=True),
+    "ia3": _ia3,
+    "lora": _lora,
+    "lora-head": lambda base: _lora(base, modules_to_save=[_head(base)]),
+    "lora-tokens": lambda base: _lora(base, trainable_token_indices=[7, 8]),
+    "p-tuning": lambda base: _prompt("PromptEncoderConfig", base, encoder_hidden_size=16),
+    "prefix": lambda base: _adapted("PrefixTuningConfig", base, num_virtual_tokens=3),
+    "prompt": lambda base: _prompt("PromptTuningConfig", base),
+    "rslora": lambda base: _lora(base, use_rslora=True),
+    "tokens": lambda base: _adapted("TrainableTokensConfig", base, token_indices=[7, 8]),
+    "vera": lambda base: _adapted("VeraConfig", base, r=4, target_modules=_products(base)),
+}
