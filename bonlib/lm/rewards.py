@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
+from types import CellType, CodeType, FunctionType
+from typing import Any, Literal, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+import torch
+from numpy.typing import NDArray
 from scipy.special import expit
 
+from bonlib.checks import number, plain, whole
 from bonlib.lm.models import LoadedModel
 from bonlib.lm.reading import scores
 from bonlib.lm.samplers import Responses
+from bonlib.lm.texts import token_ids
 
 Rewards = NDArray[np.float64]
+REMEMBERED = 1 << 18  # texts whose rewards a classifier keeps in mind, of some 150 bytes each
 
 
 class RewardModel(Protocol):
-    """Anything that scores responses; higher is better, any scale."""
+    """Anything that scores responses; higher is better, any scale.
+
+    Three things it may have besides: `score_responses(prompts, responses)`, if it looks at tokens; `remember(prompts,
+    responses, rewards)`, by which the store tells it what it once said; and `source`, a hash of its code.
+    """
 
     @property
     def fingerprint(self) -> str:
@@ -33,7 +46,8 @@ class RewardModel(Protocol):
 class ClassifierReward:
     """What a sequence classifier with one output, such as a Bradley–Terry reward model, says of prompt and response.
 
-    One that stands on a causal language model reads a prompt once for all its responses.
+    One that stands on a causal language model reads a prompt once for all its responses. A text is judged once, as
+    long as the weights stay: in another batch its reward would differ by rounding, and equal texts would not be ties.
 
     Args:
         loaded: the classifier.
@@ -44,14 +58,16 @@ class ClassifierReward:
     outputs = 1
 
     def __init__(self, loaded: LoadedModel, *, batch_size: int = 256, suffix: str = "") -> None:
+        if not isinstance(loaded, LoadedModel):
+            raise ValueError(f"loaded is {loaded!r}; it must be a classifier: give load_classifier(NAME)")
         if loaded.model.config.num_labels != self.outputs:
             raise ValueError(
                 f"{loaded.name} has {loaded.model.config.num_labels} outputs; {type(self).__name__} takes a classifier "
                 f"with {self.outputs}"
             )
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        self.loaded, self.batch_size, self.suffix = loaded, batch_size, suffix
+        self.loaded, self.batch_size, self.suffix = loaded, whole("batch_size", batch_size, 1), suffix
+        self._judged: dict[bytes, float] = {}
+        self._weights: Any = None  # with which it did
 
     @property
     def fingerprint(self) -> str:
@@ -65,13 +81,41 @@ class ClassifierReward:
         Raises:
             ValueError: if the lists differ in length, or a text is longer than the classifier's context.
         """
-        pairs = list(zip(prompts, responses, strict=True))
-        place = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}  # what is there twice is read once
-        encoded = self._encode([prompt + response + self.suffix for prompt, response in place])
-        prompt_ids = {prompt: self.loaded.tokenizer(prompt)["input_ids"] for prompt in dict.fromkeys(prompts)}
+        keys, known = self._keys(prompts, responses), self._memory()
+        new = {key: place for place, key in enumerate(keys) if key not in known}
+        asked = [(prompts[place], responses[place]) for place in new.values()]
+        encoded = self._encode([prompt + response + self.suffix for prompt, response in asked])
+        different = list(dict.fromkeys(prompt for prompt, _ in asked))
+        prompt_ids = dict(zip(different, token_ids(self.loaded.tokenizer, different), strict=True))
         # The border between prompt and response can change a token, so only what is really there counts as common.
-        heads = [_common(prompt_ids[prompt], ids[:-1]) for (prompt, _), ids in zip(place, encoded, strict=True)]
-        return self.score_tokens(encoded, heads)[[place[pair] for pair in pairs]]
+        heads = [_common(prompt_ids[prompt], ids[:-1]) for (prompt, _), ids in zip(asked, encoded, strict=True)]
+        found = dict(zip(new, self.score_tokens(encoded, heads).tolist(), strict=True)) if new else {}
+        rewards = np.array([found[key] if key in found else known[key] for key in keys], dtype=np.float64)
+        self._keep(found)
+        return rewards
+
+    def remember(self, prompts: Sequence[str], responses: Responses | Sequence[str], rewards: Rewards) -> None:
+        """Take note of rewards that this model gave before, so that it gives the same ones again."""
+        self._memory()
+        texts = responses.texts.tolist() if isinstance(responses, Responses) else responses
+        self._keep(dict(zip(self._keys(prompts, texts), rewards.tolist(), strict=True)))
+
+    def _keys(self, prompts: Sequence[str], responses: Sequence[str]) -> list[bytes]:
+        wholes = (f"{prompt}{response}{self.suffix}" for prompt, response in zip(prompts, responses, strict=True))
+        return [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in wholes]
+
+    def _memory(self) -> dict[bytes, float]:
+        """The rewards it has given, none if its weights have changed since."""
+        parameters = self.loaded.model.parameters()
+        weights = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
+        if weights != self._weights:
+            self._judged, self._weights = {}, weights
+        return self._judged
+
+    def _keep(self, rewards: dict[bytes, float]) -> None:
+        self._judged.update(rewards)
+        if len(self._judged) > REMEMBERED:  # the older half is forgotten
+            self._judged = dict(list(self._judged.items())[len(self._judged) // 2 :])
 
     def score_texts(self, texts: Sequence[str]) -> Rewards:
         """Return the reward of whole texts, shape (B,)."""
@@ -98,7 +142,7 @@ class ClassifierReward:
         return outputs[:, 0]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        encoded: list[list[int]] = self.loaded.tokenizer(list(texts))["input_ids"] if len(texts) else []
+        encoded = token_ids(self.loaded.tokenizer, texts)
         for index, ids in enumerate(encoded):
             if not 0 < len(ids) <= self.loaded.context:
                 raise ValueError(
@@ -160,8 +204,22 @@ class FunctionReward:
         name: stands for the function in the store; change it whenever the function changes.
     """
 
-    def __init__(self, function: Callable[[str, str], float], *, name: str) -> None:
+    def __init__(self, function: Callable[[str, str], Any], *, name: str) -> None:
+        if not callable(function) or isinstance(function, type):
+            raise ValueError(f"function is {_shown(function)}; it must be a function of a prompt and a response")
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"name is {name!r}; it must be a text that stands for the function in the store")
         self.function, self.name = function, name
+        code = hashlib.sha256(repr(_code(function)).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        self.source = f"{sys.version_info.major}.{sys.version_info.minor} {code}"  # other Pythons compile otherwise
+        # Functions of other modules may never meet; if they do in a store, it warns.
+        known = _SOURCES.setdefault((type(self).__name__, str(getattr(function, "__module__", "")), name), self.source)
+        if known != self.source:
+            warnings.warn(
+                f"two reward functions are called {name!r}, which is all that the store knows of them: stored rewards "
+                "of one would come back as the other's. Give each a name of its own",
+                stacklevel=2,
+            )
 
     @property
     def fingerprint(self) -> str:
@@ -169,8 +227,46 @@ class FunctionReward:
         return hashlib.sha256(f"function {self.name}".encode()).hexdigest()
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Rewards:
-        """Return the function's value for each prompt and response, shape (B,)."""
-        return np.array([self.function(p, r) for p, r in zip(prompts, responses, strict=True)], dtype=np.float64)
+        """Return the function's value for each prompt and response, shape (B,).
+
+        Raises:
+            ValueError: naming the prompt and response of which the function gives no number.
+        """
+        pairs = list(zip(prompts, responses, strict=True))
+        return np.array([_as_number(self.function(*pair), *pair) for pair in pairs], dtype=np.float64)
+
+
+_SOURCES: dict[tuple[str, str, str], str] = {}  # of the first function of each kind, module and name
+
+
+def _code(value: Any, depth: int = 6) -> Any:
+    """What a function does, as far as that can be told: its code and what it holds, without places in memory."""
+    value = getattr(value, "__func__", value)
+    if isinstance(value, str | bytes | Real | complex) or value is None:
+        return repr(value)
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return hashlib.sha256(value.tobytes()).hexdigest()
+    if depth:
+
+        def inside(items: Iterable[Any]) -> list[Any]:
+            return [_code(item, depth - 1) for item in items]
+
+        if isinstance(value, CodeType):
+            return value.co_code.hex(), value.co_names, inside(value.co_consts)
+        if isinstance(value, list | tuple):
+            return inside(value)
+        if isinstance(value, set | frozenset):
+            return sorted(map(repr, inside(value)))
+        if isinstance(value, dict):
+            return inside(value.items())
+        if isinstance(value, FunctionType):
+            cells = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]
+            return inside([value.__code__, value.__defaults__, cells])
+        if isinstance(value, functools.partial):
+            return inside([value.func, value.args, value.keywords])
+        if isinstance(getattr(type(value), "__call__", None), FunctionType):  # noqa: B004 - its code is wanted
+            return inside([type(value).__call__, vars(value)])
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 class CutPenalty:
@@ -185,9 +281,8 @@ class CutPenalty:
     """
 
     def __init__(self, judge: ClassifierReward, end_token_ids: Sequence[int], *, penalty: float) -> None:
-        if not 0 <= penalty < np.inf:
-            raise ValueError(f"penalty is {penalty}; it must be finite, 0 or more")
-        self.judge, self.end_token_ids, self.penalty = judge, list(end_token_ids), penalty
+        self.judge, self.end_token_ids = judge, list(end_token_ids)
+        self.penalty = number("penalty", penalty, least=0)
 
     @property
     def loaded(self) -> LoadedModel:
@@ -200,6 +295,11 @@ class CutPenalty:
         about = f"{self.judge.fingerprint} {self.end_token_ids} {self.penalty}"
         return hashlib.sha256(about.encode()).hexdigest()
 
+    @property
+    def source(self) -> str:
+        """A hash of the judge's code, if it has one."""
+        return str(getattr(self.judge, "source", ""))
+
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Rewards:
         """Return the reward of texts, which count as ended, shape (B,)."""
         return self.judge.score(prompts, responses)
@@ -208,6 +308,11 @@ class CutPenalty:
         """Return the reward of responses, shape (B,)."""
         rewards = self.judge.score(prompts, responses.texts.tolist())
         return rewards - self.penalty * responses.are_cut(self.end_token_ids)
+
+    def remember(self, prompts: Sequence[str], responses: Responses, rewards: Rewards) -> None:
+        """Tell the judge what it said of responses, from rewards that were given before."""
+        if hasattr(self.judge, "remember"):
+            self.judge.remember(prompts, responses, rewards + self.penalty * responses.are_cut(self.end_token_ids))
 
 
 def checked_score(reward_model: RewardModel, prompts: Sequence[str], responses: Responses | Sequence[str]) -> Rewards:
@@ -221,17 +326,17 @@ def checked_score(reward_model: RewardModel, prompts: Sequence[str], responses: 
     Raises:
         ValueError: naming the prompt and response whose reward is not a finite number.
     """
+    check_reward_model(reward_model)
     texts = responses.texts.tolist() if isinstance(responses, Responses) else list(responses)
-    rewards: ArrayLike
     if isinstance(responses, Responses) and hasattr(reward_model, "score_responses"):
         rewards = reward_model.score_responses(prompts, responses)
     else:
         rewards = reward_model.score(prompts, texts)
-    values = np.asarray(rewards, dtype=np.float64)
+    values = _as_array(rewards, prompts, texts)
     if values.shape != (len(responses),):
         raise ValueError(
-            f"the reward model returned shape {values.shape} for {len(responses)} responses; it must return one number "
-            f"each, shape ({len(responses)},)"
+            f"the reward model returned shape {values.shape} for {len(responses)} responses, the first to prompt "
+            f"{_shown(next(iter(prompts), None))}; it must return one number each, shape ({len(responses)},)"
         )
     bad = np.flatnonzero(~np.isfinite(values))
     if bad.size:
@@ -241,3 +346,48 @@ def checked_score(reward_model: RewardModel, prompts: Sequence[str], responses: 
             f"{prompts[first]!r}, response {texts[first]!r}: mend the reward model. The draws are kept"
         )
     return values
+
+
+def check_reward_model(reward_model: object) -> None:
+    """Raise a ValueError that says what to give, unless it has what every reward model has."""
+    if isinstance(reward_model, torch.nn.Module | LoadedModel | str | type) or not hasattr(reward_model, "score"):
+        remedy = "SentimentReward(load_classifier(NAME)) or ClassifierReward(load_classifier(NAME))"
+        if callable(reward_model) and not isinstance(reward_model, torch.nn.Module | type):
+            remedy = "FunctionReward(function, name=NAME)"
+        raise ValueError(f"reward_model is {_shown(reward_model)}; it must be a reward model: give {remedy}")
+
+
+def _as_array(rewards: Any, prompts: Sequence[str], texts: Sequence[str]) -> Rewards:
+    """What a reward model returned as numbers: of NumPy, of torch on any device, with a gradient, or a list."""
+    if hasattr(rewards, "detach"):
+        rewards = rewards.detach().cpu().double().numpy()
+    if isinstance(rewards, np.ndarray) and rewards.dtype.kind in "biuf":
+        return rewards.astype(np.float64)
+    try:
+        items = None if isinstance(rewards, str | bytes | dict) else list(rewards)
+    except TypeError:
+        items = None
+    if items is None or len(items) != len(texts):
+        found = f"{_shown(rewards)}" if items is None else f"{len(items)} rewards"
+        raise ValueError(
+            f"the reward model returned {found} for {len(texts)} responses, the first to prompt "
+            f"{_shown(next(iter(prompts), None))}; it must return one number each"
+        )
+    return np.array([_as_number(*each) for each in zip(items, prompts, texts, strict=True)], dtype=np.float64)
+
+
+def _as_number(reward: Any, prompt: str, text: str) -> float:
+    """A reward as a float; of a table with one entry, that."""
+    value = plain(reward.reshape(()) if getattr(reward, "shape", None) in ((1,), (1, 1)) else reward)
+    if not isinstance(value, Real):
+        raise ValueError(
+            f"the reward of prompt {prompt!r}, response {text!r} is {_shown(value)}; it must be one number: let the "
+            "reward function return that alone"
+        )
+    return float(value)
+
+
+def _shown(value: Any) -> str:
+    """A value as one short line."""
+    line = " ".join(repr(value).split())
+    return line if len(line) <= 80 else line[:79] + "…"

@@ -14,22 +14,30 @@ import os
 import shutil
 import tempfile
 import time
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 from tqdm import tqdm
 
-from bonlib.lm.rewards import RewardModel, checked_score
-from bonlib.lm.samplers import Responses, Sampler, SamplingSettings, concatenate
+from bonlib.checks import number, strings, whole
+from bonlib.lm.models import LoadedModel
+from bonlib.lm.reading import response_log_probs
+from bonlib.lm.rewards import RewardModel, check_reward_model, checked_score
+from bonlib.lm.samplers import Responses, Sampler, SamplingSettings, TransformersSampler, concatenate
 
 FORMAT = 2  # of the files and the way of drawing; raise it when either changes, and older chunks are drawn anew
+
+
+T = TypeVar("T")
 
 
 class DamagedFileError(ValueError):
@@ -44,20 +52,35 @@ class Draws:
         prompts: the P prompts.
         responses: of each prompt, in the order drawn.
         chunks: the files that hold them, of each prompt.
+        sampler: fingerprint of what drew them; empty if it is not known.
+        model: its name; likewise.
+        settings: the law that they are drawn from; None if it is not known.
     """
 
     prompts: tuple[str, ...]
     responses: tuple[Responses, ...]
     chunks: tuple[tuple[Path, ...], ...]
+    sampler: str = ""
+    model: str = ""
+    settings: SamplingSettings | None = None
+
+    def of_prompts(self, places: slice) -> Draws:
+        """Return the draws of some of the prompts."""
+        return replace(self, prompts=self.prompts[places], responses=self.responses[places], chunks=self.chunks[places])
 
     @cached_property
-    def texts(self) -> NDArray[np.str_]:
+    def texts(self) -> NDArray[np.object_]:
         """(P, count) the responses as text."""
         return np.stack([r.texts for r in self.responses])
 
     @cached_property
     def log_probs(self) -> NDArray[np.float64]:
-        """(P, count) log-probability of each response under the model at temperature 1, nats."""
+        """(P, count) log-probability of each response under the law that it was drawn from, nats."""
+        return np.stack([r.sampling_log_probs for r in self.responses])
+
+    @cached_property
+    def model_log_probs(self) -> NDArray[np.float64]:
+        """(P, count) the same under the model as it is: temperature 1, every token allowed."""
         return np.stack([r.log_probs for r in self.responses])
 
     @cached_property
@@ -93,7 +116,7 @@ class SampleStore:
             sampler: draws what is missing.
             prompts: different from each other, at least one.
             count: draws a prompt, at least 1; the first `count` are the same whatever `count` is.
-            settings: length, temperature, top-p.
+            settings: the law to draw from.
             seed: a different seed gives independent draws.
             chunk_size: draws made and kept together; part of what identifies a draw.
 
@@ -102,9 +125,14 @@ class SampleStore:
             DamagedFileError: if a stored chunk cannot be read.
         """
         check_request(prompts, count, chunk_size)
+        if not hasattr(sampler, "sample"):
+            raise ValueError(f"sampler is {sampler!r}; give TransformersSampler(load_language_model(NAME))")
+        prompts = [str(prompt) for prompt in prompts]
+        count, chunk_size, seed = int(count), int(chunk_size), whole("seed", seed)
+        fingerprint = sampler.fingerprint
         identity = {
-            "sampler": sampler.fingerprint,
-            "settings": asdict(settings),
+            "sampler": fingerprint,
+            "settings": settings.described(),
             "seed": seed,
             "chunk_size": chunk_size,
             "format": FORMAT,
@@ -122,32 +150,60 @@ class SampleStore:
                     f"{sampler.name} returned {len(responses)} responses for {chunk_size} draws of {prompt!r}, or one "
                     "whose log-probability is not finite: the model is broken (NaN weights?); the chunk is not kept"
                 )
-            _write(path, **vars(responses))
-        drawn = tuple(_first(concatenate([_read_responses(path) for path in paths]), count) for paths in chunks)
-        return Draws(tuple(prompts), drawn, chunks)
+            _write(path, **{**vars(responses), "texts": _packed(responses.texts.tolist())})
+        drawn = tuple(concatenate([_read_responses(path) for path in paths])[:count] for paths in chunks)
+        return Draws(tuple(prompts), drawn, chunks, fingerprint, sampler.name, settings)
 
     def score(self, reward_model: RewardModel, draws: Draws) -> NDArray[np.float64]:
-        """Return the reward of every draw, shape (P, count), scoring only what has no stored reward.
+        """Return the reward of every draw, shape (P, count), scoring only these, and of them what has no stored reward.
+
+        Equal responses to a prompt are scored once and have one reward, whatever chunks they are in.
 
         Raises:
             ValueError: if the reward model returns something other than a finite number for a response.
             DamagedFileError: if a stored file cannot be read.
         """
+        check_reward_model(reward_model)
         suffix = f".reward-{_hash(reward_model.fingerprint)[:20]}.npz"
-        missing = [
-            (prompt, path)
-            for prompt, paths in zip(draws.prompts, draws.chunks, strict=True)
-            for path in paths
-            if not path.with_suffix(suffix).exists()
-        ]
-        for prompt, path in _progress(missing, "scoring"):
-            drawn = _read_responses(path)
-            _write(path.with_suffix(suffix), rewards=checked_score(reward_model, [prompt] * len(drawn), drawn))
-        count = len(draws.responses[0])
-        rewards = [
-            [_read(path.with_suffix(suffix), {"rewards"})["rewards"] for path in paths] for paths in draws.chunks
-        ]
-        return np.stack([np.concatenate(parts)[:count] for parts in rewards])
+        source = getattr(reward_model, "source", "")
+        by_tokens, others = hasattr(reward_model, "score_responses"), set[str]()
+        judged: list[dict[Hashable, float]] = [{} for _ in draws.prompts]
+        missing: list[tuple[str, tuple[Path, Responses, dict[Hashable, float]]]] = []
+        for prompt, responses, paths, known in zip(draws.prompts, draws.responses, draws.chunks, judged, strict=True):
+            for path, part in zip(paths, _parts(responses, paths), strict=True):
+                file = path.with_suffix(suffix)
+                stored, before = _stored_rewards(file)
+                if source and before.split()[:1] == source.split()[:1] and before != source:
+                    others.add(before)
+                for key, reward in zip(_keys(part, by_tokens), stored.tolist(), strict=False):
+                    known.setdefault(key, reward)
+                if len(stored) < len(part):
+                    missing.append((prompt, (file, part, known)))
+            if known and hasattr(reward_model, "remember"):
+                place = {key: place for place, key in enumerate(_keys(responses, by_tokens)) if key in known}
+                rewards = np.array([known[key] for key in place])
+                reward_model.remember([prompt] * len(place), responses[list(place.values())], rewards)
+        if others:
+            warnings.warn(
+                f"stored rewards come back that another function called {getattr(reward_model, 'name', '')!r} gave: "
+                "call this one otherwise",
+                stacklevel=2,
+            )
+        for prompt, (file, part, known) in _progress(missing, "scoring"):
+            keys = _keys(part, by_tokens)
+            new = {key: place for place, key in enumerate(keys) if key not in known}
+            if new:
+                found = checked_score(reward_model, [prompt] * len(new), part[list(new.values())])
+                known.update(zip(new, found.tolist(), strict=True))
+            if len(_stored_rewards(file)[0]) < len(part):  # else another process has scored more meanwhile
+                about = {"source": np.array(source)} if source else {}
+                _write(file, rewards=np.array([known[key] for key in keys]), **about)
+        return np.array(
+            [
+                [known[key] for key in _keys(responses, by_tokens)]
+                for responses, known in zip(draws.responses, judged, strict=True)
+            ]
+        )
 
     def size(self) -> int:
         """Return how many bytes the store takes."""
@@ -171,7 +227,12 @@ class SampleStore:
         return list(rows.values())
 
     def prune(self, unused_days: float = 0.0) -> int:
-        """Delete the draws of prompts last asked for so many days ago; return how many bytes that freed."""
+        """Delete the draws of prompts last asked for so many days ago; return how many bytes that freed.
+
+        Raises:
+            ValueError: if `unused_days` is not a finite number of at least 0.
+        """
+        unused_days = number("unused_days", unused_days, least=0)
         freed = 0
         for about in list(self.root.glob("*/*/about.json")):
             if about.stat().st_mtime <= time.time() - unused_days * 86_400:
@@ -192,17 +253,45 @@ class SampleStore:
 
 def check_request(prompts: Sequence[str], count: int, chunk_size: int) -> None:
     """Raise a ValueError if `SampleStore.draw` would refuse these arguments."""
-    if isinstance(prompts, str) or len(prompts) == 0:
-        raise ValueError(f"prompts is {prompts!r}; it must be a list of at least one prompt")
-    prompt, times = Counter(prompts).most_common(1)[0]
+    prompt, times = Counter(strings("prompts", prompts, least=1)).most_common(1)[0]
     if times > 1:
         raise ValueError(f"prompts has {prompt!r} {times} times, each to get the same draws: ask for more draws")
     for name, value in (("count", count), ("chunk_size", chunk_size)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}; it must be at least 1")
+        whole(name, value, 1)
 
 
-def _progress(chunks: list[tuple[str, Path]], what: str) -> Iterable[tuple[str, Path]]:
+def check_draws(draws: Draws, reference: LoadedModel, few: int = 8) -> None:
+    """Raise a ValueError unless draws are those of a model: their log-probabilities are taken for its own.
+
+    Those that another sampler drew, such as one of vLLM, are read by the model, a few of them.
+
+    Args:
+        draws: of prompts that the model can read.
+        reference: a causal language model.
+        few: how many to read.
+    """
+    if draws.sampler == TransformersSampler(reference).fingerprint:
+        return
+    count = len(draws.responses[0])
+    chosen = np.unique(np.linspace(0, len(draws.prompts) * count - 1, few).astype(int))
+    places = [divmod(int(place), count) for place in chosen]
+    asked = [draws.prompts[prompt] for prompt, _ in places]
+    responses = concatenate([draws.responses[prompt][[draw]] for prompt, draw in places])
+    said, read = responses.log_probs, np.full(len(places), -np.inf)
+    if responses.token_ids.max() < reference.vocabulary:
+        read = response_log_probs(reference, asked, responses)
+    exact = next(reference.model.parameters()).dtype == torch.float32
+    off = np.abs(said - read) - (1e-3 if exact else 3e-2) * np.maximum(np.abs(said), 1.0)
+    worst = int(off.argmax())
+    if not off[worst] <= 0:
+        raise ValueError(
+            f"draws are those of {draws.model or 'another model'}, not of the reference {reference.name}: of response "
+            f"{responses.texts[worst][:40]!r} they have the log-probability {said[worst]:.4f}, and it says "
+            f"{read[worst]:.4f}: draw with TransformersSampler(reference)"
+        )
+
+
+def _progress(chunks: list[tuple[str, T]], what: str) -> Iterable[tuple[str, T]]:
     # Every refresh stays in a notebook's output for good, so there are few.
     return tqdm(chunks, desc=what, unit="chunk", disable=not chunks, mininterval=5, leave=False)
 
@@ -249,21 +338,49 @@ def replace_file(path: Path, content: bytes) -> None:
         raise
 
 
-def _read(path: Path, names: set[str]) -> dict[str, NDArray[Any]]:
+def _read(path: Path, names: set[str], perhaps: frozenset[str] = frozenset()) -> dict[str, NDArray[Any]]:
     content = path.read_bytes()
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as archive:
             arrays = dict(archive)
     except Exception as error:  # a flipped bit can surface as any of a dozen kinds
         raise DamagedFileError(f"{path} is damaged ({error}): delete it, and what it held is made again") from error
-    if set(arrays) != names:
+    if set(arrays) - perhaps != names:
         raise DamagedFileError(f"{path} holds {sorted(arrays)} in place of {sorted(names)}: delete it")
     return arrays
 
 
+def _packed(texts: list[str]) -> NDArray[np.uint8]:
+    """Texts as bytes: NumPy's own strings would lose NULs at their ends."""
+    return np.frombuffer(json.dumps(texts, ensure_ascii=False).encode("utf-8", "surrogatepass"), dtype=np.uint8)
+
+
 def _read_responses(path: Path) -> Responses:
-    return Responses(**_read(path, {field.name for field in fields(Responses)}))
+    arrays = _read(path, {field.name for field in fields(Responses)})
+    if arrays["texts"].dtype == np.uint8:  # older files have NumPy's strings
+        arrays["texts"] = json.loads(arrays["texts"].tobytes().decode("utf-8", "surrogatepass"))
+    return Responses(**arrays)
 
 
-def _first(responses: Responses, count: int) -> Responses:
-    return Responses(**{name: value[:count] for name, value in vars(responses).items()})
+def _stored_rewards(file: Path) -> tuple[NDArray[np.float64], str]:
+    """Rewards of the first draws of a chunk, as far as they are there, and which code gave them, if that is known."""
+    if not file.exists():
+        return np.empty(0), ""
+    arrays = _read(file, {"rewards"}, frozenset({"source"}))
+    return arrays["rewards"], str(arrays.get("source", ""))
+
+
+def _parts(responses: Responses, paths: Sequence[Path]) -> list[Responses]:
+    """The responses to a prompt, chunk by chunk."""
+    size = len(responses)
+    if len(paths) > 1:
+        size = int(json.loads(paths[0].with_name("about.json").read_text())["chunk_size"])
+    return [responses[start : start + size] for start in range(0, len(responses), size)]
+
+
+def _keys(responses: Responses, by_tokens: bool) -> list[Hashable]:
+    """What tells responses to a prompt apart: their text, and for a reward model that looks at them their tokens."""
+    if not by_tokens:
+        return list(responses.texts)
+    tokens = (row[row >= 0].tobytes() for row in responses.token_ids)
+    return list(zip(responses.texts, tokens, strict=True))
