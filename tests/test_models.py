@@ -19,7 +19,8 @@ from bonlib.lm.models import (
     pick_dtype,
 )
 from bonlib.lm.rewards import SentimentReward
-from bonlib.lm.samplers import SamplingSettings, TransformersSampler, encode_prompts
+from bonlib.lm.samplers import SamplingSettings, TransformersSampler
+from bonlib.lm.texts import encode_prompts
 
 
 def test_bundled_models_are_found_by_name_and_folders_by_path(language_model_folder):

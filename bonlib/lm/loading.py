@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from bonlib.lm.ways import UnfitModelError
 
 Kind = Literal["causal", "classifier"]
 Files = tuple[Any, Any, str | None]  # model, tokenizer and, from the hub, the commit
+_JUDGES = re.compile(r"For(\w*Classification|QuestionAnswering|MultipleChoice)$")
 TASKS = {"causal": "a causal language model", "classifier": "a sequence classifier"}
 
 
@@ -52,12 +54,25 @@ def load_files(
     _refuse_what_cannot_be(kind, where, config)
     options: dict[str, Any] = {"revision": pinned, "dtype": dtype, "trust_remote_code": False}
     # Pickled weights can run code on loading, hence safetensors only; the hub offers a conversion of most others.
-    options |= {"use_safetensors": True, "output_loading_info": True}
-    if outputs is not None:
-        options |= {"num_labels": outputs, "ignore_mismatched_sizes": True}
-    with _quiet_reports():
-        model, info = _said_once(where, _auto_model(kind).from_pretrained, where, **options)
-    missing = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+    options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+
+    def load(**labels: int) -> tuple[Any, dict[str, tuple[Any, Any]], list[str]]:
+        with _quiet_reports():
+            model, info = _said_once(where, _auto_model(kind).from_pretrained, where, **options, **labels)
+        mismatched = {key: (tuple(there), tuple(wanted)) for key, there, wanted in info["mismatched_keys"]}
+        return model, mismatched, sorted({*info["missing_keys"], *mismatched})
+
+    model, mismatched, missing = load() if outputs is None else load(num_labels=outputs)
+    if mismatched and kind == "classifier" and outputs is None:
+        last = mismatched.get(f"{last_layer(model, model.config.num_labels)}.weight")
+        if last:  # some configurations do not keep the number of labels
+            model, mismatched, missing = load(num_labels=last[0][0])
+    if mismatched and outputs is None:
+        key, (there, wanted) = next(iter(mismatched.items()))
+        raise ValueError(
+            f"model {where!r} has {key!r} of shape {there} in its weights, but {wanted} by its config.json: take files "
+            "that belong together"
+        )
     _refuse_missing(model, where, missing, list(supplied), new_head=outputs is not None and not supplied)
     if outputs is not None:
         _settle_head(model, missing, outputs)
@@ -122,7 +137,8 @@ def _said_once(where: str, load: Callable[..., Any], *arguments: Any, **options:
 
 
 def _refuse_what_cannot_be(kind: Kind, where: str, config: Any) -> None:
-    named = f"{where!r} is a {config.model_type} ({', '.join(config.architectures or ['no class named'])})"
+    classes = config.architectures or ["no class named"]
+    named = f"{where!r} is of type {config.model_type} ({', '.join(classes)})"
     if kind == "causal" and config.is_encoder_decoder:
         raise UnfitModelError(
             f"{named}, an encoder and a decoder: a prompt would have to go to the one and its response to the other, "
@@ -132,6 +148,11 @@ def _refuse_what_cannot_be(kind: Kind, where: str, config: Any) -> None:
         raise UnfitModelError(
             f"{named} whose layers attend to an encoder's output, which a prompt does not have: take a decoder without "
             "cross-attention"
+        )
+    if kind == "causal" and all(map(_JUDGES.search, classes)):
+        raise UnfitModelError(
+            f"{named}, which was trained to judge texts and not to write them: take a causal language model, or load "
+            "this one by load_classifier"
         )
     if type(config) not in _auto_model(kind)._model_mapping:
         raise UnfitModelError(

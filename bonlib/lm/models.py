@@ -30,7 +30,7 @@ __all__ = [
 ]  # fmt: skip
 
 _WITHOUT_EFFECT = {"_name_or_path", "name_or_path", "transformers_version", "dtype", "architectures"}
-_CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")  # as configurations call it
+_CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_target_positions")  # as configurations call it
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from bonlib.lm.models import end_token_ids, locate
-from bonlib.lm.samplers import Responses, SamplingSettings, encode_prompts, response_texts
+from bonlib.lm.samplers import Responses, SamplingSettings
+from bonlib.lm.texts import encode_prompts, response_texts
 
 _KINDS = (".safetensors", ".json", ".txt", ".model", ".jinja")  # files that a model is made of
 # Defaults for what the user has not set. An engine in the process itself is gone when the sampler is; on a CPU it would
