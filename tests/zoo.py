@@ -37,7 +37,7 @@ SMALL: dict[str, Any] = {
     "moe_shared_expert_intermediate_size": 24, "expert_ffn_hidden_size": 24, "zero_expert_num": 2, "num_mtp_layers": 0,
     # low ranks and the indexers of sparse attention
     "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_head_dim": 16, "qk_nope_head_dim": 8,
-    "v_head_dim": 8, "index_head_dim": 8, "index_n_heads": 2, "index_topk": 4, "num_nextn_predict_layers": 0,
+    "v_head_dim": 8, "index_head_dim": 8, "index_n_heads": 16, "index_topk": 4, "num_nextn_predict_layers": 0,
     # layers with a state
     "mamba_d_state": 8, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64, "mamba_n_groups": 1,
     "mamba_chunk_size": 8, "mamba_expand": 2, "mamba_dt_rank": 4, "mamba_num_heads": 8, "mamba_head_dim": 8,
@@ -79,6 +79,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "deepseek_v4": {
+        "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 4}, "index_topk": 2,
     },
     "dots3_note_text": {"per_layer_config": {}, "head_dim": 16},
     "dots1": {"layer_types": [WINDOW, FULL]},
@@ -149,10 +152,17 @@ NOT_CLASSIFIERS = {"layoutlmv2": "needs detectron2", "layoutlmv3": "reads pictur
 # Further models of a type: name → (type, overrides).
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-LONG = {
-    "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4,
-    "original_max_position_embeddings": 8,
-}  # fmt: skip
+
+
+def _longrope(original: int) -> dict[str, Any]:
+    """Return the settings of a model whose positions change once a text is longer than `original` tokens."""
+    positions = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    return {
+        "rope_parameters": positions | {"original_max_position_embeddings": original},
+        "original_max_position_embeddings": original, "sliding_window": None,
+    }  # fmt: skip
+
+
 CAUSAL_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon-alibi": ("falcon", {"alibi": True}),
     "falcon-new-decoder": ("falcon", {"new_decoder_architecture": True}),
@@ -165,14 +175,14 @@ CAUSAL_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral-full": ("mixtral", {"sliding_window": None}),
     "opt-post-norm": ("opt", {"do_layer_norm_before": False}),
     "phi3-full": ("phi3", {"sliding_window": None}),
-    "phi3-longrope": ("phi3", {"sliding_window": None, "rope_parameters": LONG, "original_max_position_embeddings": 8}),
+    "phi3-longrope": ("phi3", _longrope(64)),
+    "phi3-longrope-crossed": ("phi3", _longrope(8)),
     "phimoe-full": ("phimoe", {"sliding_window": None}),
     "qwen2-full": ("qwen2", {"layer_types": [FULL, FULL]}),
     "qwen3-full": ("qwen3", {"layer_types": [FULL, FULL]}),
     "qwen3_moe-full": ("qwen3_moe", {"sliding_window": None, "use_sliding_window": False}),
     "starcoder2-full": ("starcoder2", {"sliding_window": None}),
 }
-
 
 SENTENCES = [
     "the film was good and the end was sad.",
@@ -253,16 +263,20 @@ def _causal_models() -> dict[str, Callable[[], Any]]:
 
 CAUSAL = _causal_models()
 
+# What a place sees hangs on the length of the whole text: a token drawn after one text has another probability when
+# the finished text is read, so that nothing but a refusal is right.
+LENGTH_DEPENDENT = {"llama-dynamic", "phi3-longrope-crossed", "prophetnet"}
+
 # One of each kind of trouble: own attention, windows, states, no cache, no positions.
 QUICK_CAUSAL = [
     "afmoe", "bloom", "falcon-alibi", "falcon_h1", "gemma2", "gemma3_text", "gpt2", "gpt_neo", "gpt_oss", "gptj",
-    "jamba", "lfm2", "llama", "llama-dynamic", "mamba", "mistral", "openai-gpt", "qwen3_5_text", "rwkv", "xglm",
+    "granitemoehybrid", "jamba", "lfm2", "llama", "mamba", "mistral", "openai-gpt", "qwen3_5_text", "rwkv", "xglm",
 ]  # fmt: skip
 CORE_CAUSAL = [
     *QUICK_CAUSAL,
     "bamba", "bart", "bert", "biogpt", "codegen", "cohere2", "ctrl", "dbrx", "deepseek_v3", "doge", "exaone4",
     "falcon", "falcon_mamba", "gemma", "gpt_bigcode", "gpt_neox", "gpt_neox_japanese", "granite_swa",
-    "granitemoehybrid", "kimi_linear", "llama-yarn", "llama4_text", "mamba2", "mimo_v2_flash", "minimax",
+    "kimi_linear", "llama-yarn", "llama4_text", "mamba2", "mimo_v2_flash", "minimax",
     "ministral", "mixtral", "mpt", "nemotron_h", "olmo2", "olmo3", "olmo_hybrid", "opt", "phi", "phi3",
     "phi3-longrope", "phimoe", "qwen2", "qwen3", "qwen3_next", "recurrent_gemma", "roberta", "stablelm",
     "starcoder2", "xlstm", "zamba2",
@@ -398,7 +412,6 @@ REFUSED: dict[str, Callable[[Path], Path]] = {
         "clip": ("CLIPModel", "clip", {}),
         "gemma3": ("Gemma3ForConditionalGeneration", "gemma3", {}),
         "llava": ("LlavaForConditionalGeneration", "llava", {}),
-        "qwen3_5": ("Qwen3_5ForConditionalGeneration", "qwen3_5", {}),
         "vit": ("ViTForImageClassification", "vit", {}),
         # no head for words
         "gpt2-classifier": ("GPT2ForSequenceClassification", "gpt2", {}),
