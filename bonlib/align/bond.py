@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bonlib import losses
 from bonlib.align.reward_cdf import LogCdf, known, looked_up
+from bonlib.checks import flag, number, settle, whole
 
 if TYPE_CHECKING:
     from bonlib.align.methods import Judged
@@ -36,14 +36,13 @@ class Anchored:
     regulariser: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("jeffreys_weight", "anchor_rate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
-        if self.anchor_every < 1 or self.anchor_every != int(self.anchor_every):
-            raise ValueError(f"anchor_every is {self.anchor_every}; it must be a whole number of steps, at least 1")
-        object.__setattr__(self, "anchor_every", int(self.anchor_every))
-        if not np.isfinite(self.regulariser):
-            raise ValueError(f"regulariser is {self.regulariser}; it must be finite")
+        settle(
+            self,
+            jeffreys_weight=number("jeffreys_weight", self.jeffreys_weight, least=0, most=1),
+            anchor_rate=number("anchor_rate", self.anchor_rate, least=0, most=1),
+            anchor_every=whole("anchor_every", self.anchor_every, 1, what="the number of steps"),
+            regulariser=number("regulariser", self.regulariser),
+        )
 
     def moves_after(self, steps: int) -> bool:
         """Return whether the anchor moves when so many steps are done."""
@@ -68,9 +67,12 @@ class Bond(Anchored):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.n < 2 or self.n != int(self.n):
-            raise ValueError(f"n is {self.n}; BOND learns from the best of a whole number of draws, at least 2")
-        object.__setattr__(self, "n", int(self.n))
+        settle(
+            self,
+            n=whole("n", self.n, 2, what="BOND learns from the best of n draws: n"),
+            term_b=flag("term_b", self.term_b),
+            anchor_draws=whole("anchor_draws", self.anchor_draws, 1),
+        )
         if self.asks_anchor and self.anchor_draws < self.n:
             raise ValueError(f"anchor_draws is {self.anchor_draws}; the best of {self.n} needs as many at least")
 

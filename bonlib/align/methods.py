@@ -20,11 +20,13 @@ from torch import Tensor
 from bonlib import losses
 from bonlib.align.bond import Bond, iterative_bond, jbond
 from bonlib.align.reward_cdf import LogCdf, known, looked_up
+from bonlib.cdf import snapped
+from bonlib.checks import flag, number, settle, whole
 from bonlib.lm.samplers import best_of_n
-from bonlib.losses.checks import check_n, check_positive
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
+DRAWS = "the number of draws"
 
 
 class Judged(NamedTuple):
@@ -103,7 +105,7 @@ class KlRl:
     needs_cdf: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_positive("beta", self.beta, "the KL coefficient")
+        settle(self, beta=number("beta", self.beta, above=0, what="the KL coefficient"))
 
     @property
     def kl_coefficient(self) -> float:
@@ -128,7 +130,7 @@ class Vbon:
     kl_coefficient: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
-        check_n(self.n)
+        settle(self, n=number("n", self.n, least=1, what=DRAWS))
 
     def eased(self, part: float) -> Vbon:
         """Return it with 1 + part (N − 1) draws."""
@@ -149,7 +151,7 @@ class VbonBound:
     kl_coefficient: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
-        check_n(self.n)
+        settle(self, n=number("n", self.n, least=1, what=DRAWS))
 
     def eased(self, part: float) -> VbonBound:
         """Return it with 1 + part (N − 1) draws."""
@@ -169,7 +171,7 @@ class BonSft:
     n: int
 
     def __post_init__(self) -> None:
-        check_n(self.n)
+        settle(self, n=whole("n", self.n, 1, what=DRAWS))
 
     @property
     def needs_draws(self) -> int:
@@ -200,9 +202,10 @@ class Bonbon:
     sft_weight: float | None = None
 
     def __post_init__(self) -> None:
-        check_n(self.n)
-        if self.sft_weight is not None and not 0 <= self.sft_weight <= 1:
-            raise ValueError(f"sft_weight is {self.sft_weight}; it must be from 0 to 1, or None for equal terms")
+        settle(self, n=whole("n", self.n, 1, what=DRAWS))
+        if self.sft_weight is not None:
+            what = "None is for equal terms, else it"
+            settle(self, sft_weight=number("sft_weight", self.sft_weight, least=0, most=1, what=what))
 
     @property
     def needs_draws(self) -> int:
@@ -249,10 +252,15 @@ class Dpo:
     identity: bool = False
 
     def __post_init__(self) -> None:
-        check_positive("beta", self.beta, "the KL coefficient")
-        possible = self.generations * (self.generations - 1) // 2
-        if not 1 <= self.pairs <= possible:
-            raise ValueError(f"pairs is {self.pairs}; {self.generations} generations make 1 to {possible}")
+        generations = whole("generations", self.generations, 2)
+        possible = generations * (generations - 1) // 2
+        settle(
+            self,
+            beta=number("beta", self.beta, above=0, what="the KL coefficient"),
+            generations=generations,
+            pairs=whole("pairs", self.pairs, 1, possible, what=f"of {generations} generations it"),
+            identity=flag("identity", self.identity),
+        )
 
     @property
     def needs_draws(self) -> int:
@@ -264,7 +272,7 @@ class Dpo:
         rng = np.random.default_rng(seed)
         first, second = np.triu_indices(self.generations, 1)
         prompts, pairs = [], []
-        for prompt, row in enumerate(rewards):
+        for prompt, row in enumerate(snapped(rewards)):
             drawn = rng.choice(len(row), self.generations, replace=False)
             kept = rng.permutation(len(first))[: self.pairs]
             a, b = drawn[first[kept]], drawn[second[kept]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bonlib.align.reward_cdf import LogCdf
-from bonlib.lm.rewards import RewardModel
+from bonlib.checks import flag, number, settle, strings, whole
+from bonlib.lm.rewards import RewardModel, check_reward_model
 from bonlib.lm.samplers import SamplingSettings
 from bonlib.lm.store import Draws
 
@@ -35,11 +35,14 @@ class Ppo:
     trace: float = 0.95
 
     def __post_init__(self) -> None:
-        _check("epochs", self.epochs, self.epochs >= 1, "at least 1")
-        _check("clip", self.clip, 0 < self.clip < 1, "between 0 and 1")
-        _check("value_clip", self.value_clip, self.value_clip > 0, "positive")
-        _check("value_weight", self.value_weight, self.value_weight >= 0, "0 or more")
-        _check("trace", self.trace, 0 <= self.trace <= 1, "from 0 to 1")
+        settle(
+            self,
+            epochs=whole("epochs", self.epochs, 1),
+            clip=number("clip", self.clip, above=0, below=1),
+            value_clip=number("value_clip", self.value_clip, above=0),
+            value_weight=number("value_weight", self.value_weight, least=0),
+            trace=number("trace", self.trace, least=0, most=1),
+        )
 
 
 @dataclass(frozen=True)
@@ -88,13 +91,17 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         for name in ("steps", "prompts", "group", "shards", "measure_every", "checkpoint_every"):
-            _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("warmup", "lora_rank"):
-            _check(name, getattr(self, name), getattr(self, name) >= 0, "0 or more")
+            settle(self, **{name: whole(name, getattr(self, name), 1)})
+        for name in ("warmup", "lora_rank", "seed"):
+            settle(self, **{name: whole(name, getattr(self, name))})
         for name in ("learning_rate", "max_grad_norm", "max_kl"):
-            _check(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "positive and finite")
-        _check("easing", self.easing, 0 <= self.easing <= 1, "a share of the steps, 0 to 1")
-        _check("precision", self.precision, self.precision in ("no", "bf16"), "'no' or 'bf16'")
+            settle(self, **{name: number(name, getattr(self, name), above=0)})
+        settle(self, decay=flag("decay", self.decay))
+        settle(self, easing=number("easing", self.easing, least=0, most=1, what="a share of the steps, it"))
+        if self.precision not in ("no", "bf16"):
+            raise ValueError(f"precision is {self.precision!r}; it must be 'no' or 'bf16'")
+        if not (self.ppo is None or isinstance(self.ppo, Ppo)):
+            raise ValueError(f"ppo is {self.ppo!r}; it must be a Ppo(...), or None for REINFORCE")
         if self.prompts % self.shards:
             raise ValueError(f"shards is {self.shards}; it must divide the {self.prompts} prompts of a step")
         if self.group * self.prompts // self.shards < 2 and self.ppo is None:
@@ -141,23 +148,39 @@ class TrainingData:
     cdf: LogCdf | None = None
 
     def __post_init__(self) -> None:
-        if not len(self.prompts):
-            raise ValueError("prompts is empty; training needs at least one")
+        strings("prompts", self.prompts, least=1)
+        check_reward_model(self.reward_model)
         if not self.sampling.plain:
             raise ValueError(
                 f"sampling is {self.sampling}; a policy gradient holds for draws of the policy itself: temperature 1 "
                 "and top_p 1"
             )
-        if self.draws is not None and tuple(self.draws.prompts) != tuple(self.prompts):
+        if self.rewards is not None:
+            settle(self, rewards=_finite(self.rewards, self.prompts))
+        if self.draws is None:
+            return
+        if tuple(self.draws.prompts) != tuple(self.prompts):
             raise ValueError("draws has other prompts than prompts, or in another order: draw for these")
-        if self.rewards is not None and len(self.rewards) != len(self.prompts):
-            raise ValueError(f"rewards has {len(self.rewards)} rows for {len(self.prompts)} prompts; it must be (P, M)")
-        if self.draws is not None and self.rewards is not None and self.rewards.shape != self.draws.log_probs.shape:
+        if self.draws.settings is not None and not self.draws.settings.plain:
+            raise ValueError(
+                f"draws were drawn with {self.draws.settings}; what is learned from are draws of the reference itself: "
+                "draw with temperature 1 and top_p 1"
+            )
+        if self.rewards is not None and self.rewards.shape != self.draws.log_probs.shape:
             raise ValueError(
                 f"rewards has shape {self.rewards.shape}, draws {self.draws.log_probs.shape}; score each draw"
             )
 
 
-def _check(name: str, value: object, good: bool, what: str) -> None:
-    if not good:
-        raise ValueError(f"{name} is {value!r}; it must be {what}")
+def _finite(rewards: Any, prompts: Sequence[str]) -> NDArray[np.float64]:
+    """Rewards as a table with a row a prompt."""
+    table = np.asarray(rewards.detach().cpu().double() if hasattr(rewards, "detach") else rewards, dtype=np.float64)
+    if len(table) != len(prompts):
+        raise ValueError(f"rewards has {len(table)} rows for {len(prompts)} prompts; it must be (P, M)")
+    bad = np.argwhere(~np.isfinite(table))
+    if len(bad):
+        raise ValueError(
+            f"rewards has {table[tuple(bad[0])]} for a draw of prompt {prompts[bad[0][0]]!r}: repair the reward model, "
+            "or leave that prompt out"
+        )
+    return table

@@ -16,6 +16,7 @@ from scipy.special import log_expit
 from scipy.stats import rankdata
 from torch.utils.data import Dataset
 
+from bonlib.cdf import snapped
 from bonlib.lm.models import LoadedModel, locate
 from bonlib.lm.pretrain import Recipe, fit
 from bonlib.lm.rewards import ClassifierReward
@@ -97,7 +98,7 @@ def fit_quantile_model(
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, set_seed
 
     recipe = recipe or QuantileRecipe()
-    texts, targets = np.asarray(responses), leave_one_out_cdf(rewards)
+    texts, targets = np.asarray(responses, dtype=object), leave_one_out_cdf(rewards)
     if isinstance(prompts, str) or texts.shape != targets.shape or len(texts) != len(prompts):
         raise ValueError(
             f"responses has shape {texts.shape} and rewards {targets.shape}, for {len(prompts)} prompts; both must be "
@@ -134,7 +135,7 @@ def fit_quantile_model(
 
 
 def leave_one_out_cdf(rewards: ArrayLike) -> NDArray[np.float64]:
-    """Return, for each sample, the share of its prompt's other samples whose reward is no better.
+    """Return, for each sample, the share of its prompt's other samples whose reward is no better, but for rounding.
 
     Args:
         rewards: finite, shape (P, M), M at least 2.
@@ -145,7 +146,7 @@ def leave_one_out_cdf(rewards: ArrayLike) -> NDArray[np.float64]:
             f"rewards has shape {table.shape} or one that is not finite; it must be finite, (prompts, samples), with "
             "at least two samples to compare"
         )
-    return (rankdata(table, method="max", axis=1) - 1) / (table.shape[1] - 1)
+    return (rankdata(snapped(table), method="max", axis=1) - 1) / (table.shape[1] - 1)
 
 
 class _Ranked(Dataset[dict[str, Any]]):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 
@@ -35,26 +33,8 @@ def check_shapes(**tensors: Tensor) -> None:
             raise ValueError(f"{name} holds NaN; drop or repair that response")
 
 
-def check_n(n: float) -> None:
-    """Raise unless n is a number of draws, whole or not."""
-    if not 1 <= n < math.inf:
-        raise ValueError(f"n is {n}; the number of draws must be finite and at least 1")
-
-
 def check_finite(**tensors: Tensor) -> None:
     """Raise if a number is NaN or infinite."""
     for name, tensor in tensors.items():
         if not bool(tensor.detach().isfinite().all()):
             raise NotFiniteError(f"{name} holds a number that is not finite; drop or repair that response")
-
-
-def check_positive(name: str, number: float, meaning: str) -> None:
-    """Raise unless a number is positive and finite."""
-    if not 0 < number < math.inf:
-        raise ValueError(f"{name} is {number}; {meaning} must be finite and positive")
-
-
-def check_jeffreys_weight(weight: float) -> None:
-    """Raise unless it is a share."""
-    if not 0 <= weight <= 1:
-        raise ValueError(f"jeffreys_weight is {weight}; the weight of the reverse divergence must be from 0 to 1")

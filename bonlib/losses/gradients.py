@@ -8,14 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bonlib.losses.checks import (
-    check_finite,
-    check_jeffreys_weight,
-    check_log_probs,
-    check_n,
-    check_positive,
-    check_shapes,
-)
+from bonlib.checks import number, whole
+from bonlib.losses.checks import check_finite, check_log_probs, check_shapes
 from bonlib.losses.offline import nll
 
 
@@ -56,8 +50,7 @@ def ppo(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, *, clip: f
     check_log_probs(log_probs=log_probs, old_log_probs=old_log_probs)
     check_shapes(log_probs=log_probs, advantages=advantages)
     check_finite(old_log_probs=old_log_probs, advantages=advantages)
-    if not 0 < clip < 1:
-        raise ValueError(f"clip is {clip}; the range of the ratio must be above 0 and below 1")
+    number("clip", clip, above=0, below=1, what="the range of the ratio")
     log_ratio, advantages = log_probs - old_log_probs.detach(), advantages.detach()
     # The minimum bounds ρ on one side only, from above where A > 0; done to log ρ, no infinity can spoil a gradient.
     above, below = log_ratio.clamp(max=math.log1p(clip)), log_ratio.clamp(min=math.log1p(-clip))
@@ -81,7 +74,7 @@ def ppo_value(values: Tensor, old_values: Tensor, targets: Tensor, *, clip: floa
     tensors = {"values": values, "old_values": old_values, "targets": targets}
     check_shapes(**tensors)
     check_finite(**tensors)
-    check_positive("clip", clip, "the range of a value")
+    number("clip", clip, above=0, what="the range of a value")
     old_values, targets = old_values.detach(), targets.detach()
     clipped = old_values + (values - old_values).clamp(-clip, clip)
     return torch.maximum((values - targets) ** 2, (clipped - targets) ** 2) / 2
@@ -104,8 +97,8 @@ def jeffreys(best: Tensor, log_probs: Tensor, advantages: Tensor, *, n: float, j
     Source: Sessa et al. (BOND), Eqs. 11, 13 and 15.
     """
     check_shapes(log_probs=log_probs, best=best)
-    check_n(n)
-    check_jeffreys_weight(jeffreys_weight)
+    number("n", n, least=1, what="the number of draws")
+    number("jeffreys_weight", jeffreys_weight, least=0, most=1, what="the weight of the reverse divergence")
     return (1 - jeffreys_weight) * nll(best) + jeffreys_weight * (n - 1) * reinforce(log_probs, advantages)
 
 
@@ -138,8 +131,7 @@ def gae(rewards: Tensor, values: Tensor, lengths: Tensor, *, discount: float = 1
     if lengths.is_floating_point() or bool(((lengths < 0) | (lengths > steps)).any()):
         raise ValueError(f"lengths holds {lengths.tolist()}; each must be a whole number from 0 to {steps}")
     for name, factor in (("discount", discount), ("trace", trace)):
-        if not 0 <= factor <= 1:
-            raise ValueError(f"{name} is {factor}; it must be from 0 to 1")
+        number(name, factor, least=0, most=1)
     inside = torch.arange(steps, device=lengths.device) < lengths[:, None]
     rewards, values = (x.detach().masked_fill(~inside, 0.0) for x in (rewards, values))
     check_finite(rewards=rewards, values=values)
@@ -168,9 +160,8 @@ def leave_one_out(returns: Tensor, *, group: int) -> Tensor:
     """
     check_shapes(returns=returns)
     check_finite(returns=returns)
-    if group < 2 or group != int(group) or len(returns) % group:
-        raise ValueError(
-            f"group is {group}; it must be a whole number of at least 2 that divides the {len(returns)} returns"
-        )
-    grouped = returns.detach().view(-1, int(group))
+    group = whole("group", group, 2, what=f"the group, which divides the {len(returns)} returns,")
+    if len(returns) % group:
+        raise ValueError(f"group is {group}; it must be a whole number that divides the {len(returns)} returns")
+    grouped = returns.detach().view(-1, group)
     return ((grouped - grouped.mean(dim=1, keepdim=True)) * (group / (group - 1))).view(-1)

@@ -7,7 +7,8 @@ import math
 from torch import Tensor
 from torch.nn import functional
 
-from bonlib.losses.checks import check_finite, check_log_probs, check_positive
+from bonlib.checks import number, whole
+from bonlib.losses.checks import check_finite, check_log_probs
 
 
 def nll(log_probs: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ def dpo(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tens
     Source: Rafailov et al. 2023 (DPO), Eq. 7.
     """
     margin = _margin(chosen=chosen, rejected=rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected)
-    check_positive("beta", beta, "the KL coefficient")
+    number("beta", beta, above=0, what="the KL coefficient")
     return -functional.logsigmoid(beta * margin)
 
 
@@ -65,7 +66,7 @@ def ipo(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tens
     Source: Azar et al. 2024 (IPO), Eq. 17.
     """
     margin = _margin(chosen=chosen, rejected=rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected)
-    check_positive("beta", beta, "the KL coefficient")
+    number("beta", beta, above=0, what="the KL coefficient")
     return (margin - 1 / (2 * beta)) ** 2
 
 
@@ -82,9 +83,8 @@ def bonbon_target(n: int) -> float:
 
     Source: Gui et al. 2024 (BoNBoN), Theorem 3, whose β*_n is 1/(2 target).
     """
-    if not 1 <= n < math.inf or n != int(n):
-        raise ValueError(f"n is {n}; the number of draws must be a whole number of at least 1")
-    return (n - 1) * math.fsum(1 / k for k in range(1, int(n)))
+    n = whole("n", n, 1, what="the number of draws")
+    return (n - 1) * math.fsum(1 / k for k in range(1, n))
 
 
 def bonbon(best: Tensor, worst: Tensor, ref_best: Tensor, ref_worst: Tensor, *, n: int, sft_weight: float) -> Tensor:
@@ -107,8 +107,7 @@ def bonbon(best: Tensor, worst: Tensor, ref_best: Tensor, ref_worst: Tensor, *, 
     Source: Gui et al. 2024 (BoNBoN), as told by Amini et al., section 5.
     """
     margin = _margin(best=best, worst=worst, ref_best=ref_best, ref_worst=ref_worst)
-    if not 0 <= sft_weight <= 1:
-        raise ValueError(f"sft_weight is {sft_weight}; the weight of the likelihood must be from 0 to 1")
+    number("sft_weight", sft_weight, least=0, most=1, what="the weight of the likelihood")
     return sft_weight * nll(best) + (1 - sft_weight) * (margin - bonbon_target(n)) ** 2
 
 

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bonlib.losses.checks import ROUNDING, check_finite, check_log_probs, check_n, check_shapes
+from bonlib.cdf import TIES
+from bonlib.checks import number
+from bonlib.losses.checks import ROUNDING, check_finite, check_log_probs, check_shapes
 
 
 def kl_rl_return(log_probs: Tensor, ref_log_probs: Tensor, rewards: Tensor, *, beta: float) -> Tensor:
@@ -29,8 +31,7 @@ def kl_rl_return(log_probs: Tensor, ref_log_probs: Tensor, rewards: Tensor, *, b
     """
     check_log_probs(log_probs=log_probs, ref_log_probs=ref_log_probs)
     check_shapes(log_probs=log_probs, rewards=rewards)
-    if not 0 <= beta < math.inf:
-        raise ValueError(f"beta is {beta}; the KL coefficient must be finite and not negative")
+    number("beta", beta, least=0, what="the KL coefficient")
     check_finite(rewards=rewards)
     return rewards - beta * (log_probs - ref_log_probs)
 
@@ -63,7 +64,7 @@ def vbon_return(
             "log_tied is below ref_log_probs: a response is tied with itself, so it holds at least its own π"
         )
     check_log_probs(log_probs=log_probs, ref_log_probs=ref_log_probs, log_strict_cdf=log_strict_cdf, log_tied=log_tied)
-    check_n(n)
+    number("n", n, least=1, what="the number of draws")
     # F≤ / F = 1 + e^odds, and 1 − (F/F≤)^N = 1 − e^−lost; where that is all but N e^odds, its logarithm is taken so.
     odds = torch.where(log_tied == -math.inf, -math.inf, log_tied - log_strict_cdf)
     lost = n * functional.softplus(odds)
@@ -92,7 +93,7 @@ def vbon_bound_return(log_probs: Tensor, ref_log_probs: Tensor, log_cdf: Tensor,
     Source: Amini et al., Theorem 2.
     """
     check_log_probs(log_probs=log_probs, ref_log_probs=ref_log_probs, log_cdf=log_cdf)
-    check_n(n)
+    number("n", n, least=1, what="the number of draws")
     return _times(n - 1, log_cdf) - (log_probs - ref_log_probs)
 
 
@@ -114,7 +115,7 @@ def vbon_loose_bound_return(log_probs: Tensor, ref_log_probs: Tensor, log_cdf: T
     Source: Amini et al., Theorem 3 (and Theorem 4: L1 <= L).
     """
     check_log_probs(log_probs=log_probs, ref_log_probs=ref_log_probs, log_cdf=log_cdf)
-    check_n(n)
+    number("n", n, least=1, what="the number of draws")
     alpha, beta, gamma = (n + 2) * (n - 1) / 2, n * (n + 1) / 2, n * (n - 1) / 2
     return _times(gamma, log_cdf) + alpha * log_probs - beta * (log_probs - ref_log_probs)
 
@@ -141,9 +142,7 @@ def bond_return(
     Source: Sessa et al. (BOND), Eqs. 8, 9 and 15, where the text after Eq. 15 lost the logarithm of F≤.
     """
     check_log_probs(log_probs=log_probs, ref_log_probs=ref_log_probs, log_cdf=log_cdf)
-    check_n(n)
-    if n == 1:
-        raise ValueError("n is 1; BOND's β is 1/(n−1): n must be above 1")
+    number("n", n, above=1, what="BOND's β is 1/(n−1): n")
     reward = log_cdf
     if log_strict_cdf is not None:
         check_log_probs(log_cdf=log_cdf, log_strict_cdf=log_strict_cdf)
@@ -162,6 +161,8 @@ def jbond_reward(rewards: Tensor, anchor_rewards: Tensor) -> Tensor:
 
     Over the two responses of the anchor its mean is −log 16 · (1 − F≤)², which equals log F≤ at the median.
 
+    Rewards that differ by rounding are equal (`bonlib.cdf.TIES`).
+
     Args:
         rewards: r(y), shape (B,).
         anchor_rewards: of two responses of the anchor to the same prompt, shape (B, 2).
@@ -177,7 +178,8 @@ def jbond_reward(rewards: Tensor, anchor_rewards: Tensor) -> Tensor:
             f"anchor_rewards has shape {tuple(anchor_rewards.shape)}; it must be ({len(rewards)}, 2), two a response"
         )
     check_finite(rewards=rewards, anchor_rewards=anchor_rewards)
-    worse = rewards < anchor_rewards.min(dim=1).values
+    lower = anchor_rewards.min(dim=1).values
+    worse = rewards < lower - TIES * torch.maximum(rewards.abs(), lower.abs())
     return worse.to(torch.result_type(rewards, 1.0)) * -math.log(16)
 
 
