@@ -14,7 +14,7 @@ PIP_ARGS := -m pip install --quiet --disable-pip-version-check -c
 INSTALL := $(BIN)/python $(PIP_ARGS) constraints.txt
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help run lab voila site stubs test test-fire test-vllm check clean
+.PHONY: help run lab voila site stubs test test-architectures test-fire test-vllm check clean
 help:
 	@echo "make run   [PROFILE=quick|laptop|gpu|paper] [ONLY=05]   execute the notebooks into _build/PROFILE"
 	@echo "make lab                                            open the workbook in JupyterLab"
@@ -22,6 +22,7 @@ help:
 	@echo "make site  [PROFILE=quick]                          the course as pages that need no server, in _build/site"
 	@echo "make stubs                                          cut the exercises out of notebooks/solutions"
 	@echo "make test                                           every test; make check: lint, types, unit tests"
+	@echo "make test-architectures                             draws, reading, training and judging with every architecture"
 	@echo "make test-fire                                      kill a sampling process a hundred times"
 	@echo "make test-vllm                                      the sampler tests on vLLM, in an environment of its own"
 	@echo "make clean                                          remove what was built; samples and models stay"
@@ -47,6 +48,9 @@ test: $(VENV)/.dev chromium
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 	$(BIN)/python -m pytest
+
+test-architectures: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/test_architectures.py --all-architectures
 
 test-fire: $(VENV)/.dev
 	BONLIB_KILLS=100 $(BIN)/python -m pytest -s tests/test_store_under_fire.py

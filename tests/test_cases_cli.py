@@ -226,6 +226,14 @@ def test_values_of_a_notebook_own_kind_are_taken():
         assert [path.parent for path in plan([only], parameters)] == [NOTEBOOKS]
 
 
+def test_explain_prints_what_was_proved(language_model_folder, classifier_folder, capsys):
+    for arguments in ([language_model_folder], [classifier_folder, "--classifier"]):
+        assert main(["explain", *map(str, arguments)]) == 0
+        assert "GPT2" in capsys.readouterr().out
+    assert main(["explain", "no-such-model"]) == 2
+    assert "model 'no-such-model' is neither" in capsys.readouterr().err
+
+
 # -- measuring a model --------------------------------------------------------------------------------------------
 
 

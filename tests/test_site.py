@@ -6,6 +6,7 @@ import re
 import nbformat
 import pytest
 
+from bonlib.course import site as site_module
 from bonlib.course.frames import KNOBS, PRESETS, frames
 from bonlib.course.runner import NOTEBOOKS, ROOT, find_notebooks
 from bonlib.course.site import build_site
@@ -42,6 +43,7 @@ def test_the_site_has_every_page_and_sphinx_does_not_complain(site):
         assert f"{page}.html" in site.pages
     for path in find_notebooks():
         assert f"notebooks/{path.stem}.html" in site.pages
+    assert ("MODELS.html" in site.pages) == (ROOT / "MODELS.md").exists()
     assert site.megabytes < 20
 
 
@@ -73,6 +75,19 @@ def test_a_page_has_results_alternative_texts_solutions_and_links(site):
     assert 'href="../GLOSSARY.html#term-win-rate"' in page
     assert 'href="../papers.html#paper-beirami"' in page
     assert "3</p>" in (site.folder / "times.html").read_text()
+
+
+def test_a_text_that_has_not_been_made_is_no_page(tmp_path, monkeypatch):
+    for name in ("README.md", "METHODS.md", "data/README.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"# {name}")
+    monkeypatch.setattr(site_module, "ROOT", tmp_path)
+    for models in (False, True):
+        if models:
+            (tmp_path / "MODELS.md").write_text("# Models")
+        page = site_module._first_page(LINKS, [], api=False)
+        assert ("\nMODELS\n" in page) == models
+        assert "\nMETHODS\n" in page
 
 
 def test_only_the_first_mention_becomes_a_link_and_code_and_mathematics_stay():

@@ -19,7 +19,7 @@ from bonlib.course.site.links import Links, api_names, modules, papers, terms
 from bonlib.course.site.pages import notebook_page
 
 STATIC = Path(__file__).parent / "static"
-TEXTS = ("METHODS.md", "data/README.md")  # beside the glossary, and README, which becomes the first page
+TEXTS = ("METHODS.md", "MODELS.md", "data/README.md")  # beside the glossary, and README, which becomes the first page
 CONFIGURATION: dict[str, Any] = {
     "project": "The best-of-N workbook",
     "extensions": ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"],
@@ -104,7 +104,7 @@ def write_source(source: Path, executed: Path, notebooks: Path, api: bool) -> No
     paths = find_notebooks(folder=notebooks)
     _write(source / "index.md", _first_page(links, paths, api))
     _write(source / "GLOSSARY.md", links.marked((ROOT / "GLOSSARY.md").read_text(encoding="utf-8")))
-    for name in TEXTS:
+    for name in _texts():
         _write(source / name, links.of_text((ROOT / name).read_text(encoding="utf-8"), name))
     for card in sorted((ROOT / "data" / "models").glob("*/README.md")):
         _write(source / card.relative_to(ROOT), "---\norphan: true\n---\n" + _without_header(card.read_text()))
@@ -161,12 +161,18 @@ def _reports(executed: Path) -> dict[str, Mapping[str, Any]]:
     return {row["name"]: row for row in json.loads(log.read_text())} if log.exists() else {}
 
 
+def _texts() -> list[str]:
+    """Those of the texts that are there: the table of models is made by the tests of all architectures."""
+    return [name for name in TEXTS if (ROOT / name).exists()]
+
+
 def _first_page(links: Links, paths: list[Path], api: bool) -> str:
     text = links.of_text((ROOT / "README.md").read_text(encoding="utf-8"), "index.md")
     text = re.sub(r"^\[!\[.*\n", "", text, flags=re.MULTILINE)  # badges are pictures of other sites
+    texts = [name.removesuffix(".md") for name in _texts()]
     parts = {
         "The course": ["sliders", *(f"notebooks/{path.stem}" for path in paths)],
-        "To look up": ["GLOSSARY", "METHODS", "papers", "times", "data/README", *(["api/index"] if api else [])],
+        "To look up": ["GLOSSARY", *texts[:-1], "papers", "times", texts[-1], *(["api/index"] if api else [])],
     }
     trees = "\n".join(
         f"```{{toctree}}\n:hidden:\n:caption: {caption}\n:maxdepth: 1\n\n" + "\n".join(names) + "\n```\n"
