@@ -347,3 +347,25 @@ def test_an_adapter_draws(bases, tmp_path):
         warnings.simplefilter("error")
         loaded = load_language_model(tmp_path, device="cpu")
     assert len(TransformersSampler(loaded).sample(["a", "the film"], SamplingSettings(4), seed=0)) == 2
+
+
+def test_an_adapter_of_the_hub_is_taken_with_its_commit(bases, tmp_path, monkeypatch):
+    import huggingface_hub.constants
+
+    commit = "0123456789" * 4
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    for name in ("adapter", "model"):
+        entry = tmp_path / f"models--owner--{name}"
+        (entry / "refs").mkdir(parents=True)
+        (entry / "refs" / "main").write_text(commit)
+        if name == "model":
+            shutil.copytree(bases / "llama", entry / "snapshots" / commit)
+        else:
+            made = adapter(bases / "llama", ADAPTED["lora"](), entry / "snapshots" / commit)
+    loaded = load_language_model("owner/model", device="cpu")
+    assert (loaded.name, loaded.commit) == ("owner/model", commit)
+    loaded = load_language_model("owner/adapter", device="cpu")
+    assert (loaded.name, loaded.commit) == ("owner/adapter", commit)
+    torch.testing.assert_close(logits(loaded.model), logits(made), atol=1e-6, rtol=1e-6)
+    with pytest.raises(FileNotFoundError, match="'owner/gone' could not be loaded"):
+        load_language_model("owner/gone", device="cpu")

@@ -111,9 +111,10 @@ def test_a_response_is_what_its_tokens_say(kind, data):
     response = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=8))
     (ids,) = encode_prompts(tokenizer, 100, [prompt], 8)
     (text,) = response_texts(tokenizer, [ids], [response])
-    assert text == read_alone(kind, tokenizer, response)
     options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     head, whole = (tokenizer.decode(some, **options) for some in (ids, ids + response))
+    if head:  # behind a prompt that reads as nothing, the response begins the text
+        assert text == read_alone(kind, tokenizer, response)
     if whole.startswith(head) and not head.endswith("\ufffd"):
         assert head + text == whole
 
@@ -215,7 +216,7 @@ def test_messages_say_which_it_was():
     with pytest.raises(ValueError, match=r"prompts\[0\].*has the token '</s>' \(2\), but the model knows only 2"):
         encode_prompts(tokenizer, 100, ["</s>"], 8, vocabulary=2)
     with pytest.raises(ValueError, match=r"prompts\[1\] .* has 9 tokens"):
-        encode_prompts(KINDS["byte_level"], 9, ["a", "xxxxxxxx"], 8)
+        encode_prompts(KINDS["byte_level"], 16, ["a", "xxxxxxxx"], 8)
 
 
 def test_padding_and_ends_may_be_missing_or_unknown(language_model_folder, tmp_path):

@@ -30,7 +30,13 @@ __all__ = [
 ]  # fmt: skip
 
 _WITHOUT_EFFECT = {"_name_or_path", "name_or_path", "transformers_version", "dtype", "architectures"}
-_CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_target_positions")  # as configurations call it
+_CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_target_positions")  # by any name
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "n_ctx",
+    "max_target_positions",
+)  # as configurations call it
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +68,9 @@ class LoadedModel:
         limits = [int(limit) for limit in named if isinstance(limit, int) and limit > 0][:1]
         # RoBERTa and its kin count positions from behind that of the padding.
         limits += [
-            table.num_embeddings - table.padding_idx - 1
+            len(table.weight) - table.padding_idx - 1
             for name, table in self.model.named_modules()
-            if isinstance(table, torch.nn.Embedding) and "position" in name and table.padding_idx is not None
+            if "position" in name and hasattr(table, "weight") and getattr(table, "padding_idx", None) is not None
         ]
         return min(limits) - virtual_tokens(self.model) if limits else sys.maxsize
 

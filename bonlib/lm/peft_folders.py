@@ -88,6 +88,7 @@ def load_adapter(
             "model it was trained on"
         )
     config_of(adapted).base_model_name_or_path = lasting_name(where)
+    config_of(adapted).revision = commit
     adapted.keeps_embeddings = own_embeddings  # those that are not the model's below must be saved with the adapter
     _keep_heads_precise(adapted)
     return adapted, tokenizer, commit
@@ -172,7 +173,8 @@ def save_peft_folder(model: Any, folder: Path, commit: str | None) -> None:
         base = config.base_model_name_or_path
         if base:
             config.base_model_name_or_path = lasting_name(base)
-            config.revision = None if Path(base).is_dir() else commit or config.revision
+            if base.count("/") == 1 and not Path(base).is_dir():
+                config.revision = config.revision or commit
     model.save_pretrained(folder, save_embedding_layers=getattr(model, "keeps_embeddings", False))
 
 
