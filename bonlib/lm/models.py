@@ -31,12 +31,6 @@ __all__ = [
 
 _WITHOUT_EFFECT = {"_name_or_path", "name_or_path", "transformers_version", "dtype", "architectures"}
 _CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_target_positions")  # by any name
-    "max_position_embeddings",
-    "n_positions",
-    "max_seq_len",
-    "n_ctx",
-    "max_target_positions",
-)  # as configurations call it
 
 
 @dataclass(frozen=True, eq=False)
