@@ -22,7 +22,6 @@ from bonlib.exact import Array, Outcomes, Ties
 from bonlib.lm.enumerable import LENGTH, enumerate_log_probs, minimise, response_indices, responses
 from bonlib.lm.models import LoadedModel
 from bonlib.lm.rewards import RewardModel
-from bonlib.lm.samplers import encode_prompts
 
 Indices = NDArray[np.intp]
 Objective = Callable[[Tensor, float], Tensor]  # from log πθ, (P, 27³), and the share of the training that is over
@@ -64,7 +63,7 @@ class EnumeratedPrompts:
         if len(set(prompts)) != len(prompts):
             raise ValueError(f"prompts is {list(prompts)}; all must be different")
         self.prompts = tuple(prompts)
-        self.prompt_ids = encode_prompts(reference.tokenizer, reference.context, self.prompts, LENGTH)
+        self.prompt_ids = reference.encode(self.prompts, LENGTH)
         with torch.no_grad():
             log_probs = enumerate_log_probs(reference.model, self.prompt_ids)
         self._row = {prompt: row for row, prompt in enumerate(self.prompts)}
