@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from bonlib.bounds import kl_from_winner
 from bonlib.cdf import best_of_n_kl
 from bonlib.lm.rewards import RewardModel, checked_score
-from bonlib.lm.samplers import SamplingSettings, TransformersSampler, encode_prompts, response_texts
+from bonlib.lm.samplers import SamplingSettings, TransformersSampler
+from bonlib.lm.texts import response_texts
 
 
 class Blockwise(NamedTuple):
@@ -68,7 +69,7 @@ def blockwise_best_of_n(
         if value != int(value) or value < least:
             raise ValueError(f"{name} is {value}; it must be a whole number of at least {least}")
     loaded = sampler.loaded
-    encoded = encode_prompts(loaded.tokenizer, loaded.context, prompts, settings.max_new_tokens)
+    encoded = loaded.encode(prompts, settings.max_new_tokens)
     written: list[list[int]] = [[] for _ in prompts]
     rewards, kl, kl_from_winners = (np.zeros(len(prompts)) for _ in range(3))
     going_on = list(range(len(prompts)))
