@@ -277,13 +277,13 @@ def _tolerance(rewards: Array, size: Array, ties: float) -> Array:
 def _size(ranked: Array) -> Array:
     """Upper quartile of the sizes of the different rewards, (..., 1), from rewards in order, (..., m).
 
-    Neither one response that comes again and again nor one of −1e9 moves it far.
+    Neither a response that comes again and again nor one of −1e9 moves it, even if there are but 0 and 1 besides.
     """
     new = np.ones(ranked.shape, dtype=bool)
     np.not_equal(ranked[..., 1:], ranked[..., :-1], out=new[..., 1:])
     sizes = np.sort(np.where(new, np.abs(ranked), np.inf), axis=-1)
     last = np.count_nonzero(new, axis=-1, keepdims=True) - 1
-    return np.take_along_axis(sizes, -(-3 * last // 4), axis=-1)
+    return np.take_along_axis(sizes, 3 * last // 4, axis=-1)
 
 
 def best_of_n_reward(samples: ArrayLike, n: int) -> Estimate:
@@ -456,8 +456,8 @@ def _kl_of_row(rewards: Array, n: int, log_probs: Array, responses: Counts | Non
         if abs(excess[~unlike].sum()) > 2 * np.sqrt(variance[~unlike].sum()):  # together they say more than one by one
             unlike[:] = True
         counted[rung[again][unlike]] = True
-    elif abs(excess.sum()) > 6 * np.sqrt(1 + (variance + (0.1 * (came[again] - excess)) ** 2).sum()):
-        worst = np.argmax(np.abs(excess))
+    elif (unlike := np.abs(excess) > 6 * np.sqrt(1 + variance + (0.1 * (came[again] - excess)) ** 2)).any():
+        worst = np.argmax(unlike)
         raise ValueError(
             f"log_probs are not those of the distribution that samples came from: a response of probability "
             f"{np.exp(likely[again][worst]):.2g} came {came[again][worst]} times in {m}: give draws.log_probs"
@@ -468,7 +468,8 @@ def _kl_of_row(rewards: Array, n: int, log_probs: Array, responses: Counts | Non
     unseen = np.maximum(np.where(m * p < 1e-9, 1 / m, p / np.maximum(chance, 1e-300)) - p, 0.0)
     known = np.where(counted, times / m, np.bincount(rung, p, rungs))
     more = np.where(counted, 0.0, np.bincount(rung, unseen, rungs))
-    more *= max(1.0 - known.sum(), 0.0) / max(more.sum(), 1e-300)
+    more = more if more.sum() > 0 else known  # all that came is so likely that it had to come
+    more = more * (max(1.0 - known.sum(), 0.0) / more.sum())
     stands_for = np.maximum(known + more, 1e-300)
     alone = ~counted & (np.bincount(rung, minlength=rungs) == 1)
     log_g = np.log(stands_for)
@@ -479,7 +480,7 @@ def _kl_of_row(rewards: Array, n: int, log_probs: Array, responses: Counts | Non
         log_found = np.log(-np.expm1(n * np.log1p(-share)))  # 1 − (F/F≤)^n
     log_lift = n * log_cdf + np.where(n * share < 1e-12, np.log(n) + log_g - log_cdf, log_found) - log_g
     weights = stands_for * np.exp(log_lift)
-    return float(weights @ log_lift / weights.sum())
+    return max(float(weights @ log_lift / weights.sum()), 0.0)  # as a KL is, where an estimate may not be
 
 
 def _excess(times: Counts, p: Array, m: int) -> tuple[Array, Array]:

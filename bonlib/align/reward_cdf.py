@@ -54,10 +54,8 @@ class SampledCdf:
         ties: float = TIES,
     ) -> None:
         table = np.asarray(samples, dtype=np.float64)
-        prior, ties = (
-            (number("prior[0]", prior[0]), number("prior[1]", prior[1])),
-            number("ties", ties, least=0, below=1),
-        )
+        prior = (number("prior[0]", prior[0], above=0), number("prior[1]", prior[1], least=0))
+        ties = number("ties", ties, least=0, below=1)
         if table.ndim != 2 or len(table) != len(prompts):
             raise ValueError(
                 f"samples has shape {table.shape} for {len(prompts)} prompts; it must be (prompts, samples)"

@@ -58,8 +58,7 @@ class ClassifierReward:
     outputs = 1
 
     def __init__(self, loaded: LoadedModel, *, batch_size: int = 256, suffix: str = "") -> None:
-        if not isinstance(loaded, LoadedModel):
-            raise ValueError(f"loaded is {loaded!r}; it must be a classifier: give load_classifier(NAME)")
+        _check_loaded(loaded)
         if loaded.model.config.num_labels != self.outputs:
             raise ValueError(
                 f"{loaded.name} has {loaded.model.config.num_labels} outputs; {type(self).__name__} takes a classifier "
@@ -152,6 +151,11 @@ class ClassifierReward:
         return encoded
 
 
+def _check_loaded(loaded: object) -> None:
+    if not isinstance(loaded, LoadedModel):
+        raise ValueError(f"loaded is {_shown(loaded)}; it must be a classifier: give load_classifier(NAME)")
+
+
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
     """How many tokens two texts begin with in common."""
     pairs = enumerate(zip(first, second, strict=False))
@@ -176,6 +180,7 @@ class SentimentReward(ClassifierReward):
     ) -> None:
         if output not in ("probability", "logit"):
             raise ValueError(f"output is {output!r}; it must be 'probability' or 'logit'")
+        _check_loaded(loaded)
         labels = {index: label.lower() for index, label in loaded.model.config.id2label.items()}
         positive = [index for index, label in labels.items() if label.startswith("pos")]
         if len(labels) != 2 or (len(positive) != 1 and set(labels.values()) != {"label_0", "label_1"}):

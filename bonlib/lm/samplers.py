@@ -234,7 +234,7 @@ def best_of_n(rewards: ArrayLike, n: int) -> NDArray[np.intp]:
         ValueError: if `n` is out of range or a reward is not finite.
     """
     groups = _groups(rewards, n, ties=TIES)
-    return groups.argmax(axis=2) + n * np.arange(groups.shape[1])
+    return _places(groups, groups.argmax(axis=2))
 
 
 def random_of_n(rewards: ArrayLike, n: int, *, seed: int) -> NDArray[np.intp]:
@@ -243,8 +243,8 @@ def random_of_n(rewards: ArrayLike, n: int, *, seed: int) -> NDArray[np.intp]:
     Arguments as in `best_of_n`; `seed` decides the choice.
     """
     groups = _groups(rewards, n)
-    choice = np.random.default_rng(whole("seed", seed)).integers(n, size=groups.shape[:2])
-    return choice + n * np.arange(groups.shape[1])
+    choice = np.random.default_rng(whole("seed", seed)).integers(groups.shape[2], size=groups.shape[:2])
+    return _places(groups, choice)
 
 
 def soft_best_of_n(rewards: ArrayLike, n: int, temperature: float, *, seed: int) -> NDArray[np.intp]:
@@ -270,7 +270,12 @@ def soft_best_of_n(rewards: ArrayLike, n: int, temperature: float, *, seed: int)
     # The largest of scores with Gumbel noise is a draw from their softmax.
     with np.errstate(over="ignore"):
         advantage = (groups - groups.max(axis=2, keepdims=True)) / temperature
-    return (advantage + gumbel).argmax(axis=2) + n * np.arange(groups.shape[1])
+    return _places(groups, (advantage + gumbel).argmax(axis=2))
+
+
+def _places(groups: NDArray[np.float64], choice: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Places among all draws of what was chosen of each group."""
+    return choice + groups.shape[2] * np.arange(groups.shape[1])
 
 
 def _groups(rewards: ArrayLike, n: int, ties: float = 0.0) -> NDArray[np.float64]:

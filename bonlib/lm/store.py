@@ -17,7 +17,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,10 +63,6 @@ class Draws:
     sampler: str = ""
     model: str = ""
     settings: SamplingSettings | None = None
-
-    def of_prompts(self, places: slice) -> Draws:
-        """Return the draws of some of the prompts."""
-        return replace(self, prompts=self.prompts[places], responses=self.responses[places], chunks=self.chunks[places])
 
     @cached_property
     def texts(self) -> NDArray[np.object_]:
