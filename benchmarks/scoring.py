@@ -29,7 +29,6 @@ def main():
     torch.manual_seed(0)
     loaded = load_classifier(arguments.model, device="cpu")
     kind = SentimentReward if loaded.model.config.num_labels == 2 else ClassifierReward
-    reward = kind(loaded, batch_size=64)
     words = " ".join(review.text for review in load_reviews("heldout")[:300]).split()
     prompt = " ".join(words[: arguments.prompt_words])
     starts = np.random.default_rng(0).integers(len(words) - arguments.response_words, size=arguments.responses)
@@ -42,7 +41,11 @@ def main():
         return time.perf_counter() - begun, found
 
     rounds = [
-        (seconds(lambda: reward.score(prompts, responses)), seconds(lambda: reward.score_texts(wholes)))
+        (
+            # A new one each time: a reward model does not judge a text twice.
+            seconds(lambda: kind(loaded, batch_size=64).score(prompts, responses)),
+            seconds(lambda: kind(loaded, batch_size=64).score_texts(wholes)),
+        )
         for _ in range(arguments.rounds + 1)
     ][1:]  # the first round pays for set-up
     difference = max(np.abs(ours[1] - whole[1]).max() for ours, whole in rounds)

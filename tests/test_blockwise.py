@@ -9,7 +9,7 @@ import torch
 from bonlib.bounds import blockwise_kl_bound
 from bonlib.exact import Outcomes, kl_divergence
 from bonlib.lm.blockwise import blockwise_best_of_n
-from bonlib.lm.decoding import next_token_probs
+from bonlib.lm.decoding import Law, next_token_probs
 from bonlib.lm.models import load_language_model
 from bonlib.lm.rewards import FunctionReward
 from bonlib.lm.samplers import SamplingSettings, TransformersSampler, best_of_n
@@ -34,7 +34,7 @@ def exact_kl(loaded, ids, settings, n, left):
     """KL of choosing token by token, by following each token that can come."""
     with torch.inference_mode():
         logits = loaded.model(torch.tensor([ids])).logits[:, -1].float()
-    probs = next_token_probs(logits, settings.temperature, settings.top_p)[0].double().numpy()
+    probs = next_token_probs(logits, Law(settings.temperature, settings.top_p))[0].double().numpy()
     possible = np.flatnonzero(probs)
     head = len(loaded.tokenizer(PROMPT)["input_ids"])
     wholes = [loaded.tokenizer.decode([*ids, token], skip_special_tokens=True) for token in possible]

@@ -92,7 +92,8 @@ def blockwise_best_of_n(
         kept = scores[:, :n].argmax(axis=1)
         every = np.arange(len(kept))
         rewards[going_on] = scores[every, kept]
-        kl[going_on] += best_of_n_kl(scores, n, log_probs=log_probs)
+        named = [list(map(tuple, blocks[place : place + m])) for place in range(0, len(blocks), m)]
+        kl[going_on] += best_of_n_kl(scores, n, log_probs=log_probs, responses=named)
         kl_from_winners[going_on] += kl_from_winner(log_probs[every, kept], n)
         for place, (i, choice) in enumerate(zip(going_on, kept, strict=True)):
             written[i] = written[i] + blocks[place * m + choice]
