@@ -24,6 +24,10 @@ TEXTS = [
 ] * 8
 
 
+def pytest_addoption(parser):
+    parser.addoption("--all-architectures", action="store_true", help="all models of tests/zoo.py, and MODELS.md")
+
+
 @pytest.fixture(scope="session")
 def language_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from transformers import GPT2Config, GPT2LMHeadModel

@@ -15,7 +15,7 @@ from bonlib.align.policy import Policy, trainable
 from bonlib.lm import ways
 from bonlib.lm.models import LoadedModel, load_classifier, load_language_model
 from bonlib.lm.reading import response_log_probs, response_logits, token_batch
-from bonlib.lm.rewards import ClassifierReward, FunctionReward
+from bonlib.lm.rewards import ClassifierReward, FunctionReward, checked_score
 from bonlib.lm.samplers import SamplingSettings, TransformersSampler
 
 PROMPTS = ["the film was good and the end was sad", "a", "the film was good and the end was sad", "so bad"] * 2
@@ -37,10 +37,10 @@ class Found:
     verdict: str = "right"
     left_out: dict[str, str] = field(default_factory=dict)
 
-    def hold(self, what: str, got, want) -> None:
-        """Note it if numbers are not those wanted."""
+    def hold(self, what: str, got, want, rounding=0.0) -> None:
+        """Note it if numbers are not those wanted, up to what rounding makes of them in a plain pass."""
         got, want = np.asarray(got, dtype=float), np.asarray(want, dtype=float)
-        off = np.abs(got - want) / np.maximum(np.abs(want), 1.0)
+        off = (np.abs(got - want) - rounding) / np.maximum(np.abs(want), 1.0)
         if self.verdict == "right" and not (off <= TOLERANCE).all():
             self.verdict = f"wrong: {what} off by {off.max():.1e}"
 
@@ -48,7 +48,8 @@ class Found:
         """Note the ways that are left out."""
         for task in tasks:
             kept = ways.proven(model, task, length=20)
-            self.left_out[task] = ", ".join(way for way in ways.TASKS[task].ways if way not in kept)
+            there = [way for way in ways.TASKS[task].ways if ways.TASKS[task].applies(model, way)]
+            self.left_out[task] = ", ".join(way for way in there if way not in kept) or "–"
 
 
 def examine(name: str, kind: str) -> Found:
@@ -90,9 +91,11 @@ def _language_model(found: Found, loaded: LoadedModel, folder: Path) -> None:
     drawn = TransformersSampler(loaded, batch_size=5).sample(PROMPTS, SamplingSettings(8), seed=0)
     prompts = [loaded.tokenizer(prompt)["input_ids"] for prompt in PROMPTS]
     responses = [row[row >= 0].tolist() for row in drawn.token_ids]
-    exact, gradient = _exactly(loaded.model, prompts, responses)
-    found.hold("draws", drawn.log_probs, exact)
-    found.hold("reading", response_log_probs(loaded, PROMPTS, drawn), exact)
+    with torch.no_grad():
+        exact = _plainly(zoo.in_double(loaded.model), prompts, responses).numpy()
+        rounding = np.abs(_plainly(loaded.model, prompts, responses).numpy() - exact)
+    found.hold("draws", drawn.log_probs, exact, rounding)
+    found.hold("reading", response_log_probs(loaded, PROMPTS, drawn), exact, rounding)
 
     test = TestSet(["the film", "a"], np.zeros((2, 4)), SamplingSettings(6), responses=2)
     measured = evaluate(loaded, loaded, FunctionReward(lambda _, text: len(text), name="length"), test)
@@ -100,18 +103,25 @@ def _language_model(found: Found, loaded: LoadedModel, folder: Path) -> None:
 
     policy = Policy(trainable(loaded.model, 0)).eval()
     batch = token_batch(prompts, responses, pad_id=loaded.pad_token_id, device=loaded.device)
-    log_probs, _ = policy(batch)
-    found.hold("log-probabilities of a step", log_probs.detach().double().sum(1), exact)
-    total = log_probs.sum()
     learned = {name: weight for name, weight in policy.model.named_parameters() if weight.requires_grad}
-    grads = torch.autograd.grad(total, list(learned.values()), allow_unused=True)
-    ours = torch.cat([_flat(weight, grad) for weight, grad in zip(learned.values(), grads, strict=True)])
-    theirs = torch.cat([gradient[name] for name in learned])
-    found.hold("gradient", float((ours - theirs).norm() / theirs.norm()), 0.0)
+    twin = zoo.in_double(policy.model).requires_grad_(True)  # now: some models keep what cannot be copied
+    try:
+        log_probs, _ = policy(batch)
+    except ways.UnfitModelError:
+        found.left_out["learning"] = "refused"
+    else:
+        found.hold("log-probabilities of a step", log_probs.detach().double().sum(1), exact, rounding)
+        ours = _gradient(log_probs.sum(), learned)
+        plain = _gradient(_plainly(policy.model, prompts, responses).sum(), learned)
+        weights = {name: weight for name, weight in twin.named_parameters() if name in learned}
+        want = _gradient(_plainly(twin, prompts, responses).sum(), weights)
+        size = float(want.norm())
+        found.hold("gradient", float((ours - want).norm()) / size, 0.0, float((plain - want).norm()) / size)
+        found.note(policy.model, "learning")
 
     with torch.no_grad():
         for weight in learned.values():
-            weight.add_(0.01)
+            weight.mul_(1.01)  # and what is 0 stays so: of some models the padding token is
     policy.model.save_pretrained(folder / "policy")
     loaded.tokenizer.save_pretrained(folder / "policy")
     again = load_language_model(folder / "policy", device="cpu", dtype="float32")
@@ -119,36 +129,34 @@ def _language_model(found: Found, loaded: LoadedModel, folder: Path) -> None:
         here, there = (response_logits(each, batch).logits for each in (policy.model, again.model))
     found.hold("reloading", there, here)
     found.note(loaded.model, "drawing", "responses")
-    found.note(policy.model, "learning")
 
 
-def _exactly(model, prompts, responses):
-    """Log-probabilities of responses in double precision, text by text, and the gradient of their sum, by name."""
-    exact = zoo._exact(model).requires_grad_(True)
+def _plainly(model, prompts, responses):
+    """Log-probabilities of responses, text by text; gradients flow."""
     sums = []
     for prompt, response in zip(prompts, responses, strict=True):
-        logits = exact(torch.tensor([prompt + response]), use_cache=False).logits[0, -len(response) - 1 : -1].double()
+        logits = model(torch.tensor([prompt + response]), use_cache=False).logits[0, -len(response) - 1 : -1].double()
         sums.append(logits.log_softmax(-1).gather(1, torch.tensor(response)[:, None]).sum())
-    weights = dict(exact.named_parameters())
-    grads = torch.autograd.grad(torch.stack(sums).sum(), list(weights.values()), allow_unused=True)
-    flat = {name: _flat(weights[name], grad) for name, grad in zip(weights, grads, strict=True)}
-    return torch.stack(sums).detach().numpy(), flat
+    return torch.stack(sums)
 
 
-def _flat(weight, grad):
-    return (torch.zeros_like(weight) if grad is None else grad).flatten().double()
+def _gradient(total, weights):
+    grads = torch.autograd.grad(total, list(weights.values()), allow_unused=True)
+    flat = [torch.zeros_like(w) if g is None else g for w, g in zip(weights.values(), grads, strict=True)]
+    return torch.cat([each.flatten().double() for each in flat])
 
 
 def _classifier(found: Found, folder: Path) -> None:
     model = zoo.CLASSIFIERS[found.name]()
     model.save_pretrained(folder / "judge")
-    zoo.tokenizer().save_pretrained(folder / "judge")
+    zoo.tokenizer(closed=model.config.is_encoder_decoder).save_pretrained(folder / "judge")
     loaded = load_classifier(folder / "judge", device="cpu", dtype="float32")
     texts = [prompt + response for prompt, response in zip(PROMPTS, RESPONSES, strict=True)]
-    want = np.array([float(zoo.plain_scores(loaded.model, ids)[0]) for ids in loaded.tokenizer(texts)["input_ids"]])
-    spread = want.std()  # what counts is the order of responses
     reward = ClassifierReward(loaded, batch_size=5)
-    found.hold("rewards", reward.score(PROMPTS, RESPONSES) / spread, want / spread)
+    got = checked_score(reward, PROMPTS, RESPONSES)
+    want = np.array([float(zoo.plain_scores(loaded.model, ids)[0]) for ids in loaded.tokenizer(texts)["input_ids"]])
+    spread = want.std() + 1e-3 * np.abs(want).max()  # what counts is the order of responses
+    found.hold("rewards", got / spread, want / spread)
     found.hold("rewards of texts", reward.score_texts(texts) / spread, want / spread)
     loaded.model.save_pretrained(folder / "again")
     loaded.tokenizer.save_pretrained(folder / "again")
@@ -159,8 +167,6 @@ def _classifier(found: Found, folder: Path) -> None:
 
 def table(rows: list[Found], tasks: tuple[str, ...]) -> str:
     """Return what was found as a table in Markdown."""
-    lines = ["| model | verdict | " + " | ".join(f"{task} without" for task in tasks) + " |", "|---" * (2 + len(tasks)) + "|"]
-    for row in rows:
-        lines.append(f"| {row.name} | {row.verdict} | " + " | ".join(row.left_out.get(task, "") for task in tasks) + " |")
-    return "\n".join(lines)
-
+    header = ["model", "verdict", *(f"{task} without" for task in tasks)]
+    cells = [[row.name, row.verdict, *(row.left_out.get(task, "") for task in tasks)] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *cells])

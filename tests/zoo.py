@@ -337,7 +337,7 @@ def tokenizer(vocabulary: int = VOCABULARY, *, closed: bool = False) -> Any:
 @torch.no_grad()
 def plain_logits(model: Any, ids: list[int]) -> torch.Tensor:
     """Return the truth: the logits of one text, `(T, V)`, in double precision, without cache, padding or mask."""
-    exact = _exact(model)
+    exact = in_double(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logits = exact(input_ids=torch.tensor([ids]), use_cache=False).logits[0].double()
@@ -347,13 +347,13 @@ def plain_logits(model: Any, ids: list[int]) -> torch.Tensor:
 @torch.no_grad()
 def plain_scores(model: Any, ids: list[int]) -> torch.Tensor:
     """Return the truth of a classifier: the outputs for one text, `(num_labels,)`, as `plain_logits` does."""
-    exact = _exact(model)
+    exact = in_double(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return exact(input_ids=torch.tensor([ids])).logits[0].double()
 
 
-def _exact(model: Any) -> Any:
+def in_double(model: Any) -> Any:
     precision = torch.float32 if model.config.model_type in FLOAT32_ONLY else torch.float64
     exact = copy.deepcopy(model).to(precision).eval()
     exact.set_experts_implementation("eager")  # grouped products know no double precision

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,11 +12,12 @@ from torch.nn.functional import cross_entropy
 
 from bonlib.align.methods import Judged, Vbon
 from bonlib.align.reward_cdf import SampledCdf
+from bonlib.checks import settle, whole
 from bonlib.lm.models import LoadedModel
 from bonlib.lm.reading import response_batches, response_log_probs, response_logits
 from bonlib.lm.rewards import RewardModel, checked_score
 from bonlib.lm.samplers import Responses, SamplingSettings, TransformersSampler, best_of_n, concatenate
-from bonlib.lm.store import Draws
+from bonlib.lm.store import Draws, check_draws
 from bonlib.metrics import kl_k1, kl_k3, mean_over_prompts, next_token_entropy, next_token_kl, win_probability
 
 Array = NDArray[np.float64]
@@ -56,15 +57,19 @@ class TestSet:
                 f"there are {len(self.prompts)} prompts and {len(self.opponents)} rows of opponents; a measurement "
                 "needs at least two prompts, and as many rows"
             )
-        if not self.sampling.plain:
+        settle(self, responses=whole("responses", self.responses, 1), seed=whole("seed", self.seed))
+        if not self.sampling.plain or self.sampling.stop:
             raise ValueError(
-                f"sampling is {self.sampling}; KL and entropy are those of the policy itself: temperature 1 and top_p 1"
+                f"sampling is {self.sampling}; KL and entropy are those of the policy itself: temperature 1, all tokens, no stop"
             )
 
     def first(self, prompts: int, responses: int) -> TestSet:
         """Return a smaller test set: the first prompts of this one."""
         few = slice(prompts)
-        draws = self.draws and Draws(self.draws.prompts[few], self.draws.responses[few], self.draws.chunks[few])
+        drawn = self.draws
+        draws = drawn and replace(
+            drawn, prompts=drawn.prompts[few], responses=drawn.responses[few], chunks=drawn.chunks[few]
+        )
         rewards = None if self.rewards is None else self.rewards[few]
         return TestSet(self.prompts[few], self.opponents[few], self.sampling, responses, self.seed, draws, rewards)
 
@@ -118,7 +123,15 @@ def evaluate(
         reward_model: judges the responses.
         test: the prompts.
         batch_size: responses drawn and read at once.
+
+    Raises:
+        ValueError: if the test set has draws of another model than the reference.
     """
+    for name, model in (("policy", policy), ("reference", reference)):
+        if not isinstance(model, LoadedModel):
+            raise ValueError(f"{name} is {model!r}; load it with bonlib.lm.models.load_language_model")
+    if test.draws is not None:
+        check_draws(test.draws, reference)
     prompts = [prompt for prompt in test.prompts for _ in range(test.responses)]
     sampler = TransformersSampler(policy, batch_size=batch_size)
     drawn = sampler.sample(prompts, test.sampling, seed=test.seed)

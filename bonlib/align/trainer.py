@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -29,6 +30,7 @@ from bonlib.align.run_folder import Progress, RunFolder
 from bonlib.align.settings import TrainingData, TrainSettings
 from bonlib.lm.kernels import keep_freed_memory
 from bonlib.lm.models import LoadedModel, load_language_model
+from bonlib.lm.store import check_draws
 
 Measure = Callable[[LoadedModel], Mapping[str, float]]
 PROGRESS = ("step", "seconds", "responses", "curve", "recent")  # attributes of a run that a checkpoint keeps
@@ -66,7 +68,7 @@ def train(
     method: OnPolicy | OffPolicy,
     data: TrainingData,
     settings: TrainSettings,
-    folder: Path,
+    folder: str | os.PathLike[str],
     *,
     measure: Measure | None = None,
     show: bool = True,
@@ -88,7 +90,20 @@ def train(
         ValueError: if method, data and settings do not fit, or the folder holds a run with others.
         DivergedError: if a loss or gradient is not finite, or the policy runs away. The last checkpoint is kept.
     """
-    return TrainingRun(reference, method, data, settings, folder, measure, show).go()
+    _check_kinds(reference, method, data, settings)
+    return TrainingRun(reference, method, data, settings, Path(folder), measure, show).go()
+
+
+def _check_kinds(reference: object, method: object, data: object, settings: object) -> None:
+    if isinstance(method, type) or not isinstance(method, Bond | JBond | OffPolicy) and not hasattr(method, "returns"):
+        raise ValueError(f"method is {method!r}; give its settings, such as Vbon(n=8) of bonlib.align.methods")
+    for name, value, kind, remedy in (
+        ("reference", reference, LoadedModel, "load one with bonlib.lm.models.load_language_model"),
+        ("data", data, TrainingData, "put prompts, reward model and draws into a TrainingData"),
+        ("settings", settings, TrainSettings, "give TrainSettings(steps=…)"),
+    ):
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} is {value!r}; it must be a {kind.__name__}: {remedy}")
 
 
 class TrainingRun:
@@ -111,6 +126,8 @@ class TrainingRun:
         # Tied weights are stored once, as they should be, and each checkpoint would say so.
         logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
         set_seed(settings.seed)  # of an adapter's first weights; all other draws have generators of their own
+        if data.draws is not None:
+            check_draws(data.draws, reference)
         self.reference, self.method, self.data, self.settings = reference, method, data, settings
         self.folder, self.measure, self.show = folder, measure, show
         try:
@@ -292,7 +309,7 @@ class TrainingRun:
             "method": type(self.method).__name__,
             **asdict(self.method),  # type: ignore[call-overload]
             "settings": self.settings.described(),
-            "sampling": asdict(self.data.sampling),
+            "sampling": self.data.sampling.described(),
             "reference": self.reference.fingerprint,
             "reward_model": self.data.reward_model.fingerprint,
             "prompts": hashlib.sha256(json.dumps(list(self.data.prompts)).encode()).hexdigest(),

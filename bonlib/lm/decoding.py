@@ -94,7 +94,8 @@ def decode(
         lengths[running] += 1
         return drawn, ~torch.isin(drawn, ends)
 
-    ways = proven(model, "drawing", length=max(map(len, prompts)) + max_new_tokens)
+    sizes = list(map(len, prompts))
+    ways = proven(model, "drawing", begin=min(sizes), length=max(sizes) + max_new_tokens)
     follow(model, prompts, choose, steps=max_new_tokens, pad_id=pad_id, ways=ways)
     return Decoded(tokens, lengths, log_probs, sampling_log_probs)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from bonlib.lm import decoding, reading
 from bonlib.lm.models import LoadedModel
 from bonlib.lm.ways import NEEDS, TASKS, WAYS, UnfitModelError, inner, proven
 
-assert decoding and reading  # they enter their tasks on import
+assert decoding
+assert reading  # both enter their tasks on import
 
 
 def explain(loaded: LoadedModel, *, length: int = 1) -> str:
@@ -29,7 +32,7 @@ def explain(loaded: LoadedModel, *, length: int = 1) -> str:
     used = [way for way in WAYS if any(way in TASKS[task].ways for task in columns)]
     rows = [("way", *columns, "what it is")]
     for way in used:
-        marks = [_mark(way, task, kept) for task, kept in columns.items()]
+        marks = [_mark(loaded.model, way, task, kept) for task, kept in columns.items()]
         what, cost = WAYS[way]
         rows.append((way, *marks, f"{what}; else {cost}" if "left out" in marks else what))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -38,8 +41,8 @@ def explain(loaded: LoadedModel, *, length: int = 1) -> str:
     return "\n".join([about.replace("torch.", ""), *lines, *notes])
 
 
-def _mark(way: str, task: str, kept: frozenset[str]) -> str:
-    if way not in TASKS[task].ways:
+def _mark(model: Any, way: str, task: str, kept: frozenset[str]) -> str:
+    if way not in TASKS[task].ways or not TASKS[task].applies(model, way):
         return "-"
     if way in kept:
         return "yes"

@@ -6,6 +6,7 @@ for the model in hand.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -71,6 +72,11 @@ class TokenBatch:
         """(B,) tokens of each response."""
         found: list[int] = self.response_mask.sum(1).tolist()
         return found
+
+    @cached_property
+    def shortest(self) -> int:
+        """Tokens of the shortest prompt with its response."""
+        return min(len(prompt) + length for prompt, length in zip(self.prompts, self.lengths, strict=True))
 
     @cached_property
     def longest(self) -> int:
@@ -172,7 +178,8 @@ def response_logits(model: Any, batch: TokenBatch, *, states: bool = False) -> R
 
 
 def _response_ways(model: Any, batch: TokenBatch) -> Ways:
-    return proven(model, "learning" if _learns(model) else "responses", length=batch.longest)
+    task = "learning" if _learns(model) else "responses"
+    return proven(model, task, begin=batch.shortest, length=batch.longest)
 
 
 def _learns(model: Any) -> bool:
@@ -256,7 +263,7 @@ def response_states(model: Any, batch: TokenBatch) -> Tensor:
         model: a classifier on a causal model, or one with an adapter.
         batch: what it reads.
     """
-    return _response_states(model, batch, proven(model, "states", length=batch.longest))
+    return _response_states(model, batch, proven(model, "states", begin=batch.shortest, length=batch.longest))
 
 
 def _response_states(model: Any, batch: TokenBatch, ways: Ways) -> Tensor:
@@ -323,11 +330,21 @@ def _read_responses(model: Any, probe: Probe, ways: Ways) -> list[Tensor]:
 
 def _with_gradient(model: Any, outputs: Sequence[Tensor]) -> list[Tensor]:
     """Outputs, and the gradient of a number made of them, as one list of numbers."""
-    total = torch.stack([output.log_softmax(-1)[..., ::3].sum() for output in outputs]).sum()
-    learned = [weight for weight in model.parameters() if weight.requires_grad]
+    total = torch.stack([output.float().log_softmax(-1)[..., ::3].sum() for output in outputs]).sum()
+    learned = _some_of_each_kind(model)
     grads = torch.autograd.grad(total, learned, allow_unused=True)
     flat = [(torch.zeros_like(w) if g is None else g).flatten().float() for w, g in zip(learned, grads, strict=True)]
     return [*(output.detach() for output in outputs), torch.cat(flat)]
+
+
+def _some_of_each_kind(model: Any, most: int = 10**6) -> list[Tensor]:
+    """Of the weights that are learned, the first and the last of each name, layers counted as one; no huge ones."""
+    kinds: dict[str, list[Tensor]] = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and weight.numel() <= most:
+            kinds.setdefault(re.sub(r"\d+", "", name), []).append(weight)
+    found = [weight for weights in kinds.values() for weight in {id(w): w for w in (weights[0], weights[-1])}.values()]
+    return found or [weight for weight in model.parameters() if weight.requires_grad][:1]
 
 
 @torch.enable_grad()
@@ -374,7 +391,8 @@ def scores(
         batch_size: texts a batch.
         pad_id: token to fill up with.
     """
-    ways = proven(model, "judging", length=max(map(len, texts), default=1))
+    sizes = list(map(len, texts)) or [1]
+    ways = proven(model, "judging", begin=min(sizes), length=max(sizes))
     return _scores(model, texts, heads, ways, batch_size=batch_size, pad_id=pad_id).cpu().double().numpy()
 
 
@@ -402,7 +420,13 @@ def _scores(
             batch = [beginnings[place] for place in places], [rest[place] for place in places]
             # For this batch alone: in between, the model is the caller's.
             with cpu_kernels(model, ways), _head_in_its_own_precision(model):
-                found[places] = _scores_of(model, *batch, "pooled" in ways, pad_id).float()
+                try:
+                    found[places] = _scores_of(model, *batch, "pooled" in ways, pad_id).float()
+                except (RuntimeError, IndexError, ValueError) as error:
+                    raise ValueError(
+                        f"model {type(inner(model)).__name__} cannot read text {places[0]}, of {len(texts[places[0]])} "
+                        f"tokens ({str(error).splitlines()[0]}): leave it out, or take another reward model"
+                    ) from error
     return found
 
 
@@ -466,5 +490,8 @@ def _judged(model: Any, probe: Probe, ways: Ways) -> list[Tensor]:
 
 
 TASKS["judging"] = Task(
-    ("batch", "right", "pooled", "heads", "left", "products", "attention"), _judged_plainly, _judged
+    ("batch", "right", "pooled", "heads", "left", "products", "attention"),
+    _judged_plainly,
+    _judged,
+    lambda model, way: way not in ("pooled", "heads", "left") or hasattr(inner(model), "score"),
 )

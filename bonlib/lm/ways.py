@@ -43,12 +43,14 @@ WAYS: Mapping[str, tuple[str, str]] = {  # what it is, and what it costs to go w
 }
 NEEDS = {"shared": "cache", "heads": "pooled"}  # a way that makes sense only with another
 
-# Relative error of logits, root mean square over the vocabulary. In single precision rounding makes about 1e-6 and
-# in bfloat16 1e-2; a way that is wrong is off by as much as the logits themselves.
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 5e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-GRADIENT = 20  # the same for gradients, in units of that tolerance
-SHORT = 20  # tokens of a probe's longest text
+# Relative error of logits, root mean square over the vocabulary. Over thirty layers rounding makes 6e-6 in single
+# precision and 6e-2 in bfloat16; a way that is wrong is off by about as much as the logits themselves.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.15, torch.float16: 0.03}
+GRADIENT = 5  # the same for gradients, in units of that tolerance
+SHORT = 20  # tokens of a probe's longest text, at least
+SMALL = 50_000_000  # weights of a model that is tried at the length in question, whatever its configuration says
 CHEAP = 128  # a window up to this length is exceeded by every probe, a longer one when a text first exceeds it
+BEYOND = 8  # by so many tokens
 VERSION = 1  # of the probes; raise it when a way changes, and they are made anew
 
 _log = logging.getLogger("bonlib")
@@ -85,11 +87,13 @@ class Task(NamedTuple):
         ways: which there are, in the order in which they are tried.
         plain: what is right: tensors whose last axis is compared as a whole.
         fast: the same by some of the ways.
+        applies: whether a way is one for a model at all.
     """
 
     ways: tuple[str, ...]
     plain: Callable[[Any, Probe], Sequence[Tensor]]
     fast: Callable[[Any, Probe, Ways], Sequence[Tensor]]
+    applies: Callable[[Any, str], bool] = lambda model, way: True
 
 
 TASKS: dict[str, Task] = {}  # by name; `decoding` and `reading` enter what they do
@@ -97,26 +101,28 @@ _of_model: weakref.WeakKeyDictionary[Any, dict[Any, Ways]] = weakref.WeakKeyDict
 _of_kind: dict[str, Ways] = {}  # what is known in this process
 
 
-def proven(model: Any, task: str, *, length: int) -> Ways:
+def proven(model: Any, task: str, *, length: int, begin: int = 1) -> Ways:
     """Return which ways are right for a model; those not known yet are tried.
 
     Args:
         model: a `transformers` model, or one with an adapter.
         task: one of `TASKS`.
-        length: tokens of the longest text that is to be read, as windows may matter to it.
+        length: tokens of the longest text in question, as windows may matter to it.
+        begin: tokens of the shortest one.
 
     Raises:
         UnfitModelError: if not even the plain way is right.
     """
     weight, config = next(model.parameters()), model.config
-    reach = _reach(config, length)
-    state = (task, reach, weight.dtype, weight.device.type, config._attn_implementation, _adapter_at_work(model))
+    small = sum(weight.numel() for weight in model.parameters()) <= SMALL
+    shape, far = _shape(config, begin, length, grows=task == "drawing", small=small)
+    state = (task, shape, weight.dtype, weight.device.type, config._attn_implementation, _adapter_at_work(model))
     known = _of_model.setdefault(model, {})
     if state not in known:
         kind = _kind(model, [str(part) for part in state])
         found = _of_kind.get(kind) or _remembered(kind, model)
         if found is None:
-            found, telling = _try_out(model, task, reach)
+            found, telling = _try_out(model, task, shape, far)
             if not telling:  # weights that say nothing, such as those of a new head
                 return found
             _remember(kind, model, found)
@@ -155,9 +161,11 @@ def inner(model: Any) -> Any:
 # -- trying out --------------------------------------------------------------------------------------------------------
 
 
-def _try_out(model: Any, task: str, reach: int) -> tuple[Ways, bool]:
+def _try_out(model: Any, task: str, shape: Shape, far: bool) -> tuple[Ways, bool]:
     """The ways that are right, and whether others with the same configuration may rely on that."""
-    name, probe, entry = type(inner(model)).__name__, make_probe(model, reach), TASKS[task]
+    name, probe, entry = type(inner(model)).__name__, make_probe(model, shape), TASKS[task]
+    # Behind a far border a row of short responses is wrong by too little to be seen, and one of long ones by much.
+    ways = tuple(way for way in entry.ways if entry.applies(model, way) and not (far and way == "rows"))
     device = next(model.parameters()).device.type
     with torch.autocast(device, enabled=False), torch.random.fork_rng(), _evaluating(model):
         try:
@@ -169,7 +177,7 @@ def _try_out(model: Any, task: str, reach: int) -> tuple[Ways, bool]:
                 f"{str(error).splitlines()[0] if str(error) else 'no message'}): take a text model that needs nothing "
                 "else, such as one of AutoModelForCausalLM"
             ) from error
-        tolerance = TOLERANCE[next(model.parameters()).dtype]
+        tolerance = TOLERANCE.get(next(model.parameters()).dtype, 0.15)
         if _differ([right[0][: len(again)]], [again], tolerance):
             raise UnfitModelError(
                 f"model {name} says other things of the same text each time: it is random inside, and has no "
@@ -185,18 +193,19 @@ def _try_out(model: Any, task: str, reach: int) -> tuple[Ways, bool]:
 
         if not _tells(right):
             return frozenset(), False
-        if passes(entry.ways):
-            return frozenset(entry.ways), True
+        if passes(ways):
+            return frozenset(ways), True
         if not passes(()):
             raise UnfitModelError(
-                f"model {name} does not come to the same numbers by {task} as by a plain pass over each text: its "
-                "outputs are not those of a causal model or of a classifier; take another model"
+                f"model {name} does not come to the same numbers by {task}, even without any fast way, as by one plain "
+                "pass over each text: what it says of a token depends on how long the text is, or on what follows; "
+                "take another model, or shorter texts"
             )
         kept: list[str] = []
-        for way in entry.ways:
+        for way in ways:
             if NEEDS.get(way, way) in [*kept, way] and passes([*kept, way]):
                 kept.append(way)
-    left_out = [way for way in entry.ways if way not in kept and NEEDS.get(way, way) in [*kept, way]]
+    left_out = [way for way in ways if way not in kept and NEEDS.get(way, way) in [*kept, way]]
     costs = "; ".join(f"{way} ({WAYS[way][1]})" for way in left_out)
     _log.warning("%s, %s: right only without %s", name, task, costs)
     return frozenset(kept), True
@@ -244,29 +253,32 @@ def _differ(right: Sequence[Tensor], found: Sequence[Tensor], tolerance: float) 
     return False
 
 
-def make_probe(model: Any, reach: int) -> Probe:
-    """Return random texts, the longest of `reach` tokens, of tokens that have no special meaning."""
+def make_probe(model: Any, shape: Shape) -> Probe:
+    """Return random texts of some lengths, of tokens that have no special meaning; those of one length begin alike."""
     config = text_config(model.config)
     special: set[int] = set()
     for key, value in [*model.config.to_dict().items(), *config.to_dict().items()]:
         if key.endswith(("_token_id", "_token_index", "_token_ids")) and value is not None:
             special |= set(value) if isinstance(value, list | tuple) else {value}
-    size = min(int(config.vocab_size), vocabulary(model))
+    size = min(getattr(config, "vocab_size", None) or 100, vocabulary(model))
     usable = torch.tensor([token for token in range(size) if token not in special])
     generator = torch.Generator().manual_seed(0)
 
     def words(count: int) -> list[int]:
         return usable[torch.randint(len(usable), (count,), generator=generator)].tolist()
 
-    long = words(reach - 4)
-    short = words(max(1, min(5, len(long) - 1)))
-    prompts = (short, long, long, long)
-    return Probe(prompts, tuple(words(count) for count in (3, 4, 2, 3)), pad_id=int(usable[0]))
+    # Encoder–decoders judge a text by what they end with at its end token.
+    end = [config.eos_token_id] if getattr(model.config, "is_encoder_decoder", False) else []
+    prompts = {length: words(length) for length, _ in shape}
+    return Probe(tuple(prompts[length] for length, _ in shape), tuple(words(n) + end for _, n in shape), int(usable[0]))
 
 
 def vocabulary(model: Any) -> int:
-    """Return how many tokens a model's table of embeddings has."""
-    return int(inner(model).get_input_embeddings().weight.shape[0])
+    """Return how many tokens a model knows."""
+    try:
+        return int(inner(model).get_input_embeddings().weight.shape[0])
+    except (NotImplementedError, AttributeError):  # it has no table of tokens
+        return sys.maxsize
 
 
 def text_config(config: Any) -> Any:
@@ -279,12 +291,31 @@ def text_config(config: Any) -> Any:
 _BORDER = re.compile(r"window|chunk|block|local|span|stride|segment|original_max|top_?k|bucket|compress|conv|kernel")
 
 
-def _reach(config: Any, length: int) -> int:
-    """How long a probe's text must be to say anything of texts of some length."""
+Shape = tuple[tuple[int, int], ...]  # tokens of prompt and response, of each text of a probe
+
+
+def _shape(config: Any, begin: int, length: int, *, grows: bool, small: bool) -> tuple[Shape, bool]:
+    """How long a probe's texts must be to say anything of others, and whether those go beyond a far border.
+
+    Args:
+        config: of the model.
+        begin: tokens of the shortest text in question.
+        length: tokens of the longest.
+        grows: whether they grow token by token, and so may cross a border on their way.
+        small: whether trying costs so little that it need not be short.
+    """
     borders = _borders(json.dumps(config.to_dict(), sort_keys=True, default=str))
-    crossed = [border for border in borders if border <= CHEAP or border < length]
+    far = [border for border in borders if CHEAP < border < length]
+    if far:
+        border = far[-1]
+        first = (border + 1, 3) if begin > border else (border - 2, 6) if grows else (border - 4, 3)
+        return (first, *((border + 4, count) for count in (4, 2, 3))), True
+    near = [border for border in borders if border <= CHEAP]
     room = getattr(text_config(config), "max_position_embeddings", None) or sys.maxsize
-    return max(min(max([SHORT, *(border + 8 for border in crossed)]), room), 6)
+    wanted = 1 << (min(length, CHEAP) - 1).bit_length() if small else 0  # a power of 2, so that there are few
+    reach = max(min(max([SHORT, wanted, *(border + BEYOND for border in near)]), room), 6)
+    short = max(1, min(2, reach - 5))  # much padding, and fewer tokens than any number of the best to look back at
+    return ((short, reach - short if near and grows else 3), *((reach - 4, count) for count in (4, 2, 3))), False
 
 
 @cache
