@@ -148,7 +148,8 @@ class TrainingData:
     cdf: LogCdf | None = None
 
     def __post_init__(self) -> None:
-        strings("prompts", self.prompts, least=1)
+        if not strings("prompts", self.prompts):
+            raise ValueError("prompts is empty; training needs at least one")
         check_reward_model(self.reward_model)
         if not self.sampling.plain:
             raise ValueError(

@@ -28,7 +28,7 @@ class Blockwise(NamedTuple):
         kl_from_winners: (P,) sum of K̂_n of the blocks that were kept, on average an upper bound, nats.
     """
 
-    texts: NDArray[np.str_]
+    texts: NDArray[np.object_]
     lengths: NDArray[np.intp]
     rewards: NDArray[np.float64]
     kl: NDArray[np.float64]
@@ -101,7 +101,7 @@ def blockwise_best_of_n(
         if not going_on:
             break
     return Blockwise(
-        np.array(response_texts(loaded.tokenizer, encoded, written), dtype=np.str_),
+        np.array(response_texts(loaded.tokenizer, encoded, written), dtype=object),
         np.array([len(tokens) for tokens in written]),
         rewards,
         kl,

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bonlib.checks import whole
 from bonlib.lm.models import end_token_ids, locate
-from bonlib.lm.samplers import Responses, SamplingSettings
+from bonlib.lm.samplers import Responses, SamplingSettings, stopped
 from bonlib.lm.texts import encode_prompts, response_texts
 
 _KINDS = (".safetensors", ".json", ".txt", ".model", ".jinja")  # files that a model is made of
@@ -120,10 +121,12 @@ class VllmSampler:
         if settings.temperature < 0.01:
             raise ValueError(f"temperature is {settings.temperature}; vLLM samples at 0.01 and above")
         encoded = encode_prompts(self.tokenizer, self.context, prompts, settings.max_new_tokens)
-        seeds = np.random.SeedSequence(seed).generate_state(len(prompts), np.uint64) >> np.uint64(1)
+        seeds = np.random.SeedSequence(whole("seed", seed)).generate_state(len(prompts), np.uint64) >> np.uint64(1)
         common = {
             "temperature": settings.temperature,
             "top_p": settings.top_p,
+            "top_k": settings.top_k or -1,  # -1 is all of them
+            "min_p": settings.min_p,
             "max_tokens": settings.max_new_tokens,
             "stop_token_ids": self.end_token_ids,
             "logprobs": 0,  # that of the drawn token alone
@@ -131,16 +134,19 @@ class VllmSampler:
         outputs = self._run(encoded, [{**common, "seed": int(row_seed)} for row_seed in seeds])
         completions = [output.outputs[0] for output in outputs]
         responses = [list(completion.token_ids) for completion in completions]
-        sampling_log_probs = np.array([_summed(c.logprobs, c.token_ids) for c in completions])
-        if settings.temperature == 1 and settings.top_p == 1:
-            log_probs = sampling_log_probs
-        else:
-            log_probs = self._log_probs(encoded, responses)
+        texts = response_texts(self.tokenizer, encoded, responses)
+        if settings.stop:  # vLLM's own would need its texts, which are not always ours
+            for place, (prompt, response) in enumerate(zip(encoded, responses, strict=True)):
+                texts[place], length = stopped(self.tokenizer, prompt, response, texts[place], settings.stop)
+                responses[place] = response[:length]
+        sampling_log_probs = np.array(
+            [_summed(c.logprobs[: len(r)], r) for c, r in zip(completions, responses, strict=True)]
+        )
+        log_probs = sampling_log_probs if settings.plain else self._log_probs(encoded, responses)
         token_ids = np.full((len(responses), settings.max_new_tokens), -1, dtype=np.int32)
         for row, response in zip(token_ids, responses, strict=True):
             row[: len(response)] = response
-        texts = response_texts(self.tokenizer, encoded, responses)
-        return Responses(np.array(texts, dtype=np.str_), token_ids, log_probs, sampling_log_probs)
+        return Responses(np.array(texts, dtype=object), token_ids, log_probs, sampling_log_probs)
 
     def close(self) -> None:
         """Give the engine's memory back; the sampler cannot draw any more."""
