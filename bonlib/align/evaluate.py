@@ -60,7 +60,8 @@ class TestSet:
         settle(self, responses=whole("responses", self.responses, 1), seed=whole("seed", self.seed))
         if not self.sampling.plain or self.sampling.stop:
             raise ValueError(
-                f"sampling is {self.sampling}; KL and entropy are those of the policy itself: temperature 1, all tokens, no stop"
+                f"sampling is {self.sampling}; KL and entropy are those of the policy itself: temperature 1, all "
+                "tokens and no stop"
             )
 
     def first(self, prompts: int, responses: int) -> TestSet:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bonlib.lm.peft_folders import unfreeze_adapter
 from bonlib.lm.reading import TokenBatch, response_logits
+from bonlib.lm.ways import text_config
 
 
 class Anchor(torch.nn.Module):
@@ -64,7 +65,7 @@ class Policy(torch.nn.Module):
         self.anchor = Anchor(p for p in model.parameters() if p.requires_grad) if with_anchor else None
         self.value_head = None
         if with_values:
-            self.value_head = torch.nn.Linear(model.config.hidden_size, 1).to(next(model.parameters()).device)
+            self.value_head = torch.nn.Linear(text_config(model.config).hidden_size, 1).to(next(model.parameters()).device)
             torch.nn.init.zeros_(self.value_head.weight)
             torch.nn.init.zeros_(self.value_head.bias)
 

@@ -95,7 +95,7 @@ def train(
 
 
 def _check_kinds(reference: object, method: object, data: object, settings: object) -> None:
-    if isinstance(method, type) or not isinstance(method, Bond | JBond | OffPolicy) and not hasattr(method, "returns"):
+    if isinstance(method, type) or not (isinstance(method, OffPolicy) or hasattr(method, "returns")):
         raise ValueError(f"method is {method!r}; give its settings, such as Vbon(n=8) of bonlib.align.methods")
     for name, value, kind, remedy in (
         ("reference", reference, LoadedModel, "load one with bonlib.lm.models.load_language_model"),

@@ -86,7 +86,7 @@ def finetune(folder: Path, scratch: Path, documents: Sequence[Document], recipe:
 
     def collate(chosen: Sequence[tuple[list[int], list[int]]]) -> dict[str, Any]:
         prompts, responses = zip(*chosen, strict=True)
-        return {"batch": token_batch(prompts, responses, pad_id=tokenizer.pad_token_id, device=base.device)}
+        return {"batch": token_batch(prompts, responses, pad_id=base.pad_token_id, device=base.device)}
 
     def loss(model: Any, batch: dict[str, Any]) -> torch.Tensor:
         read = batch["batch"]
@@ -210,7 +210,7 @@ def train_reward_model(folder: Path, scratch: Path, examples: Sequence[Ranked], 
             worse += [len(prompts) + second for _, second in example.pairs]
             prompts += [tokenizer(example.prompt)["input_ids"]] * len(example.summaries)
             responses += [response_ids(tokenizer, summary)[:-1] for summary in example.summaries]
-        batch = token_batch(prompts, responses, pad_id=tokenizer.pad_token_id, device=base.device)
+        batch = token_batch(prompts, responses, pad_id=base.pad_token_id, device=base.device)
         return {"batch": batch, "better": torch.tensor(better), "worse": torch.tensor(worse)}
 
     def loss(model: Any, batch: dict[str, Any]) -> torch.Tensor:
