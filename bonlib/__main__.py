@@ -320,7 +320,7 @@ def _parser() -> argparse.ArgumentParser:
         ("rate", "share of the weights that the anchor takes up at each step (jbond)"),
     ):
         train.add_argument(f"--{name}", type=_checked(name, number), help=about)
-    train.add_argument("--seed", type=_checked("seed", whole), help="of training, 0 if not given")
+    train.add_argument("--seed", type=_checked("seed", whole, most=2**32 - 1), help="of training, 0 if not given")
     fields = "a field of TrainSettings, or of the method"
     train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=fields)
     train.add_argument("--out", type=_folder, help="folder of the run, instead of one under _build/train")

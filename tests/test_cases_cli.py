@@ -182,6 +182,7 @@ def test_one_string_is_no_list_of_summaries():
         (["train", "vbon", "--n", "4", "--seed", "-1"], "--seed: seed is -1"),
         (["train", "vbon", "--n", "4", "--seed", "1.5"], "--seed: seed is 1.5"),
         (["train", "vbon", "--n", "4", "--seed", "one"], "--seed: seed is 'one'"),
+        (["train", "vbon", "--n", "4", "--seed", str(2**32)], "--seed: seed is 4294967296"),
         (["train", "vbon", "--n", "0"], "--n: n is 0"),
         (["train", "vbon", "--n", "-3"], "--n: n is -3"),
         (["train", "vbon", "--n", "nan"], "--n: n is 'nan'"),

@@ -259,10 +259,8 @@ def review_prompts(
     shortest, longest = lengths
     if not 1 <= shortest <= longest:
         raise ValueError(f"lengths is {lengths}; it must be (shortest, longest) with 1 <= shortest <= longest")
-    if count < 1:
-        raise ValueError(f"count is {count}; it must be at least 1")
+    count, rng = whole("count", count, 1), np.random.default_rng(whole("seed", seed))
     reviews = load_reviews(split, source, revision)
-    rng = np.random.default_rng(seed)
     prompts: dict[str, None] = {}
     for index in rng.permutation(len(reviews)):
         if len(prompts) >= count:
