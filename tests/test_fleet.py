@@ -206,7 +206,7 @@ def test_any_exception_comes_home(tmp_path):
     [
         ({"prompts": "the film"}, "prompts is 'the film'; it must be a list"),
         ({"prompts": ["a", "b", "a"]}, "prompts has 'a' 2 times"),
-        ({"count": 0}, "count is 0; it must be at least 1"),
+        ({"count": 0}, "count is 0; it must be a whole number of at least 1"),
         ({"chunk_size": 0}, "chunk_size is 0"),
         ({"actors": 0}, "actors is 0; it must be at least 1"),
         ({"prompts_at_once": 0}, "prompts_at_once is 0"),
