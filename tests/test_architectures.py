@@ -19,6 +19,9 @@ TASKS = {
     "classifier": ("judging",),
     "adapter": ("drawing", "responses", "learning"),
 }
+REFUSED = {
+    "funnel": "refused: model FunnelForSequenceClassification cannot read text 3, of 4 tokens"
+}  # it pools in twos
 TITLES = {"causal": "Causal language models", "classifier": "Classifiers as reward models", "adapter": "Adapters"}
 
 
@@ -48,7 +51,7 @@ def test_an_architecture_is_right_or_refused(architecture, found, monkeypatch):
     kind, name = architecture
     row = matrix.examine(name, kind)
     found[kind].append(row)
-    assert row.verdict == "right", row
+    assert row.verdict.startswith(REFUSED.get(name, "right")), row
 
 
 def test_the_page_has_what_is_tested():
@@ -56,4 +59,4 @@ def test_the_page_has_what_is_tested():
     for kind, names in WHOLE.items():
         assert f"## {TITLES[kind]}" in text
         for name in names:
-            assert f"\n| {name} | right |" in text, (kind, name)
+            assert f"\n| {name} | {REFUSED.get(name, 'right |')}" in text, (kind, name)

@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.functional import cross_entropy
 
 from bonlib.align.methods import Judged, Vbon
 from bonlib.align.reward_cdf import SampledCdf
 from bonlib.checks import settle, whole
 from bonlib.lm.models import LoadedModel
-from bonlib.lm.reading import response_batches, response_log_probs, response_logits
+from bonlib.lm.reading import response_batches, response_log_probs, response_logits, token_log_probs
 from bonlib.lm.rewards import RewardModel, checked_score
 from bonlib.lm.samplers import Responses, SamplingSettings, TransformersSampler, best_of_n, concatenate
 from bonlib.lm.store import Draws, check_draws
@@ -222,7 +221,7 @@ def _along_responses(
         figures = []
         for start in range(0, len(said), 256):  # not all at once: each takes several times the room of its logits
             at = slice(start, start + 256)
-            log_probs = [-cross_entropy(logits[at], said[at], reduction="none") for logits in (own, ref)]
+            log_probs = [token_log_probs(logits[at], said[at]) for logits in (own, ref)]
             figures.append(torch.stack([next_token_kl(own[at], ref[at]), next_token_entropy(own[at]), *log_probs]))
         tokens = torch.cat(figures, dim=1).cpu().double().numpy()  # Apple's GPUs know no float64
         found[:, places] = np.add.reduceat(tokens, np.cumsum([0, *batch.lengths[:-1]]), axis=1)

@@ -65,7 +65,8 @@ class Policy(torch.nn.Module):
         self.anchor = Anchor(p for p in model.parameters() if p.requires_grad) if with_anchor else None
         self.value_head = None
         if with_values:
-            self.value_head = torch.nn.Linear(text_config(model.config).hidden_size, 1).to(next(model.parameters()).device)
+            width = text_config(model.config).hidden_size
+            self.value_head = torch.nn.Linear(width, 1).to(next(model.parameters()).device)
             torch.nn.init.zeros_(self.value_head.weight)
             torch.nn.init.zeros_(self.value_head.bias)
 

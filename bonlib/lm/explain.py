@@ -12,7 +12,7 @@ assert decoding
 assert reading  # both enter their tasks on import
 
 
-def explain(loaded: LoadedModel, *, length: int = 1) -> str:
+def explain(loaded: LoadedModel, *, length: int = 64) -> str:
     """Return a table of the fast ways to run a model, and which of them are right for it.
 
     Args:

@@ -219,14 +219,15 @@ def _passes(model: Any, layout: Layout, ways: Ways) -> Iterator[tuple[Tensor, Te
     """Which rows are read at once, their token ids, and what a model is told besides."""
     for rows in alike(layout.lengths, "right", ways):
         length = max(layout.lengths[row] for row in rows)
-        special = {}
+        special: dict[str, Tensor] = {}
         if layout.special:
             mask, position_ids = layout.special["attention_mask"], layout.special["position_ids"]
             special["attention_mask"] = mask[rows][:, :, :length, :length].to(next(model.parameters()).dtype)
             if takes(model, "position_ids"):
                 special["position_ids"] = position_ids[rows, :length]
-        # Behind a text padding needs no mask: a causal model does not see what comes later.
-        yield torch.tensor(rows, device=layout.ids.device), layout.ids[rows, :length], special
+        ids = layout.ids[rows, :length]
+        # Padding behind a text need not be masked, as a causal model does not see it; but some models warn of no mask.
+        yield torch.tensor(rows, device=ids.device), ids, special or {"attention_mask": torch.ones_like(ids)}
 
 
 @contextmanager
@@ -297,9 +298,20 @@ def response_log_probs(
     for places, batch in response_batches(loaded, prompts, responses, batch_size):
         with torch.no_grad():
             logits, said = response_logits(loaded.model, batch).logits, batch.responses[batch.response_mask.bool()]
-            tokens = -torch.nn.functional.cross_entropy(logits, said, reduction="none")
-        found[places] = np.add.reduceat(tokens.cpu().double().numpy(), np.cumsum([0, *batch.lengths[:-1]]))
+            tokens = token_log_probs(logits, said).cpu().double().numpy()  # Apple's GPUs know no float64
+        found[places] = np.add.reduceat(tokens, np.cumsum([0, *batch.lengths[:-1]]))
     return found
+
+
+def token_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return the log-probability of one token a row, (N,), from logits (N, V), to the last digit of the logits.
+
+    Over a large vocabulary sums in single precision are off by 1e-5 always to one side, which adds up in a response.
+    """
+    highest = logits.amax(1, keepdim=True)
+    weights = (logits - highest).exp_()
+    total = weights.sum(1, dtype=torch.float32 if logits.device.type == "mps" else torch.float64)
+    return (logits.gather(1, tokens[:, None]) - highest)[:, 0] - total.log()
 
 
 def response_batches(
@@ -437,7 +449,7 @@ def _scores_of(
     width = max(map(len, rest))
     ids = torch.tensor([ids + [pad_id] * (width - len(ids)) for ids in rest], device=device)
     mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in rest], device=device)
-    options = {} if len(set(map(len, rest))) == 1 else {"attention_mask": mask}
+    options: dict[str, Any] = {"attention_mask": mask}
     if not pooled:
         logits: Tensor = model(ids, **options).logits
         return logits

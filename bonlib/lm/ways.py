@@ -49,7 +49,7 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.15, tor
 GRADIENT = 5  # the same for gradients, in units of that tolerance
 SHORT = 20  # tokens of a probe's longest text, at least
 SMALL = 50_000_000  # weights of a model that is tried at the length in question, whatever its configuration says
-CHEAP = 128  # a window up to this length is exceeded by every probe, a longer one when a text first exceeds it
+CHEAP = 128  # up to this length a text may grow to in a probe; of longer ones only the end does
 BEYOND = 8  # by so many tokens
 VERSION = 1  # of the probes; raise it when a way changes, and they are made anew
 
@@ -310,10 +310,12 @@ def _shape(config: Any, begin: int, length: int, *, grows: bool, small: bool) ->
         border = far[-1]
         first = (border + 1, 3) if begin > border else (border - 2, 6) if grows else (border - 4, 3)
         return (first, *((border + 4, count) for count in (4, 2, 3))), True
-    near = [border for border in borders if border <= CHEAP]
+    near = [border for border in borders if border < min(length, CHEAP + 1)]
     room = getattr(text_config(config), "max_position_embeddings", None) or sys.maxsize
     wanted = 1 << (min(length, CHEAP) - 1).bit_length() if small else 0  # a power of 2, so that there are few
-    reach = max(min(max([SHORT, wanted, *(border + BEYOND for border in near)]), room), 6)
+    reach = max([SHORT, wanted, *(border + BEYOND for border in near)])
+    # No further than the texts may go: behind the next border things may be otherwise.
+    reach = max(min([reach, room, *(border for border in borders if border >= length)]), 6)
     short = max(1, min(2, reach - 5))  # much padding, and fewer tokens than any number of the best to look back at
     return ((short, reach - short if near and grows else 3), *((reach - 4, count) for count in (4, 2, 3))), False
 
