@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from bonlib.checks import number, plain, whole
+from bonlib.checks import flag, number, plain, whole
 from bonlib.lm.models import LoadedModel
 from bonlib.lm.reading import scores
 from bonlib.lm.samplers import Responses
-from bonlib.lm.texts import token_ids
+from bonlib.lm.texts import chat_prompt, token_ids
 
 Rewards = NDArray[np.float64]
 REMEMBERED = 1 << 18  # texts whose rewards a classifier keeps in mind, of some 150 bytes each
@@ -53,11 +53,13 @@ class ClassifierReward:
         loaded: the classifier.
         batch_size: texts it reads at once.
         suffix: what follows each response, such as the end token for a model that was trained to read its reward there.
+        chat: whether the model judges a conversation: prompt and response are then put into its own chat template, as
+            the user's turn and the assistant's, whatever template the model that answers has.
     """
 
     outputs = 1
 
-    def __init__(self, loaded: LoadedModel, *, batch_size: int = 256, suffix: str = "") -> None:
+    def __init__(self, loaded: LoadedModel, *, batch_size: int = 256, suffix: str = "", chat: bool = False) -> None:
         _check_loaded(loaded)
         if loaded.model.config.num_labels != self.outputs:
             raise ValueError(
@@ -65,13 +67,17 @@ class ClassifierReward:
                 f"with {self.outputs}"
             )
         self.loaded, self.batch_size, self.suffix = loaded, whole("batch_size", batch_size, 1), suffix
+        self.chat = flag("chat", chat)
+        if chat:
+            chat_prompt(loaded.tokenizer, "is there a template?")
         self._judged: dict[bytes, float] = {}
         self._weights: Any = None  # with which it did
 
     @property
     def fingerprint(self) -> str:
-        """A hash of weights, tokenizer and suffix."""
+        """A hash of weights, tokenizer, suffix and template."""
         about = f"{self.loaded.fingerprint} {type(self).__name__}" + (f" {self.suffix}" if self.suffix else "")
+        about += f" chat {self.loaded.tokenizer.chat_template}" if self.chat else ""
         return hashlib.sha256(about.encode()).hexdigest()
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Rewards:
@@ -80,14 +86,16 @@ class ClassifierReward:
         Raises:
             ValueError: if the lists differ in length, or a text is longer than the classifier's context.
         """
-        keys, known = self._keys(prompts, responses), self._memory()
+        wholes, known = self._wholes(prompts, responses), self._memory()
+        keys = list(map(_key, wholes))
         new = {key: place for place, key in enumerate(keys) if key not in known}
-        asked = [(prompts[place], responses[place]) for place in new.values()]
-        encoded = self._encode([prompt + response + self.suffix for prompt, response in asked])
-        different = list(dict.fromkeys(prompt for prompt, _ in asked))
-        prompt_ids = dict(zip(different, token_ids(self.loaded.tokenizer, different), strict=True))
+        encoded = self._encode([wholes[place] for place in new.values()])
+        asked = [prompts[place] for place in new.values()]
+        different = list(dict.fromkeys(asked))
+        begun = [chat_prompt(self.loaded.tokenizer, prompt) for prompt in different] if self.chat else different
+        prompt_ids = dict(zip(different, token_ids(self.loaded.tokenizer, begun), strict=True))
         # The border between prompt and response can change a token, so only what is really there counts as common.
-        heads = [_common(prompt_ids[prompt], ids[:-1]) for (prompt, _), ids in zip(asked, encoded, strict=True)]
+        heads = [_common(prompt_ids[prompt], ids[:-1]) for prompt, ids in zip(asked, encoded, strict=True)]
         found = dict(zip(new, self.score_tokens(encoded, heads).tolist(), strict=True)) if new else {}
         rewards = np.array([found[key] if key in found else known[key] for key in keys], dtype=np.float64)
         self._keep(found)
@@ -97,11 +105,15 @@ class ClassifierReward:
         """Take note of rewards that this model gave before, so that it gives the same ones again."""
         self._memory()
         texts = responses.texts.tolist() if isinstance(responses, Responses) else responses
-        self._keep(dict(zip(self._keys(prompts, texts), rewards.tolist(), strict=True)))
+        self._keep(dict(zip(map(_key, self._wholes(prompts, texts)), rewards.tolist(), strict=True)))
 
-    def _keys(self, prompts: Sequence[str], responses: Sequence[str]) -> list[bytes]:
-        wholes = (f"{prompt}{response}{self.suffix}" for prompt, response in zip(prompts, responses, strict=True))
-        return [hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest() for text in wholes]
+    def _wholes(self, prompts: Sequence[str], responses: Sequence[str]) -> list[str]:
+        """What is read: each prompt with its response."""
+        pairs = zip(prompts, responses, strict=True)
+        if not self.chat:
+            return [f"{prompt}{response}{self.suffix}" for prompt, response in pairs]
+        closed = functools.partial(chat_prompt, self.loaded.tokenizer, add_generation_prompt=False)
+        return [closed(list(pair)) + self.suffix for pair in pairs]
 
     def _memory(self) -> dict[bytes, float]:
         """The rewards it has given, none if its weights have changed since."""
@@ -154,6 +166,10 @@ class ClassifierReward:
 def _check_loaded(loaded: object) -> None:
     if not isinstance(loaded, LoadedModel):
         raise ValueError(f"loaded is {_shown(loaded)}; it must be a classifier: give load_classifier(NAME)")
+
+
+def _key(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
