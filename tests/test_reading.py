@@ -8,8 +8,9 @@ import peft
 import pytest
 import torch
 
+from bonlib.lm.classifiers import scores
 from bonlib.lm.models import LoadedModel
-from bonlib.lm.reading import response_log_probs, response_logits, response_states, scores, token_batch
+from bonlib.lm.reading import response_log_probs, response_logits, response_states, token_batch
 from bonlib.lm.rewards import ClassifierReward, SentimentReward
 from bonlib.lm.samplers import SamplingSettings, TransformersSampler
 

@@ -9,9 +9,10 @@ import torch
 import zoo
 
 from bonlib.lm import decoding, reading, ways
+from bonlib.lm.classifiers import scores
 from bonlib.lm.explain import explain
 from bonlib.lm.models import LoadedModel
-from bonlib.lm.reading import response_logits, scores, token_batch
+from bonlib.lm.reading import response_logits, token_batch
 from bonlib.lm.ways import UnfitModelError, make_probe, proven
 
 

@@ -92,8 +92,9 @@ class TrainSettings:
     def __post_init__(self) -> None:
         for name in ("steps", "prompts", "group", "shards", "measure_every", "checkpoint_every"):
             settle(self, **{name: whole(name, getattr(self, name), 1)})
-        for name in ("warmup", "lora_rank", "seed"):
+        for name in ("warmup", "lora_rank"):
             settle(self, **{name: whole(name, getattr(self, name))})
+        settle(self, seed=whole("seed", self.seed, most=2**32 - 1))  # as far as NumPy's older generator goes
         for name in ("learning_rate", "max_grad_norm", "max_kl"):
             settle(self, **{name: number(name, getattr(self, name), above=0)})
         settle(self, decay=flag("decay", self.decay))

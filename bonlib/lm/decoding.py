@@ -54,7 +54,6 @@ class Decoded(NamedTuple):
     sampling_log_probs: Tensor
 
 
-@torch.no_grad()  # inference_mode would mark what a model keeps, and it may be trained later
 def decode(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -114,7 +113,7 @@ def follow(
         ways: those that are right for this model.
     """
     device = next(model.parameters()).device
-    with cpu_kernels(model, ways):
+    with torch.inference_mode("inference" in ways), torch.no_grad(), cpu_kernels(model, ways):
         for places in alike(list(map(len, prompts)), "left", ways):
             rows, chosen = torch.tensor(places, device=device), [tuple(prompts[place]) for place in places]
             (_follow_with_cache if "cache" in ways else _follow_without)(
@@ -239,7 +238,6 @@ def plain_logits(model: Any, text: Sequence[int]) -> Tensor:
     return logits[-len(text) :]  # in front of them an adapter may have said something about virtual tokens
 
 
-@torch.no_grad()
 def _followed(model: Any, probe: Probe, ways: Ways) -> list[Tensor]:
     """The same by the loop, made to say these responses."""
     said: list[list[Tensor]] = [[] for _ in probe.responses]
@@ -254,11 +252,26 @@ def _followed(model: Any, probe: Probe, ways: Ways) -> list[Tensor]:
 
     steps = max(map(len, probe.responses))
     follow(model, probe.prompts, choose, steps=steps, pad_id=probe.pad_id, ways=ways)
-    return [torch.stack(rows) for rows in said]
+    if _left_behind(model):
+        raise ValueError("tensors that the model keeps from now on would have no gradients")
+    return [torch.stack(rows).clone() for rows in said]
+
+
+def _left_behind(model: Any) -> bool:
+    """Whether a model keeps tensors of inference mode, with which it cannot learn; they are made ordinary ones."""
+    found = False
+    for module in model.modules():
+        for kept in (vars(module), module._buffers):
+            for name, value in list(kept.items()):
+                if isinstance(value, Tensor) and value.is_inference():
+                    kept[name], found = value.clone(), True
+    return found
 
 
 TASKS["drawing"] = Task(
-    ("batch", "cache", "shared", "left", "products", "attention"), torch.no_grad()(said_plainly), _followed
+    ("batch", "cache", "shared", "left", "products", "attention", "inference"),
+    torch.no_grad()(said_plainly),
+    _followed,
 )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from bonlib.lm import decoding, reading
+from bonlib.lm import classifiers, decoding, reading
 from bonlib.lm.models import LoadedModel
 from bonlib.lm.ways import NEEDS, TASKS, WAYS, UnfitModelError, inner, proven
 
+assert classifiers  # these enter their tasks on import
 assert decoding
-assert reading  # both enter their tasks on import
+assert reading
 
 
 def explain(loaded: LoadedModel, *, length: int = 64) -> str:

@@ -34,7 +34,7 @@ def locate(name: str | os.PathLike[str]) -> str:
         return str(unpacked(packaged_file(text)))
     if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).exists():
         return text
-    ours = [*sorted(path.parent.name for path in BUNDLED.glob("*/*config.json")), *PACKAGED]
+    ours = [*sorted({path.parent.name for path in BUNDLED.glob("*/*config.json")}), *PACKAGED]
     below = sorted(path.parent.name for path in Path(text).expanduser().glob("*/adapter_config.json"))
     inside = f"; it has adapters in folders of its own, of which one can be named: {', '.join(below)}" if below else ""
     raise FileNotFoundError(

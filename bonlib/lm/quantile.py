@@ -20,6 +20,7 @@ from bonlib.cdf import snapped
 from bonlib.lm.models import LoadedModel, locate
 from bonlib.lm.pretrain import Recipe, fit
 from bonlib.lm.rewards import ClassifierReward
+from bonlib.lm.texts import token_ids
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,11 @@ def fit_quantile_model(
     set_seed(recipe.seed)
     where = locate(language_model)
     tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        raise ValueError(
+            f"the tokenizer of {language_model} has neither a padding token nor an end token, and texts of unlike "
+            "length are read together: set its pad_token to any of its tokens and save it again"
+        )
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = AutoModelForSequenceClassification.from_pretrained(
         where,
@@ -119,7 +125,7 @@ def fit_quantile_model(
     torch.nn.init.zeros_(model.score.weight)  # it starts from "half of the others are better"
     whole = [prompt + str(text) for prompt, row in zip(prompts, texts, strict=True) for text in row]
     fitted = LoadedModel(model, tokenizer, f"quantiles of {language_model}")
-    encoded = tokenizer(whole)["input_ids"]
+    encoded = token_ids(tokenizer, whole)
     longest = max(range(len(whole)), key=lambda place: len(encoded[place]))
     if len(encoded[longest]) > fitted.context:
         raise ValueError(

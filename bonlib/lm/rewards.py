@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from bonlib.checks import flag, number, plain, whole
+from bonlib.lm.classifiers import scores
 from bonlib.lm.models import LoadedModel
-from bonlib.lm.reading import scores
 from bonlib.lm.samplers import Responses
 from bonlib.lm.texts import chat_prompt, token_ids
 
