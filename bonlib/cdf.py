@@ -18,8 +18,8 @@ Smoothing = Literal["posterior", "add_one", "add_half", "clamp", "none"]
 
 # A judge scores equal texts a little differently from batch to batch: in float32 by 1e-8 to 1e-7 of the rewards' size.
 # Rewards of a prompt whose difference is at most this share of their size are one reward: of the larger of the two, or
-# of the upper quartile of the prompt's, where that is more. Pass `ties=0.0` where every digit of a reward is meant.
-TIES = 1e-6
+# of the upper quartile of the prompt's, where that is more. Pass `rounding=0.0` where every digit of a reward is meant.
+ROUNDING = 1e-6
 
 
 class Estimate(NamedTuple):
@@ -69,7 +69,7 @@ class EmpiricalCdf:
               reward; with a = n, b = 1 for draws of best-of-n.
         prior: a and b of "posterior", above 0 (b may be 0).
         floor: of "clamp", above 0.
-        ties: share of the rewards' size up to which a difference is rounding, see `TIES`; 0 for none.
+        rounding: share of the rewards' size up to which a difference is rounding, see `ROUNDING`; 0 for none.
 
     Raises:
         ValueError: if there is no sample for a prompt, a reward is not finite, or an argument is out of range.
@@ -84,7 +84,7 @@ class EmpiricalCdf:
         *,
         prior: tuple[float, float] = (1.0, 1.0),
         floor: float = 1.0,
-        ties: float = TIES,
+        rounding: float = ROUNDING,
     ) -> None:
         if smoothing not in ("posterior", "add_one", "add_half", "clamp", "none"):
             raise ValueError(
@@ -99,7 +99,7 @@ class EmpiricalCdf:
         ranked = np.concatenate([np.sort(row) for row in rows])
         # Rows of different lengths make a table when the shorter ones repeat their last entry.
         table = ranked[self._starts[:, None] + np.minimum(np.arange(self.m.max()), self.m[:, None] - 1)]
-        tolerance = _tolerance(ranked, np.repeat(_size(table)[:, 0], self.m), ties)
+        tolerance = _tolerance(ranked, np.repeat(_size(table)[:, 0], self.m), rounding)
         # What is as good as a sample within the tolerance is neither better nor worse.
         self._from, self._upto = ranked - tolerance, ranked + tolerance
 
@@ -238,7 +238,7 @@ def _rows(name: str, samples: ArrayLike | Sequence[ArrayLike]) -> tuple[list[Arr
     return rows, single
 
 
-def snapped(rewards: ArrayLike, ties: float = TIES) -> Array:
+def snapped(rewards: ArrayLike, rounding: float = ROUNDING) -> Array:
     """Return rewards in which those that differ by rounding are equal: to the lowest of them.
 
     Neighbours within the tolerance hang together, and where many do, as in a million draws of a continuous reward, the
@@ -246,14 +246,14 @@ def snapped(rewards: ArrayLike, ties: float = TIES) -> Array:
 
     Args:
         rewards: finite, shape (..., m); the last axis is one prompt's.
-        ties: share of their size up to which a difference is rounding, see `TIES`; 0 gives the rewards as they are.
+        rounding: share of their size up to which a difference is rounding, see `ROUNDING`; 0 leaves them as they are.
     """
     table = np.asarray(rewards, dtype=np.float64)
-    if ties == 0 or not table.size:
+    if rounding == 0 or not table.size:
         return table
     order = np.argsort(table, axis=-1)
     ranked = np.take_along_axis(table, order, axis=-1)
-    tolerance = _tolerance(ranked, _size(ranked), ties)
+    tolerance = _tolerance(ranked, _size(ranked), rounding)
     begins = np.ones(ranked.shape, dtype=bool)
     np.greater(np.diff(ranked), tolerance[..., 1:], out=begins[..., 1:])
     above_lowest = ranked - _at_beginning(ranked, begins)
@@ -270,8 +270,8 @@ def _at_beginning(ranked: Array, begins: NDArray[np.bool_]) -> Array:
     return np.take_along_axis(ranked, np.maximum.accumulate(places, axis=-1), axis=-1)
 
 
-def _tolerance(rewards: Array, size: Array, ties: float) -> Array:
-    return number("ties", ties, least=0, below=1) * np.maximum(np.abs(rewards), size)
+def _tolerance(rewards: Array, size: Array, rounding: float) -> Array:
+    return number("rounding", rounding, least=0, below=1) * np.maximum(np.abs(rewards), size)
 
 
 def _size(ranked: Array) -> Array:
@@ -319,7 +319,7 @@ def best_of_n_reward(samples: ArrayLike, n: int) -> Estimate:
     return Estimate(value, np.sqrt((m - 1) * np.var(left_out, axis=-1)))
 
 
-def best_of_n_weights(samples: ArrayLike, n: int, *, ties: float = TIES) -> Array:
+def best_of_n_weights(samples: ArrayLike, n: int, *, rounding: float = ROUNDING) -> Array:
     """Return how likely best-of-n keeps each of m samples, if its n draws are n of them taken at random.
 
     With these weights, the mean of anything over the samples estimates its mean over best-of-n, without bias.
@@ -327,7 +327,7 @@ def best_of_n_weights(samples: ArrayLike, n: int, *, ties: float = TIES) -> Arra
     Args:
         samples: rewards of i.i.d. reference responses, shape (..., m) with m >= n; the last axis is one prompt's.
         n: number of draws, a whole number from 1 to m.
-        ties: share of the rewards' size up to which a difference is rounding, see `TIES`; 0 for none.
+        rounding: share of the rewards' size up to which a difference is rounding, see `ROUNDING`; 0 for none.
 
     Returns:
         Probabilities, shape (..., m); samples of equal reward have equal ones, as if they came in random order.
@@ -339,11 +339,11 @@ def best_of_n_weights(samples: ArrayLike, n: int, *, ties: float = TIES) -> Arra
     """
     rewards, n = _checked_samples(samples, n)
     upto = _subset_cdf(rewards.shape[-1], n)
-    lower, upper = _ranks(snapped(rewards, ties))
+    lower, upper = _ranks(snapped(rewards, rounding))
     return (upto[upper] - upto[lower]) / (upper - lower)
 
 
-def best_of_n_win_rate(samples: ArrayLike, n: int, *, ties: float = TIES) -> Array:
+def best_of_n_win_rate(samples: ArrayLike, n: int, *, rounding: float = ROUNDING) -> Array:
     """Return the unbiased estimate of how often best-of-n beats another reference response, ties counting one half.
 
     It is the mean over all ways to take n samples as competitors and one of the others as their opponent. That the
@@ -352,7 +352,7 @@ def best_of_n_win_rate(samples: ArrayLike, n: int, *, ties: float = TIES) -> Arr
     Args:
         samples: rewards of i.i.d. reference responses, shape (..., m) with m > n; the last axis is one prompt's.
         n: number of draws, a whole number from 1 to m − 1.
-        ties: share of the rewards' size up to which a difference is rounding, see `TIES`; 0 for none.
+        rounding: share of the rewards' size up to which a difference is rounding, see `ROUNDING`; 0 for none.
 
     Returns:
         The estimate for each prompt, shape (...): n/(n+1) where no two rewards are equal.
@@ -365,7 +365,7 @@ def best_of_n_win_rate(samples: ArrayLike, n: int, *, ties: float = TIES) -> Arr
     rewards, n = _checked_samples(samples, n, opponents=1)
     others = rewards.shape[-1] - 1
     upto = _subset_cdf(others, n)
-    lower, upper = _ranks(snapped(rewards, ties))
+    lower, upper = _ranks(snapped(rewards, rounding))
     # All n competitors are worse than a sample, or no better, if they are among so many of the others.
     return 1 - (upto[lower] + upto[upper - 1]).mean(axis=-1) / 2
 
@@ -376,7 +376,7 @@ def best_of_n_kl(
     *,
     log_probs: ArrayLike | None = None,
     responses: Any = None,
-    ties: float = TIES,
+    rounding: float = ROUNDING,
 ) -> Array:
     """Return an estimate of KL(π_n ‖ π) in nats from m reference samples: E log((F≤^n − F^n) / (F≤ − F)) over π_n.
 
@@ -391,7 +391,7 @@ def best_of_n_kl(
             unless they are too many for that. The mass F≤ − F of other rewards is counted, as that of all is if None.
         responses: which draws are one response, shape (..., m): their texts, such as `draws.texts`, or anything else
             that can be hashed.
-        ties: share of the rewards' size up to which a difference is rounding, see `TIES`; 0 for none.
+        rounding: share of the rewards' size up to which a difference is rounding, see `ROUNDING`; 0 for none.
 
     Raises:
         ValueError: if `n` is out of range, a reward or log-probability is not a number in its range, `responses` has
@@ -401,7 +401,7 @@ def best_of_n_kl(
     """
     rewards, n = _checked_samples(samples, n)
     m = rewards.shape[-1]
-    rows = snapped(rewards, ties).reshape(-1, m)
+    rows = snapped(rewards, rounding).reshape(-1, m)
     known = np.full(rows.shape, np.nan)
     if log_probs is not None:
         log_probs = np.asarray(log_probs, dtype=np.float64)

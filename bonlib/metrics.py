@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from bonlib.cdf import TIES, EmpiricalCdf, Estimate
+from bonlib.cdf import ROUNDING, EmpiricalCdf, Estimate
 from bonlib.checks import whole
 from bonlib.exact import Array
 
@@ -29,14 +29,14 @@ def mean_over_prompts(values: ArrayLike) -> Estimate:
     return Estimate(per_prompt.mean(axis=0), per_prompt.std(axis=0, ddof=1) / np.sqrt(len(per_prompt)))
 
 
-def win_probability(rewards: ArrayLike, opponents: ArrayLike, *, ties: float = TIES) -> Array:
+def win_probability(rewards: ArrayLike, opponents: ArrayLike, *, rounding: float = ROUNDING) -> Array:
     """Return, for each response, the share of its prompt's opponents that it beats, ties counting one half.
 
     Args:
         rewards: of the responses to judge, shape (prompts, a).
         opponents: rewards of independent reference responses to the same prompts, shape (prompts, b). For best-of-n of
             a prompt's only draws, which would be their own opponents, take `bonlib.cdf.best_of_n_win_rate`.
-        ties: share of the rewards' size up to which a difference is rounding, see `bonlib.cdf.TIES`; 0 for none.
+        rounding: share of the rewards' size up to which a difference is rounding, see `bonlib.cdf.ROUNDING`; 0: none.
 
     Returns:
         Shape (prompts, a), in [0, 1]: the calibrated reward, estimated from b opponents.
@@ -52,16 +52,16 @@ def win_probability(rewards: ArrayLike, opponents: ArrayLike, *, ties: float = T
     for name, value in (("rewards", mine), ("opponents", theirs)):
         if not np.isfinite(value).all():
             raise ValueError(f"{name} has a reward that is not finite: drop or repair that response")
-    cdf = EmpiricalCdf(theirs, "none", ties=ties)
+    cdf = EmpiricalCdf(theirs, "none", rounding=rounding)
     return (cdf.strict(mine) + cdf.weak(mine)) / 2
 
 
-def win_rate(rewards: ArrayLike, opponents: ArrayLike, *, ties: float = TIES) -> Estimate:
+def win_rate(rewards: ArrayLike, opponents: ArrayLike, *, rounding: float = ROUNDING) -> Estimate:
     """Return the win rate of a policy against the reference, ties counting one half, with its standard error.
 
     Arguments as in `win_probability`; at least two prompts.
     """
-    return mean_over_prompts(win_probability(rewards, opponents, ties=ties).mean(axis=1))
+    return mean_over_prompts(win_probability(rewards, opponents, rounding=rounding).mean(axis=1))
 
 
 def kl_k1(log_probs: ArrayLike, ref_log_probs: ArrayLike) -> Array:

@@ -45,7 +45,7 @@ def test_ties_survive_rounding():
     for options in ({}, {"responses": WHICH}):
         found = best_of_n_kl(rewards, 8, log_probs=np.log(PROBS)[WHICH], **options)
         assert found == pytest.approx(0.7240, abs=1e-4)
-    exact = EmpiricalCdf(rewards, "none", ties=0.0).weak(0.5 - 1e-8)
+    exact = EmpiricalCdf(rewards, "none", rounding=0.0).weak(0.5 - 1e-8)
     assert exact == pytest.approx(8 / 64)  # who wants every digit has them
 
 
@@ -79,9 +79,9 @@ def test_dense_rewards_do_not_hang_together():
     assert (rewards - found).min() >= 0
     assert (rewards - found).max() <= 1e-6
     assert len(np.unique(found)) > 400_000
-    np.testing.assert_array_equal(snapped([1.0, 1.0 + 1e-9], ties=0.0), [1.0, 1.0 + 1e-9])
-    with pytest.raises(ValueError, match="ties is -1"):
-        snapped([1.0, 2.0], ties=-1)
+    np.testing.assert_array_equal(snapped([1.0, 1.0 + 1e-9], rounding=0.0), [1.0, 1.0 + 1e-9])
+    with pytest.raises(ValueError, match="rounding is -1"):
+        snapped([1.0, 2.0], rounding=-1)
 
 
 def test_jbond_takes_rounding_for_a_tie():

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from bonlib.cdf import TIES, EmpiricalCdf, ExponentialCdf, RewardCdf, Smoothing
+from bonlib.cdf import ROUNDING, EmpiricalCdf, ExponentialCdf, RewardCdf, Smoothing
 from bonlib.checks import number
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class SampledCdf:
         samples: rewards of M reference responses to each, shape (P, M).
         smoothing: as in `bonlib.cdf.EmpiricalCdf`; or "exponential" for the curve of `bonlib.cdf.ExponentialCdf`.
         prior: as in `EmpiricalCdf`.
-        ties: likewise.
+        rounding: likewise.
     """
 
     def __init__(
@@ -51,25 +51,25 @@ class SampledCdf:
         smoothing: Smoothing | Literal["exponential"] = "posterior",
         *,
         prior: tuple[float, float] = (1.0, 1.0),
-        ties: float = TIES,
+        rounding: float = ROUNDING,
     ) -> None:
         table = np.asarray(samples, dtype=np.float64)
         prior = (number("prior[0]", prior[0], above=0), number("prior[1]", prior[1], least=0))
-        ties = number("ties", ties, least=0, below=1)
+        rounding = number("rounding", rounding, least=0, below=1)
         if table.ndim != 2 or len(table) != len(prompts):
             raise ValueError(
                 f"samples has shape {table.shape} for {len(prompts)} prompts; it must be (prompts, samples)"
             )
         if len(set(prompts)) != len(prompts):
             raise ValueError(f"prompts has {len(prompts) - len(set(prompts))} repeated; all must be different")
-        late = [] if ties == TIES else [ties]
+        late = [] if rounding == ROUNDING else [rounding]
         about = hashlib.sha256(json.dumps([list(prompts), smoothing, prior, *late]).encode())
         about.update(table.tobytes())
         self.fingerprint = about.hexdigest()  # two runs with different estimates are different runs
         self._cdfs: dict[str, RewardCdf] = {
             prompt: ExponentialCdf.fit(row)
             if smoothing == "exponential"
-            else EmpiricalCdf(row, smoothing, prior=prior, ties=ties)
+            else EmpiricalCdf(row, smoothing, prior=prior, rounding=rounding)
             for prompt, row in zip(prompts, table, strict=True)
         }
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bonlib.cdf import TIES
+from bonlib.cdf import ROUNDING as ONE_REWARD
 from bonlib.checks import number
 from bonlib.losses.checks import ROUNDING, check_finite, check_log_probs, check_shapes
 
@@ -161,7 +161,7 @@ def jbond_reward(rewards: Tensor, anchor_rewards: Tensor) -> Tensor:
 
     Over the two responses of the anchor its mean is −log 16 · (1 − F≤)², which equals log F≤ at the median.
 
-    Rewards that differ by rounding are equal (`bonlib.cdf.TIES`).
+    Rewards that differ by rounding are equal (`bonlib.cdf.ROUNDING`).
 
     Args:
         rewards: r(y), shape (B,).
@@ -179,7 +179,7 @@ def jbond_reward(rewards: Tensor, anchor_rewards: Tensor) -> Tensor:
         )
     check_finite(rewards=rewards, anchor_rewards=anchor_rewards)
     lower = anchor_rewards.min(dim=1).values
-    worse = rewards < lower - TIES * torch.maximum(rewards.abs(), lower.abs())
+    worse = rewards < lower - ONE_REWARD * torch.maximum(rewards.abs(), lower.abs())
     return worse.to(torch.result_type(rewards, 1.0)) * -math.log(16)
 
 
