@@ -20,6 +20,7 @@ from bonlib.lm.ways import UnfitModelError, make_probe, proven
 def nothing_known(monkeypatch, tmp_path):
     """Let each test find out for itself, and keep that apart from what the user's cache has."""
     monkeypatch.setattr(ways, "_of_kind", {})
+    monkeypatch.setattr(ways, "_said", set())
     monkeypatch.setattr(ways, "user_cache_path", lambda _: tmp_path)
 
 
@@ -58,8 +59,8 @@ def test_what_is_found_is_kept_for_the_kind_and_on_disk(monkeypatch, tmp_path):
 
 def test_one_line_says_what_is_left_out_and_what_that_costs(caplog):
     with caplog.at_level(logging.WARNING, "bonlib"):
-        proven(zoo.CAUSAL["mamba"](), "drawing", length=20)
-        proven(zoo.CAUSAL["mamba"](), "drawing", length=20)
+        for length in (20, 20, 40):
+            proven(zoo.CAUSAL["mamba"](), "drawing", length=length)
         proven(zoo.causal("llama"), "drawing", length=20)
     (record,) = [record for record in caplog.records if record.name == "bonlib"]
     assert record.getMessage().startswith("MambaForCausalLM, drawing: right only without left (prompts of each length")

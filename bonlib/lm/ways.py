@@ -100,6 +100,7 @@ class Task(NamedTuple):
 TASKS: dict[str, Task] = {}  # by name; `decoding` and `reading` enter what they do
 _of_model: weakref.WeakKeyDictionary[Any, dict[Any, Ways]] = weakref.WeakKeyDictionary()
 _of_kind: dict[str, Ways] = {}  # what is known in this process
+_said: set[str] = set()  # lines of the log
 
 
 def proven(model: Any, task: str, *, length: int, begin: int = 1) -> Ways:
@@ -208,7 +209,10 @@ def _try_out(model: Any, task: str, shape: Shape, far: bool) -> tuple[Ways, bool
                 kept.append(way)
     left_out = [way for way in ways if way not in kept and NEEDS.get(way, way) in [*kept, way]]
     costs = "; ".join(f"{way} ({WAYS[way][1]})" for way in left_out)
-    _log.warning("%s, %s: right only without %s", name, task, costs)
+    line = f"{name}, {task}: right only without {costs}"
+    if line not in _said:  # texts of other lengths may say it again
+        _said.add(line)
+        _log.warning(line)
     return frozenset(kept), True
 
 
