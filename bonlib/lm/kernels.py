@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from bonlib.lm.ways import inner
+
 
 @contextmanager
 def cpu_kernels(model: Any, ways: Container[str] = ("products", "attention")) -> Iterator[None]:
@@ -56,8 +58,8 @@ def plain_attention(model: Any) -> Iterator[None]:
 
 def _attends_as_told(model: Any) -> bool:
     """Whether a model looks up its attention by the name in its configuration, as most do, and has the usual one."""
-    inside = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return bool(getattr(inside, "_supports_attention_backend", False)) and model.config._attn_implementation == "sdpa"
+    told = getattr(inner(model), "_supports_attention_backend", False)
+    return bool(told) and model.config._attn_implementation == "sdpa"
 
 
 @contextmanager

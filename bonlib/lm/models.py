@@ -22,7 +22,7 @@ from bonlib.lm.loading import Kind, load_files
 from bonlib.lm.peft_folders import adapter_settings, virtual_tokens
 from bonlib.lm.places import BUNDLED, locate
 from bonlib.lm.texts import chat_prompt, encode_prompts
-from bonlib.lm.ways import inner
+from bonlib.lm.ways import inner, vocabulary
 
 __all__ = [
     "BUNDLED", "LoadedModel", "chat_prompt", "check_causal", "end_token_ids", "load_classifier", "load_language_model",
@@ -71,10 +71,7 @@ class LoadedModel:
     @property
     def vocabulary(self) -> int:
         """How many tokens the model knows."""
-        try:
-            return int(inner(self.model).get_input_embeddings().weight.shape[0])
-        except (NotImplementedError, AttributeError):  # it has no table of tokens
-            return sys.maxsize
+        return vocabulary(self.model)
 
     @property
     def pad_token_id(self) -> int:
@@ -135,8 +132,7 @@ def end_token_ids(generation_config: Any, tokenizer: Any, vocabulary: int = sys.
 
 def takes(model: Any, name: str) -> bool:
     """Return whether a model's forward pass takes an argument; an adapter hides those of the model it is on."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return name in inspect.signature(inner.forward).parameters
+    return name in inspect.signature(inner(model).forward).parameters
 
 
 def pick_device(wanted: str | int | torch.device = "auto") -> str:

@@ -52,7 +52,6 @@ SHORT = 20  # tokens of a probe's longest text, at least
 SMALL = 50_000_000  # weights of a model that is tried at the length in question, whatever its configuration says
 CHEAP = 128  # up to this length a text may grow to in a probe; of longer ones only the end does
 BEYOND = 8  # by so many tokens
-VERSION = 2  # of the probes; raise it when a way changes, and they are made anew
 
 _log = logging.getLogger("bonlib")
 
@@ -151,8 +150,17 @@ def _kind(model: Any, state: Sequence[str]) -> str:
     kinds = [f"{type(part).__module__}.{type(part).__qualname__}" for part in (model, inner(model))]
     processor = [torch.backends.cpu.get_cpu_capability(), os.environ.get("ONEDNN_MAX_CPU_ISA")]
     learned = sorted({name.split(".")[-1] for name, weight in model.named_parameters() if weight.requires_grad})
-    about = [VERSION, torch.__version__, transformers.__version__, processor, kinds, config, adapters, learned, state]
+    about = [_code(), torch.__version__, transformers.__version__, processor, kinds, config, adapters, learned, state]
     return hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()
+
+
+@cache
+def _code() -> str:
+    """A hash of the code that runs models: when it changes, ways are tried anew."""
+    digest = hashlib.sha256()
+    for name in ("ways", "kernels", "decoding", "reading", "classifiers"):
+        digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    return digest.hexdigest()
 
 
 def inner(model: Any) -> Any:
