@@ -66,7 +66,6 @@ def test_rounding_changes_nothing_that_is_told_of_rewards_of_any_size(levels, sc
         lambda r, asked: best_of_n_weights(r, 2),
         lambda r, asked: best_of_n_kl(r, 2),
         lambda r, asked: best_of_n_win_rate(r, 2),
-        lambda r, asked: best_of_n([r], 2),
         lambda r, asked: leave_one_out_cdf([r]),
         lambda r, asked: Dpo(0.1, generations=3, pairs=3).examples(np.array([r]), seed=0)[1],
     ):

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from bonlib.cdf import ROUNDING, snapped
 from bonlib.checks import number, settle, strings, whole
 from bonlib.lm.decoding import Law, decode
 from bonlib.lm.models import LoadedModel
@@ -228,12 +227,12 @@ def best_of_n(rewards: ArrayLike, n: int) -> NDArray[np.intp]:
 
     Returns:
         Indices of the kept draws, shape (prompts, m // n): the first of the best in each group, as an argmax over
-        i.i.d. draws has it. Rewards that differ by rounding are equal (`bonlib.cdf.ROUNDING`).
+        i.i.d. draws has it.
 
     Raises:
         ValueError: if `n` is out of range or a reward is not finite.
     """
-    groups = _groups(rewards, n, rounding=ROUNDING)
+    groups = _groups(rewards, n)
     return _places(groups, groups.argmax(axis=2))
 
 
@@ -278,7 +277,7 @@ def _places(groups: NDArray[np.float64], choice: NDArray[np.intp]) -> NDArray[np
     return choice + groups.shape[2] * np.arange(groups.shape[1])
 
 
-def _groups(rewards: ArrayLike, n: int, rounding: float = 0.0) -> NDArray[np.float64]:
+def _groups(rewards: ArrayLike, n: int) -> NDArray[np.float64]:
     table = np.asarray(rewards, dtype=np.float64)
     if table.ndim != 2:
         raise ValueError(f"rewards has shape {table.shape}; it must be (prompts, draws)")
@@ -287,4 +286,4 @@ def _groups(rewards: ArrayLike, n: int, rounding: float = 0.0) -> NDArray[np.flo
         raise ValueError(f"rewards[{prompt}, {draw}] is {table[prompt, draw]}; drop or repair that response")
     n = whole("n", n, 1, table.shape[1], what=f"with {table.shape[1]} draws a prompt it")
     count = table.shape[1] // n
-    return snapped(table, rounding)[:, : count * n].reshape(len(table), count, n)
+    return table[:, : count * n].reshape(len(table), count, n)
