@@ -60,7 +60,8 @@ def test_every_text_gets_the_score_of_a_pass_alone(classifier, llama, kind, batc
 
 def test_a_head_is_read_once(llama, monkeypatch):
     model, read_tokens = llama.model, []
-    scores(model, TEXTS, HEADS, batch_size=8, pad_id=1)  # by now it is known what is right for this model
+    texts = [[*range(10, 40), 50 + i] for i in range(8)]
+    scores(model, texts, [30] * 8, batch_size=8, pad_id=1)  # by now it is known what is right for this model
     forward = model.base_model.forward
 
     def counted(ids, **options):
@@ -69,7 +70,7 @@ def test_a_head_is_read_once(llama, monkeypatch):
 
     counted.__signature__ = inspect.signature(forward)
     monkeypatch.setattr(model.base_model, "forward", counted)
-    scores(model, [[*range(10, 40), 50 + i] for i in range(8)], [30] * 8, batch_size=8, pad_id=1)
+    scores(model, texts, [30] * 8, batch_size=8, pad_id=1)
     assert read_tokens == [30, 8]  # the head, one token a text
 
 
