@@ -249,7 +249,7 @@ def _differ(right: Sequence[Tensor], found: Sequence[Tensor], tolerance: float) 
     classifier's few outputs (B, k) by their spread over texts; a gradient, all in one row, as a whole.
     """
     for want, got in zip(right, found, strict=True):
-        want, got = want.double(), got.detach().double()
+        want, got = want.cpu().double(), got.detach().cpu().double()  # Apple's GPUs know no float64
         if want.shape != got.shape or not bool(got.isfinite().all()):
             return True
         size, allowed = want.square().mean().sqrt(), tolerance
