@@ -12,8 +12,8 @@ import time
 
 import torch
 
-from bonlib.lm.models import load_language_model
-from bonlib.lm.samplers import SamplingSettings, TransformersSampler
+from bonlib.draws.samplers import SamplingSettings, TransformersSampler
+from bonlib.models.loaded import load_language_model
 
 
 def main():
@@ -49,7 +49,7 @@ def main():
 
     ways = {"ours": with_sampler(TransformersSampler(loaded, batch_size=arguments.batch)), "generate": generate}
     if arguments.vllm:
-        from bonlib.lm.vllm import VllmSampler
+        from bonlib.draws.vllm import VllmSampler
 
         dtype = str(loaded.model.dtype).removeprefix("torch.")
         ways["vLLM"] = with_sampler(VllmSampler(arguments.model, dtype=dtype, engine={"max_model_len": 256}))

@@ -13,9 +13,9 @@ import time
 import numpy as np
 import torch
 
-from bonlib.lm.data import load_reviews
-from bonlib.lm.models import load_classifier
-from bonlib.lm.rewards import ClassifierReward, SentimentReward
+from bonlib.course.making.reviews import load_reviews
+from bonlib.draws.rewards import ClassifierReward, SentimentReward
+from bonlib.models.loaded import load_classifier
 
 
 def main():

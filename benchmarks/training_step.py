@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import bootstrap
 
-from bonlib.align.methods import KlRl, Vbon, VbonBound
-from bonlib.align.reward_cdf import SampledCdf
-from bonlib.align.settings import TrainingData, TrainSettings
-from bonlib.align.trainer import TrainingRun
+from bonlib.course.experiments.setting import imdb_setting
 from bonlib.course.profiles import get_profile
-from bonlib.course.setting import imdb_setting
+from bonlib.methods.kl_rl import KlRl
+from bonlib.methods.vbon import Vbon
+from bonlib.methods.vbon_bound import VbonBound
+from bonlib.training.reward_cdf import SampledCdf
+from bonlib.training.settings import TrainingData, TrainSettings
+from bonlib.training.trainer import TrainingRun
 
 SAMPLES = 200
 

@@ -81,11 +81,11 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:
+    from bonlib.course.experiments.summarisation import SummaryHarness, bundle
+    from bonlib.course.making import adapters, pretrain
     from bonlib.course.profiles import get_profile
     from bonlib.course.runner import BUILD
-    from bonlib.course.tldr import SummaryHarness, bundle
-    from bonlib.lm import adapters, pretrain
-    from bonlib.lm.models import BUNDLED, locate
+    from bonlib.models.loaded import BUNDLED, locate
 
     names = {"language-model": "imdb-gpt2-tiny", "reward-model": "imdb-sentiment-tiny"}
     names |= {which: f"tldr-{which}" for which in ("sft", "proxy", "gold")}
@@ -113,8 +113,8 @@ def _pretrain(arguments: argparse.Namespace) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    from bonlib.lm.explain import explain
-    from bonlib.lm.models import load_classifier, load_language_model
+    from bonlib.models.explain import explain
+    from bonlib.models.loaded import load_classifier, load_language_model
 
     load = load_classifier if arguments.classifier else load_language_model
     print(explain(load(arguments.model, revision=arguments.revision)))
@@ -122,10 +122,11 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from bonlib.align.methods import METHODS
-    from bonlib.align.trainer import DivergedError
-    from bonlib.course import exact_bond, exact_ends, grids, sentiment, tldr
+    from bonlib.course.experiments import exact_bond, exact_ends, grids, sentiment
+    from bonlib.course.experiments import summarisation as tldr
     from bonlib.course.profiles import get_profile
+    from bonlib.methods import METHODS
+    from bonlib.training.trainer import DivergedError
 
     numbers = {name: getattr(arguments, name) for name in ("n", "beta", "every", "rate", "seed")}
     given = [f"--{name}" for name, number in numbers.items() if number is not None]
@@ -191,15 +192,15 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _judge(arguments: argparse.Namespace) -> int:
+    from bonlib.course.experiments.summarisation import SummaryHarness
     from bonlib.course.profiles import get_profile
-    from bonlib.course.tldr import SummaryHarness
 
     SummaryHarness(get_profile(arguments.profile)).judge_all()
     return 0
 
 
 def _store(arguments: argparse.Namespace) -> int:
-    from bonlib.lm.store import SampleStore
+    from bonlib.draws.store import SampleStore
 
     if arguments.root and not arguments.root.is_dir():
         raise ValueError(f"--root is {str(arguments.root)!r}, where there is no store: check the spelling")
@@ -310,7 +311,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train a policy by one method, or a whole sweep; resumes")
     train.add_argument(
-        "method", nargs="*", help="one of bonlib.align.methods.METHODS; for a sweep several, or none for all"
+        "method", nargs="*", help="one of bonlib.methods.registry.METHODS; for a sweep several, or none for all"
     )
     train.add_argument("--profile", default="quick")
     for name, about in (

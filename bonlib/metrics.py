@@ -10,8 +10,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from bonlib.cdf import ROUNDING, EmpiricalCdf, Estimate
+from bonlib.cdf import ROUNDING, EmpiricalCdf
 from bonlib.checks import whole
+from bonlib.estimates import Estimate
 from bonlib.exact import Array
 
 
@@ -35,7 +36,7 @@ def win_probability(rewards: ArrayLike, opponents: ArrayLike, *, rounding: float
     Args:
         rewards: of the responses to judge, shape (prompts, a).
         opponents: rewards of independent reference responses to the same prompts, shape (prompts, b). For best-of-n of
-            a prompt's only draws, which would be their own opponents, take `bonlib.cdf.best_of_n_win_rate`.
+            a prompt's only draws, which would be their own opponents, take `bonlib.estimates.best_of_n_win_rate`.
         rounding: share of the rewards' size up to which a difference is rounding, see `bonlib.cdf.ROUNDING`; 0: none.
 
     Returns:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from toy_training import DOCUMENTS, EXAMPLES, PROMPTS, vowels
 
-from bonlib.lm.models import LoadedModel, load_classifier, load_language_model
-from bonlib.lm.pretrain import train_tokenizer
+from bonlib.course.making.pretrain import train_tokenizer
+from bonlib.models.loaded import LoadedModel, load_classifier, load_language_model
 
 hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is no fault of the code
 hypothesis.settings.load_profile("patient")
@@ -73,11 +73,11 @@ def classifier(classifier_folder: Path) -> LoadedModel:
 @pytest.fixture(scope="session")
 def training_data(language_model, tmp_path_factory):
     """64 draws a prompt of the small language model, scored, and their CDF."""
-    from bonlib.align.reward_cdf import SampledCdf
-    from bonlib.align.settings import TrainingData
-    from bonlib.lm.rewards import FunctionReward
-    from bonlib.lm.samplers import SamplingSettings, TransformersSampler
-    from bonlib.lm.store import SampleStore
+    from bonlib.draws.rewards import FunctionReward
+    from bonlib.draws.samplers import SamplingSettings, TransformersSampler
+    from bonlib.draws.store import SampleStore
+    from bonlib.training.reward_cdf import SampledCdf
+    from bonlib.training.settings import TrainingData
 
     reward, sampling = FunctionReward(vowels, name="vowels"), SamplingSettings(8)
     store = SampleStore(tmp_path_factory.mktemp("store"))
@@ -117,7 +117,7 @@ def finetuned_folder(tmp_path_factory, llama_folder):
     """An adapter of a random model that was trained for a moment."""
     from accelerate.state import AcceleratorState
 
-    from bonlib.lm.adapters import AdapterRecipe, finetune
+    from bonlib.course.making.adapters import AdapterRecipe, finetune
 
     AcceleratorState._reset_state(reset_partial_state=True)
     folder, base = tmp_path_factory.mktemp("adapters") / "sft", str(llama_folder)
@@ -131,7 +131,7 @@ def reward_folders(tmp_path_factory, llama_folder):
     """Two reward models, trained for a moment."""
     from accelerate.state import AcceleratorState
 
-    from bonlib.lm.adapters import RewardRecipe, train_reward_model
+    from bonlib.course.making.adapters import RewardRecipe, train_reward_model
 
     found = []
     for seed in (0, 1):

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 import zoo
 
-from bonlib.align.evaluate import TestSet, evaluate
-from bonlib.align.policy import Policy, trainable
-from bonlib.lm import ways
-from bonlib.lm.models import LoadedModel, load_classifier, load_language_model
-from bonlib.lm.reading import response_log_probs, response_logits, token_batch
-from bonlib.lm.rewards import ClassifierReward, FunctionReward, checked_score
-from bonlib.lm.samplers import SamplingSettings, TransformersSampler
+from bonlib.draws.rewards import ClassifierReward, FunctionReward, checked_score
+from bonlib.draws.samplers import SamplingSettings, TransformersSampler
+from bonlib.evaluate import TestSet, evaluate
+from bonlib.models import ways
+from bonlib.models.loaded import LoadedModel, load_classifier, load_language_model
+from bonlib.models.reading import response_log_probs, response_logits, token_batch
+from bonlib.training.policy import Policy, trainable
 
 PROMPTS = ["the film was good and the end was sad", "a", "the film was good and the end was sad", "so bad"] * 2
 RESPONSES = [" and", " but it was fine", " so", "", " the end", " and the film was so long", " a", " film"]

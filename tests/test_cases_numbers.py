@@ -10,19 +10,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bonlib import losses
-from bonlib.align.methods import BonSft, Dpo, Vbon, VbonBound
-from bonlib.align.reward_cdf import SampledCdf
-from bonlib.align.settings import Ppo, TrainingData, TrainSettings
-from bonlib.cdf import EmpiricalCdf, best_of_n_kl, best_of_n_weights, best_of_n_win_rate, snapped
+from bonlib.cdf import EmpiricalCdf, snapped
 from bonlib.checks import flag, number, strings, whole
+from bonlib.draws.rewards import ClassifierReward, FunctionReward, SentimentReward, checked_score
+from bonlib.draws.samplers import SamplingSettings, TransformersSampler
+from bonlib.draws.store import SampleStore, check_draws
+from bonlib.estimates import best_of_n_kl, best_of_n_weights, best_of_n_win_rate
 from bonlib.exact import Outcomes, kl_divergence
-from bonlib.lm.models import load_classifier, load_language_model
-from bonlib.lm.quantile import leave_one_out_cdf
-from bonlib.lm.rewards import ClassifierReward, FunctionReward, SentimentReward, checked_score
-from bonlib.lm.samplers import Responses, SamplingSettings, TransformersSampler, best_of_n, random_of_n
-from bonlib.lm.store import SampleStore, check_draws
+from bonlib.inference.best_of_n import best_of_n, random_of_n
+from bonlib.methods.bon_sft import BonSft
+from bonlib.methods.dpo import Dpo
+from bonlib.methods.jbond import jbond_reward
+from bonlib.methods.vbon import Vbon
+from bonlib.methods.vbon_bound import VbonBound
 from bonlib.metrics import win_probability
+from bonlib.models.loaded import load_classifier, load_language_model
+from bonlib.models.responses import Responses
+from bonlib.training.quantile import leave_one_out_cdf
+from bonlib.training.reward_cdf import SampledCdf
+from bonlib.training.settings import Ppo, TrainingData, TrainSettings
 
 PROBS, LEVELS = np.array([0.8, 0.1, 0.1]), np.array([0.5, 0.0, 1.0])
 WHICH = np.random.default_rng(0).choice(3, p=PROBS, size=64)
@@ -86,7 +92,7 @@ def test_dense_rewards_do_not_hang_together():
 def test_jbond_takes_rounding_for_a_tie():
     rewards = torch.tensor([0.5 - 1e-8, 0.4], dtype=torch.float64)
     anchor = torch.tensor([[0.5, 0.7], [0.5, 0.7]], dtype=torch.float64)
-    assert losses.jbond_reward(rewards, anchor).tolist() == [0.0, pytest.approx(-np.log(16))]
+    assert jbond_reward(rewards, anchor).tolist() == [0.0, pytest.approx(-np.log(16))]
 
 
 def test_a_text_is_judged_once_whatever_chunk_it_is_in(tmp_path):

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy.special import digamma
 from scipy.stats import betabinom, binom
 
-from bonlib.cdf import EmpiricalCdf, ExponentialCdf, best_of_n_kl, best_of_n_reward, best_of_n_weights
+from bonlib.cdf import EmpiricalCdf, ExponentialCdf
+from bonlib.estimates import best_of_n_kl, best_of_n_reward, best_of_n_weights
 from bonlib.exact import Outcomes, kl_divergence
 
 REWARDS = st.lists(st.floats(-5, 5), min_size=1, max_size=8)

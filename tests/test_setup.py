@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from bonlib.__main__ import _parser
 from bonlib.course.exercises import INSTALL, REPOSITORY, SOLUTIONS
 from bonlib.course.runner import find_notebooks
-from bonlib.lm.gguf import PACKAGED
+from bonlib.models.gguf import PACKAGED
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -2,8 +2,8 @@
 
 import itertools
 
-from bonlib.lm.adapters import Ranked
-from bonlib.lm.summaries import Document
+from bonlib.course.making.adapters import Ranked
+from bonlib.course.making.documents import Document
 
 PROMPTS = ["the film", "a bad", "I saw", "nobody knows"]
 

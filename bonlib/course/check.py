@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from bonlib.course.profiles import PROFILES, Profile
 
 if TYPE_CHECKING:
-    from bonlib.lm.samplers import TransformersSampler
+    from bonlib.draws.samplers import TransformersSampler
 
 CORES = 2  # that every profile was timed on
 BYTES_PER_TOKEN = 6  # of a stored draw with its text and reward, compressed; measured on draws of 24 tokens
@@ -195,7 +195,7 @@ def _package(name: str) -> Finding:
 
 
 def _reviews(profile: Profile) -> str:
-    from bonlib.lm.data import PACKAGE, load_reviews
+    from bonlib.course.making.reviews import PACKAGE, load_reviews
 
     if profile.reviews != PACKAGE:
         return f"{profile.reviews}, fetched from the hub when needed"
@@ -203,7 +203,7 @@ def _reviews(profile: Profile) -> str:
 
 
 def _model(name: str) -> str:
-    from bonlib.lm.models import locate
+    from bonlib.models.loaded import locate
 
     where = Path(locate(name))
     if not where.is_dir():
@@ -212,7 +212,7 @@ def _model(name: str) -> str:
 
 
 def _store() -> Finding:
-    from bonlib.lm.store import SampleStore
+    from bonlib.draws.store import SampleStore
 
     store = SampleStore()
     folder = next(parent for parent in (store.root, *store.root.parents) if parent.exists())
@@ -226,7 +226,7 @@ def _store() -> Finding:
 def _device(profile: Profile) -> str:
     import torch
 
-    from bonlib.lm.models import pick_device, pick_dtype
+    from bonlib.models.loaded import pick_device, pick_dtype
 
     device = pick_device(profile.device)
     name = torch.cuda.get_device_name() if device.startswith("cuda") else f"{os.cpu_count()} cores"
@@ -234,8 +234,8 @@ def _device(profile: Profile) -> str:
 
 
 def _seconds_for(profile: Profile, draws: int, sampler: TransformersSampler | None) -> float | None:
-    from bonlib.lm.models import load_language_model, locate
-    from bonlib.lm.samplers import SamplingSettings, TransformersSampler
+    from bonlib.draws.samplers import SamplingSettings, TransformersSampler
+    from bonlib.models.loaded import load_language_model, locate
 
     if sampler is None:
         name = profile.language_model

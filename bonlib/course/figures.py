@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bonlib.bounds import win_rate_bound
-from bonlib.cdf import Estimate
+from bonlib.estimates import Estimate
+from bonlib.methods import METHODS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,20 +26,11 @@ COLOURS = {
     "soft best-of-n": "#56b4e9",
     "rewind": "#029e73",
     "random-of-n": "#ca9161",
-    "vbon": "#d55e00",
-    "vbon-bound": "#cc78bc",
-    "kl-rl-rloo": "#de8f05",
-    "kl-rl-ppo": "#ece133",
-    "dpo": "#029e73",
     "ipo": "#8a9a1b",
-    "bonbon": "#56b4e9",
-    "bon-sft": "#fbafe4",
-    "bond": "#4b0092",
-    "bond-iterative": "#9f7fd0",
-    "jbond": "#7a4a12",
     "bound": "#222222",
     "estimate": "#4d4d4d",
     "crude": "#8a8a8a",
+    **{name: method.colour for name, method in METHODS.items()},
 }
 UNLABELLED = "no label"
 CURVE = tuple[ArrayLike, ArrayLike, Mapping[str, Any]]  # x, y and how to draw it

@@ -16,8 +16,10 @@ import torch
 from scipy.optimize import brentq
 from scipy.special import comb
 
-from bonlib import bounds, losses
+from bonlib import bounds
 from bonlib.exact import Array, Outcomes, kl_divergence
+from bonlib.methods.vbon import vbon_return
+from bonlib.methods.vbon_bound import vbon_bound_return, vbon_loose_bound_return
 
 ROUNDING = 1e-9  # relative to the larger of 1 and the right-hand side
 TIGHT = 0.95  # share of a bound that is used up in the worst case seen
@@ -317,11 +319,11 @@ def _vbon(case: Case) -> dict[str, float]:
     with np.errstate(divide="ignore"):
         log_strict = np.log(model.strict_cdf)
     return {
-        "J": mean(avoids_worst, losses.vbon_return, log_strict),
-        "J anywhere": mean(weights, losses.vbon_return, log_strict),
-        "L": mean(avoids_worst, losses.vbon_bound_return, log_strict),
-        "L_weak": mean(weights, losses.vbon_bound_return, model.log_cdf),
-        "L1": mean(avoids_worst, losses.vbon_loose_bound_return, log_strict),
+        "J": mean(avoids_worst, vbon_return, log_strict),
+        "J anywhere": mean(weights, vbon_return, log_strict),
+        "L": mean(avoids_worst, vbon_bound_return, log_strict),
+        "L_weak": mean(weights, vbon_bound_return, model.log_cdf),
+        "L1": mean(avoids_worst, vbon_loose_bound_return, log_strict),
     }
 
 

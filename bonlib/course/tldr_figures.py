@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from bonlib.course.figures import COLOURS, CURVE, new_figure, new_grid
-from bonlib.course.training_figures import METHOD_STYLES
+from bonlib.methods import METHODS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 SUMMARY_STYLES: dict[str, tuple[str, str, str]] = {
     "sft": ("SFT, the reference", COLOURS["reference"], "D"),
     "bon": ("best-of-N", COLOURS["best-of-n"], "o"),
-    **{name: METHOD_STYLES[name] for name in ("bon-sft", "kl-rl-ppo", "dpo", "bonbon", "vbon-bound", "bond", "jbond")},
+    **{
+        name: (METHODS[name].label, METHODS[name].colour, METHODS[name].marker)
+        for name in ("bon-sft", "kl-rl-ppo", "dpo", "bonbon", "vbon-bound", "bond", "jbond")
+    },
 }
 JUDGES = {"proxy": "#7f7f7f", "gold": "#8a6d00"}  # no policies, so in none of their colours
 OUTSIDE = {"in": "in distribution", "out": "out of distribution"}

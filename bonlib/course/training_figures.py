@@ -10,25 +10,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from bonlib.course.figures import COLOURS, CURVE, ESTIMATORS, new_figure, new_grid
+from bonlib.methods import METHODS
 from bonlib.metrics import ShareEstimate, pareto_front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Label, colour and marker of a method, wherever it appears.
-METHOD_STYLES: dict[str, tuple[str, str, str]] = {
-    "vbon": ("vBoN, J", COLOURS["vbon"], "o"),
-    "vbon-bound": ("vBoN, L", COLOURS["vbon-bound"], "s"),
-    "kl-rl-rloo": ("KL-RL, RLOO", COLOURS["kl-rl-rloo"], "D"),
-    "kl-rl-ppo": ("KL-RL, PPO", COLOURS["kl-rl-ppo"], "P"),
-    "dpo": ("DPO", COLOURS["dpo"], "^"),
-    "bonbon": ("BoNBoN", COLOURS["bonbon"], "v"),
-    "bon-sft": ("BoN-SFT", COLOURS["bon-sft"], "X"),
-    "bond": ("BOND", COLOURS["bond"], "p"),
-    "bond-iterative": ("BOND, iterative", COLOURS["bond-iterative"], "h"),
-    "jbond": ("J-BOND", COLOURS["jbond"], "*"),
-}
 SCORES = {"win_rate": "win rate against the reference", "reward": "mean reward, p(positive)"}
 
 
@@ -37,7 +25,7 @@ def fronts_figure(
     curves: Mapping[str, Mapping[str, CURVE]],
     fresh: pd.DataFrame | None = None,
     *,
-    methods: Sequence[str] = tuple(METHOD_STYLES),
+    methods: Sequence[str] = tuple(METHODS),
 ) -> Figure:
     """Draw win rate and mean reward of trained policies against their KL to the reference.
 
@@ -53,7 +41,7 @@ def fronts_figure(
     for axis, (score, label) in zip(axes, SCORES.items(), strict=True):
         on_front = pareto_front(shown["kl"], shown[score])
         for method in methods:
-            name, colour, marker = METHOD_STYLES[method]
+            name, colour, marker = (about := METHODS[method]).label, about.colour, about.marker
             for best, alpha, edge in ((False, 0.35, "none"), (True, 1.0, "#222222")):
                 rows = shown[(shown["method"] == method) & (on_front == best)]
                 style = {"color": colour, "marker": marker, "s": 64, "alpha": alpha, "edgecolors": edge}
@@ -90,7 +78,7 @@ def learning_curves(
     """
     import seaborn as sns
 
-    methods = [method for method in METHOD_STYLES if method in set(curves["method"])]
+    methods = [method for method in METHODS if method in set(curves["method"])]
     blocks = -(-len(methods) // across)
     size = (2.15 * across + 0.6, 2.1 * len(columns) * blocks + 0.4)
     figure, axes = new_grid(len(columns) * blocks, across, size, sharex=True)
@@ -100,7 +88,7 @@ def learning_curves(
     for place, method in enumerate(methods):
         mine = curves[curves["method"] == method]
         values = ends[method].groupby("value").mean().sort_values().index
-        shades = sns.light_palette(METHOD_STYLES[method][1], len(values) + 2)[2:]
+        shades = sns.light_palette(METHODS[method].colour, len(values) + 2)[2:]
         top = len(columns) * (place // across)
         for row, (column, label) in enumerate(columns.items()):
             axis = axes[top + row, place % across]
@@ -121,7 +109,7 @@ def learning_curves(
                 axis.set_ylabel(label)
             else:
                 axis.tick_params(labelleft=False)
-        axes[top, place % across].set_title(METHOD_STYLES[method][0], fontsize=13)
+        axes[top, place % across].set_title(METHODS[method].label, fontsize=13)
         axes[top + len(columns) - 1, place % across].set_xlabel("step")
     return figure
 
@@ -138,14 +126,14 @@ def shares_figure(panels: Mapping[str, tuple[Mapping[str, ShareEstimate], Mappin
     axes = grid[0]
     for axis, (title, (ours, theirs)) in zip(axes, panels.items(), strict=True):
         for place, (method, share) in enumerate(ours.items()):
-            axis.barh(place - 0.17, share.value, 0.34, color=METHOD_STYLES[method][1], edgecolor="#222222", lw=0.6)
+            axis.barh(place - 0.17, share.value, 0.34, color=METHODS[method].colour, edgecolor="#222222", lw=0.6)
             axis.plot([share.low, share.high], [place - 0.17] * 2, color="#222222", lw=1.5)
             if method in theirs:
                 style: dict[str, Any] = {"color": "white", "edgecolor": COLOURS["reference"], "hatch": "///", "lw": 0.8}
                 axis.barh(place + 0.19, theirs[method], 0.3, **style)
         axis.set(title=title, xlabel="share of the Pareto front", xlim=(0, 0.6))
     names = list(next(iter(panels.values()))[0])
-    axes[0].set_yticks(range(len(names)), [METHOD_STYLES[method][0] for method in names])
+    axes[0].set_yticks(range(len(names)), [METHODS[method].label for method in names])
     axes[0].invert_yaxis()
     here = Patch(facecolor=COLOURS["reference"], edgecolor="#222222", label="here, with 5 to 95 %")
     paper = Patch(facecolor="white", edgecolor=COLOURS["reference"], hatch="///", label="paper, of its four")
@@ -164,7 +152,7 @@ def cost_figure(table: pd.DataFrame, learned: pd.DataFrame, baselines: Mapping[s
     figure, axes = new_figure(2, width=5.6, height=4.2)
     for axis, (score, label) in zip(axes, SCORES.items(), strict=True):
         style = {"capsize": 3, "ms": 6}
-        colour = METHOD_STYLES["vbon-bound"][1]
+        colour = METHODS["vbon-bound"].colour
         axis.errorbar(
             table["seconds"],
             table[score],
@@ -217,8 +205,8 @@ def exact_ends_figure(rows: pd.DataFrame) -> Figure:
         "samples": ("filled", 34, "network, from samples"),
     }
     for _, row in rows[rows["training"].isin(kinds)].iterrows():
-        method = "bond-iterative" if row["name"] == METHOD_STYLES["bond-iterative"][0] else row["method"]
-        _, colour, marker = (METHOD_STYLES | {"ipo": ("IPO", COLOURS["ipo"], "<")})[method]
+        method = "bond-iterative" if row["name"] == METHODS["bond-iterative"].label else row["method"]
+        colour, marker = (COLOURS["ipo"], "<") if method == "ipo" else (METHODS[method].colour, METHODS[method].marker)
         face, size, _ = kinds[row["training"]]
         style = {"marker": marker, "s": size, "edgecolors": colour, "linewidths": 1.6}
         style["facecolors"] = colour if face == "filled" else face
@@ -288,7 +276,7 @@ def estimated_ends_figure(rows: pd.DataFrame, truth: Mapping[str, float]) -> Fig
             style = {"marker": "o", **ESTIMATORS[smoothing]}
             axis.plot(mine["m"], mine["reverse_kl"], label=smoothing.replace("_", " "), **style)
         axis.axhline(level, ls="--", lw=1.2, color=COLOURS["bound"], label="true F")
-        axis.set(xscale="log", yscale="log", xlabel="reference samples M behind F", title=METHOD_STYLES[method][0])
+        axis.set(xscale="log", yscale="log", xlabel="reference samples M behind F", title=METHODS[method].label)
         axis.set_xticks(sorted(rows["m"].unique()), [f"{m:.0f}" for m in sorted(rows["m"].unique())])
         axis.set_yticks(ticks := [0.025, 0.05, 0.1, 0.2, 0.4, 0.8], map(str, ticks))
         axis.minorticks_off()

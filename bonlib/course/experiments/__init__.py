@@ -1,0 +1,1 @@
+"""The runs behind the notebooks, and the tables of their results."""

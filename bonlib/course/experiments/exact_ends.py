@@ -1,0 +1,360 @@
+"""Where each method ends on the enumerable language model: the runs behind the table of notebook 04."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import json
+import math
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from scipy.optimize import brentq
+
+from bonlib.cdf import Smoothing
+from bonlib.checks import NotFiniteError
+from bonlib.course.experiments.enumerated import (
+    Distillation,
+    EnumeratedPrompts,
+    Judgement,
+    ListedPolicy,
+    Objective,
+    TabularPolicy,
+    train_exactly,
+)
+from bonlib.course.experiments.results import add_rows, claim, read_rows
+from bonlib.course.experiments.sentiment import describe_device
+from bonlib.course.making.enumerable import LENGTH, PROMPTS, letter_sentiment, vowel_count
+from bonlib.course.runner import ROOT, commit_of_workbook
+from bonlib.draws.samplers import SamplingSettings
+from bonlib.exact import TiltReward, kl_divergence
+from bonlib.methods import METHODS
+from bonlib.methods.bon_sft import BonSft
+from bonlib.methods.bond import Bond
+from bonlib.methods.dpo import Dpo
+from bonlib.methods.jbond import JBond
+from bonlib.models.loaded import LoadedModel, load_language_model
+from bonlib.training.protocol import OffPolicy
+from bonlib.training.reward_cdf import LogCdf, SampledCdf
+from bonlib.training.settings import TrainingData, TrainSettings
+from bonlib.training.trainer import train
+
+TABLE = ROOT / "data" / "results" / "exact_ends.csv"
+N = 8
+REWARDS = {"letters": letter_sentiment, "vowels": vowel_count}  # without and with ties
+RATES = (2e-3, 6e-3, 18e-3)
+FEW = 256  # draws a prompt and step, where they cost time
+SHORT = 200  # steps where many runs are compared with each other
+MS = (8, 64, 512)
+SMOOTHINGS = get_args(Smoothing)
+PAIRWISE = ("bonbon", "ipo", "dpo")  # there are too many pairs to list: they have samples only
+# With which a method ends closest to best-of-N after a short exact training; of two within 5 % the smaller.
+LEARNING_RATES = {"vbon": 6e-3, "vbon-bound": 6e-3, "ipo": 6e-3, "dpo": 2e-3}
+LEARNING_RATES |= dict.fromkeys(("kl-rl-rloo", "bon-sft", "bonbon"), 18e-3)
+LEARNING_RATES |= dict.fromkeys(("bond", "jbond"), 18e-3)  # of J-BOND, which has no end: BOND's
+ITERATED = (("anchor_every", 100), ("anchor_rate", 1.0), ("n", 2))  # best-of-2 of best-of-2 of best-of-2, in 300 steps
+CURVE_POINTS = 40
+Options = tuple[tuple[str, Any], ...]
+Curve = list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class ExactRun:
+    """One training run on the enumerable model.
+
+    Attributes:
+        method: a key of `METHODS` that needs no value head, or "ipo". Iterative BOND is "bond" with a moving anchor.
+        reward: "letters" or "vowels".
+        policy: "network" or "table".
+        training: "exact" (all responses), "samples" (drawn from the list), or "trainer" (drawn from the network and
+            trained by `bonlib.training.trainer`, like any language model).
+        m: reference samples behind log F; None for the truth.
+        smoothing: of the CDF of these samples.
+        beta: of methods that have one.
+        learning_rate: at its peak.
+        steps: of Adam.
+        count: examples a prompt and step, where there are more than can be listed.
+        seed: of draws.
+        options: fields of the method that differ from its own, as pairs.
+        decay: whether the learning rate falls.
+    """
+
+    method: str
+    reward: str = "letters"
+    policy: str = "network"
+    training: str = "exact"
+    m: int | None = None
+    smoothing: str = ""
+    beta: float | None = None
+    learning_rate: float = 6e-3
+    steps: int = 400
+    count: int = 16_384
+    seed: int = 0
+    options: Options = ()
+    decay: bool = True
+
+    def __post_init__(self) -> None:
+        known = {
+            "method": ("ipo", *(name for name in METHODS if name not in ("kl-rl-ppo", "bond-iterative"))),
+            "reward": tuple(REWARDS),
+            "policy": ("network", "table"),
+            "training": ("exact", "samples", "trainer"),
+            "smoothing": SMOOTHINGS if self.m else ("",),
+        }
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(values)}")
+        if self.m and self.training == "trainer":
+            raise ValueError(f"m is {self.m}; the trainer's runs here have the true F: leave m out")
+        if self.training == "trainer" and METHODS[self.method].algorithm != "rloo":
+            raise ValueError(f"training is 'trainer'; {self.method} has draws from the list only")
+
+    @property
+    def identity(self) -> str:
+        """A hash of all of it."""
+        late = {"options": (), "decay": True}  # fields that runs made before them do not have
+        about = {name: value for name, value in asdict(self).items() if late.get(name, ...) != value}
+        return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
+
+    @property
+    def target(self) -> int:
+        """The n of the best-of-n that it is compared with: its own, or `N`."""
+        options = dict(self.options)
+        return options.get("n", N) if "anchor_rate" not in options else N
+
+
+@cache
+def world(reward: str) -> EnumeratedPrompts:
+    """Return the prompts under one of `REWARDS`."""
+    return EnumeratedPrompts(reference(), PROMPTS, REWARDS[reward]())
+
+
+@cache
+def reference() -> LoadedModel:
+    """Return the enumerable model."""
+    return load_language_model("trigram-tiny", device="cpu")
+
+
+@cache
+def matching_beta(reward: str, kind: TiltReward) -> float:
+    """Return the β whose tilt is, on average over prompts, as far from the reference as best-of-N.
+
+    Args:
+        reward: one of `REWARDS`.
+        kind: what the method's optimum tilts by: "raw" for KL-RL, "calibrated" for IPO.
+    """
+    outcomes = world(reward).outcomes
+
+    def excess(log_beta: float) -> float:
+        beta = float(np.exp(log_beta))
+        return sum(kl_divergence(o.tilt(beta, kind), o.probs) - kl_divergence(o.best_of(N), o.probs) for o in outcomes)
+
+    beta = float(np.exp(brentq(excess, np.log(1e-2), np.log(1e2))))
+    return float(f"{beta:.5g}")  # the same on every machine
+
+
+def run_exactly(run: ExactRun, curve: Curve | None = None) -> dict[str, Any]:
+    """Train and judge; return the figures of its row, NaN where a return was not finite (log F = −∞).
+
+    Args:
+        run: says how.
+        curve: takes up rows of figures of the policy on its way, with the step as "step".
+    """
+    prompts = world(run.reward)
+    begun = time.process_time()  # not of the clock: it is the same on a busy machine
+    try:
+        found = prompts.judge(_trained(run, prompts, curve), run.target).means()
+    except NotFiniteError:
+        found = dict.fromkeys(Judgement._fields, math.nan)
+    found["mean_reward"] = found.pop("reward")  # `reward` says which
+    return {**asdict(run), **found, "processor_seconds": time.process_time() - begun}
+
+
+def _watched(
+    objective: Objective, run: ExactRun, prompts: EnumeratedPrompts, curve: list[dict[str, float]]
+) -> Objective:
+    """The same objective, that writes down how the policy stands at some of the steps."""
+    steps = itertools.count()
+
+    def objective_and_note(log_probs: torch.Tensor, progress: float) -> torch.Tensor:
+        step = next(steps)
+        if step % max(run.steps // CURVE_POINTS, 1) == 0:
+            log_quantile = float((log_probs.detach().exp() * prompts.log_cdf).sum(1).mean())
+            found = prompts.judge(log_probs, run.target).means()
+            curve.append({"step": step, **found, "log_quantile": log_quantile})
+        return objective(log_probs, progress)
+
+    return objective_and_note
+
+
+def _trained(run: ExactRun, prompts: EnumeratedPrompts, curve: Curve | None) -> torch.Tensor | LoadedModel:
+    if run.training == "trainer":
+        settings = TrainSettings(
+            steps=run.steps,
+            prompts=len(PROMPTS),
+            group=run.count,
+            learning_rate=run.learning_rate,
+            warmup=run.steps // 20,
+            easing=0.5,
+            measure_every=run.steps,
+            checkpoint_every=run.steps,
+            seed=run.seed,
+        )
+        data = TrainingData(PROMPTS, REWARDS[run.reward](), SamplingSettings(max_new_tokens=LENGTH), cdf=prompts)
+        with TemporaryDirectory() as folder:
+            return train(reference(), _method(run), data, settings, Path(folder) / "run", show=False).policy
+    policy: torch.nn.Module = TabularPolicy(prompts.ref_log_probs)
+    if run.policy == "network":
+        policy = ListedPolicy(copy.deepcopy(reference().model), prompts.prompt_ids)
+    objective = _objective(run, prompts, policy)
+    if curve is not None:
+        objective = _watched(objective, run, prompts, curve)
+    train_exactly(policy, objective, steps=run.steps, learning_rate=run.learning_rate, decay=run.decay)
+    with torch.no_grad():
+        return policy()
+
+
+def _method(run: ExactRun) -> Any:
+    if run.method == "ipo":
+        return Dpo(_given(run.beta), identity=True)
+    if run.method in ("bond", "jbond"):
+        return JBond(**dict(run.options)) if run.method == "jbond" else Bond(**{"n": N, **dict(run.options)})
+    entry = METHODS[run.method]
+    return entry.make(N if entry.setting == "n" else _given(run.beta))
+
+
+def _objective(run: ExactRun, prompts: EnumeratedPrompts, policy: torch.nn.Module) -> Objective:
+    method, sampled = _method(run), run.training == "samples"
+    if isinstance(method, Bond | JBond):
+        return Distillation(prompts, method, policy, count=run.count if sampled else None, seed=run.seed)
+    if not isinstance(method, OffPolicy):
+        count = run.count if sampled else None
+        return prompts.ascend(method, count=count, cdf=_cdf(run, prompts), easing=0.5, seed=run.seed)
+    if isinstance(method, BonSft) and not sampled:
+        return prompts.imitate(N)
+    return prompts.learn(method, count=run.count, seed=run.seed)
+
+
+def _cdf(run: ExactRun, prompts: EnumeratedPrompts) -> LogCdf | None:
+    if run.m is None:
+        return None
+    rng = np.random.default_rng([run.seed, run.m])
+    samples = np.stack([rng.choice(o.rewards, run.m, p=o.probs / o.probs.sum()) for o in prompts.outcomes])
+    return SampledCdf(PROMPTS, samples, run.smoothing)  # type: ignore[arg-type]
+
+
+def _given(beta: float | None) -> float:
+    if beta is None:
+        raise ValueError("beta is None; this method needs one, such as matching_beta returns")
+    return beta
+
+
+def run_all(runs: Iterable[ExactRun], *, table: Path = TABLE) -> None:
+    """Do every run that has no row yet; several processes may do so at once."""
+    about = {"device": describe_device(torch.device("cpu")), "commit": commit_of_workbook()}
+    for run in runs:
+        with claim(ROOT / "_build" / "exact_ends" / f"{run.identity}.lock") as ours:
+            if not ours or run.identity in set(read_rows(table)["run"]):
+                continue
+            curve: Curve | None = [] if run.method in ("bond", "jbond") else None
+            row = run_exactly(run, curve) | about | {"date": time.strftime("%Y-%m-%d")}
+            row["options"] = "; ".join(f"{name}={value}" for name, value in run.options)
+            if curve:
+                add_rows(table.with_name(f"{table.stem}_curves.csv"), run.identity, curve)
+            add_rows(table, run.identity, [row])
+        print(
+            f"{run.method:11s} {run.reward} {run.policy} {run.training:7s} m={run.m} {run.smoothing} "
+            f"{run.learning_rate:g} {row['options']}: KL to best-of-{run.target} {row['reverse_kl']:.4f}, "
+            f"from it {row['forward_kl']:.4f}, to the reference {row['kl']:.3f}, win rate {row['win_rate']:.4f}, "
+            f"{row['processor_seconds']:.0f} s",
+            flush=True,
+        )
+
+
+def search(rates: Sequence[float] = RATES) -> list[ExactRun]:
+    """Return the search for learning rates, the same for every method."""
+    return [
+        ExactRun(method, beta=beta, learning_rate=rate, steps=SHORT, count=4096)
+        for method, beta, options in contestants()
+        if not options and method != "jbond"  # which has no end to be judged by
+        for rate in rates
+    ]
+
+
+def contestants(reward: str = "letters") -> list[tuple[str, float | None, Options]]:
+    """Return the methods of the table with the β of those that have one, and their options."""
+    return [
+        ("vbon", None, ()),
+        ("vbon-bound", None, ()),
+        ("bond", None, ()),
+        ("bond", None, (("term_b", True),)),
+        ("bond", None, ITERATED),
+        ("jbond", None, ()),
+        ("kl-rl-rloo", matching_beta(reward, "raw"), ()),
+        ("bon-sft", None, ()),
+        ("bonbon", None, ()),
+        ("ipo", matching_beta(reward, "calibrated"), ()),
+        ("dpo", 0.5, ()),
+        ("dpo", 2.0, ()),
+    ]
+
+
+def grid() -> list[ExactRun]:
+    """Return the runs of the table: every method on both rewards, as a table, a network, from samples."""
+    ends = [
+        ExactRun(
+            method,
+            reward,
+            policy,
+            training,
+            beta=beta,
+            learning_rate=_rate(method, policy),
+            steps=300 if options == ITERATED else steps,
+            options=options,
+            decay=method != "jbond" and options != ITERATED,  # it would stop what has no end, or another in each round
+        )
+        for reward in REWARDS
+        for policy, training, steps in [("network", "samples", 300), ("network", "exact", 300), ("table", "exact", 400)]
+        for method, beta, options in contestants(reward)
+        if policy == "table" or training == "samples" or method not in PAIRWISE
+    ]
+    by_trainer = [  # by the trainer, with as many draws as it makes in little time, and by draws from the list
+        ExactRun(method, training=training, beta=beta, learning_rate=_rate(method, "network") / 2, steps=300, count=FEW)
+        for method, beta, _ in contestants()
+        if method in METHODS and METHODS[method].algorithm == "rloo"
+        for training in ("trainer", "samples")
+    ]
+    estimated = [
+        ExactRun(
+            method, m=m, smoothing=smoothing, training="samples", learning_rate=_rate(method, "network"), steps=SHORT
+        )
+        for m, smoothing in [(None, ""), *itertools.product(MS, SMOOTHINGS)]
+        for method in ("vbon", "vbon-bound")
+    ]
+    return [*ends, *by_trainer, *estimated]
+
+
+def _rate(method: str, policy: str) -> float:
+    return 0.1 if policy == "table" else LEARNING_RATES[method]
+
+
+def label(method: str, beta: float | None, options: str = "") -> str:
+    """Return a method's name in figures and tables, from its columns there."""
+    names = {
+        "vbon": "vBoN, J",
+        "vbon-bound": "vBoN, L",
+        "kl-rl-rloo": "KL-RL",
+        "bon-sft": "BoN-SFT",
+        "bonbon": "BoNBoN",
+        "bond": {"term_b=True": "BOND with B", "": "BOND"}.get(options, "BOND, iterative"),
+        "jbond": "J-BOND",
+    }
+    return f"DPO, β = {beta:g}" if method == "dpo" else names.get(method, method.upper())

@@ -1,0 +1,123 @@
+"""Which runs on sentiment control a profile makes, for each of the notebooks that draw them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from bonlib.course.experiments.sentiment import FEW, Run
+from bonlib.course.profiles import Profile
+from bonlib.methods import METHODS
+
+RATES = (3e-5, 1e-4, 3e-4)
+CHEAP_M = 12  # 200 steps of vBoN with so many samples a prompt draw as much as 200 steps of J-BOND
+
+
+def grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
+    """Return the runs of notebook 07, seed by seed: each method at its first value, then at its second."""
+    values = {method: setting_values(profile, method) for method in methods or METHODS}
+    return [
+        Run(method, value, seed)
+        for seed in profile.training.seeds
+        for place in range(max(map(len, values.values())))
+        for method, mine in values.items()
+        for value in mine[place : place + 1]
+    ]
+
+
+def setting_values(profile: Profile, method: str) -> Sequence[float]:
+    """Return the values of a method's setting (n, beta, rate or every) that a profile tries."""
+    sizes, setting = profile.training, METHODS[method].setting
+    if method == "dpo":
+        return sizes.dpo_betas
+    if method == "bond":
+        return sizes.bond_ns
+    if setting == "every":
+        return [math.ceil(sizes.steps / moves) for moves in sizes.anchor_moves if moves <= sizes.steps]
+    return {"n": sizes.ns, "beta": sizes.betas, "rate": sizes.anchor_rates}[setting]
+
+
+def rate_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
+    """Return the runs of the search for learning rates: half as long, at the middle value."""
+    return [
+        Run(method, values[len(values) // 2], 0, "learning_rates", changes=changes)
+        for method in methods or METHODS
+        for values in [setting_values(profile, method)]
+        for rate in RATES
+        for changes in [(("learning_rate", rate), ("steps", max(profile.training.steps // 2, 1)))]
+    ]
+
+
+def cdf_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
+    """Return the runs of notebook 08, half as long: vBoN at N = 10 with M reference samples, or with learned quantiles.
+
+    A quantile model takes minutes to learn, so that a profile with a single seed leaves it out.
+    """
+    seeds, ms = (0, 1, 2) if len(profile.training.seeds) > 1 else (0,), profile.training.ms
+    changes = (("steps", max(profile.training.steps // 2, 1)),)
+    return [
+        Run(method, 10, seed, "cdf", cdf=cdf, m=m, changes=changes)
+        for seed in seeds
+        for method in _imitators(methods, "vbon-bound")
+        for cdf, m in [*(("samples", m) for m in ms), *((("learned", FEW),) if len(seeds) > 1 else ())]
+    ]
+
+
+def budget_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
+    """Return the runs that tell what holds vBoN back: at N = 8, one setting changed at a time."""
+    sizes = profile.training
+    tried: list[tuple[int | None, dict[str, Any]]] = [
+        (sizes.draws, {}),
+        (None, {"learning_rate": 3e-5}),
+        (None, {"learning_rate": 3e-4}),
+        (None, {"easing": 0.5}),
+        (None, {"steps": 3 * sizes.steps}),
+        (None, {"group": 16}),
+    ]
+    return [
+        Run(method, 8, 0, "budget", m=m, changes=tuple(changes.items()))
+        for m, changes in tried
+        for method in _imitators(methods, "vbon")
+    ]
+
+
+def bond_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
+    """Return the runs of notebooks 09 and 10 beyond those of 07: one setting changed at a time, for every seed.
+
+    As in `cdf_grid`, learned quantiles are for profiles with more than one.
+    """
+    steps = profile.training.steps
+    pairs = (("group", 2), ("prompts", 32))  # as many prompts a step as J-BOND, and two responses to each
+    changed: list[tuple[str, float, dict[str, Any]]] = [
+        *(
+            ("bond", n, {"options": (("jeffreys_weight", w),), "changes": (("decay", False),)})
+            for n in (8, 4, 16)
+            for w in (0.0, 0.5, 1.0)
+        ),
+        ("bond-iterative", max(steps // 5, 1), {"options": (("n", 4),)}),
+        ("jbond", 1.0, {"options": (("anchor_every", max(steps // 4, 1)),)}),
+        *(("jbond", 0.05, {"options": (("regulariser", gamma),)}) for gamma in (0.5, 1.0, 2.0, -1.0)),
+        *(("kl-rl-rloo", beta, {"changes": pairs}) for beta in (0.001, 0.01, 0.1, 1.0)),
+        *((("bond", 8, {"cdf": "learned", "m": FEW}),) if len(profile.training.seeds) > 1 else ()),
+        ("bond", 8, {"m": FEW}),
+        *(("vbon", n, {"m": CHEAP_M}) for n in (2, 8, 32)),
+        ("jbond", 0.02, {"changes": (("decay", True),)}),
+        ("jbond", 0.02, {"changes": (("steps", 6 * steps),)}),
+    ]
+    return [
+        Run(method, value, seed, "bond", **others)
+        for seed in profile.training.seeds
+        for method, value, others in changed
+        if not methods or method in methods
+    ]
+
+
+def _imitators(methods: Sequence[str], usual: str) -> Sequence[str]:
+    """Return the methods of a sweep at one N."""
+    for method in methods:
+        if METHODS[method].setting != "n":
+            raise ValueError(
+                f"method is {method!r}, whose setting is {METHODS[method].setting}; this sweep is at one N"
+            )
+    return methods or (usual,)

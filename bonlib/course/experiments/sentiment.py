@@ -1,0 +1,413 @@
+"""Every method on sentiment control: the grid of runs, each with one stored row, for notebooks 07 and 08."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from bonlib.checks import number, settle, whole
+from bonlib.course.experiments.results import add_rows, claim, read_rows
+from bonlib.course.experiments.setting import Setting, imdb_setting
+from bonlib.course.making.reviews import review_prompts
+from bonlib.course.profiles import Imdb, Profile, Summaries, Training
+from bonlib.course.runner import BUILD, ROOT, commit_of_workbook
+from bonlib.draws.store import Draws, SampleStore
+from bonlib.evaluate import Evaluation, TestSet, divergences, evaluate, log_quantiles
+from bonlib.methods import METHODS, get_method
+from bonlib.methods.bond import Bond
+from bonlib.methods.jbond import JBond
+from bonlib.metrics import mean_over_prompts
+from bonlib.models.loaded import LoadedModel
+from bonlib.training.protocol import OffPolicy
+from bonlib.training.quantile import QuantileModel, fit_quantile_model
+from bonlib.training.reward_cdf import LogCdf, SampledCdf
+from bonlib.training.settings import Ppo, TrainingData, TrainSettings
+from bonlib.training.trainer import DivergedError, Trained, train
+
+RESULTS = ROOT / "data" / "results"
+FEW = 32  # reference samples a prompt that a quantile model learns from
+SETTABLE = [field.name for field in fields(TrainSettings) if field.name not in ("seed", "ppo")]  # these a run decides
+TEXTS_KEPT = 4  # test prompts whose responses are kept as text
+
+MEASURED = ("reward", "win_rate", "kl", "entropy", "reverse_kl", "forward_kl", "log_quantile")  # while training
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a sweep.
+
+    Attributes:
+        method: a key of `bonlib.methods.registry.METHODS`.
+        value: of its setting, which its entry in `METHODS` names.
+        seed: of training.
+        sweep: which table it belongs to: "sentiment", "cdf", "budget", "bond", "learning_rates" or "tldr".
+        cdf: "samples" for a CDF counted on samples, "exponential" for a curve fitted to that, "learned" for a quantile
+            model.
+        m: samples behind it.
+        changes: settings of training that differ from the profile's, as pairs.
+        options: fields of the method that differ from its own, as pairs.
+    """
+
+    method: str
+    value: float
+    seed: int
+    sweep: str = "sentiment"
+    cdf: str = "samples"
+    m: int | None = None
+    changes: tuple[tuple[str, Any], ...] = field(default=())
+    options: tuple[tuple[str, Any], ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        get_method(self.method)
+        if self.cdf not in ("samples", "exponential", "learned"):
+            raise ValueError(f"cdf is {self.cdf!r}; it must be 'samples', 'exponential' or 'learned'")
+        m = None if self.m is None else whole("m", self.m, 1, what="the number of samples behind a CDF")
+        value = float(number(METHODS[self.method].setting, self.value))  # 8 and 8.0 are one run
+        settle(self, value=value, seed=whole("seed", self.seed), m=m)
+
+    def make(self) -> Any:
+        """Return the method with its settings.
+
+        Raises:
+            ValueError: if it has no such option, or one is out of range.
+        """
+        self.check_names()
+        return METHODS[self.method].make(self._value, **dict(self.options))
+
+    def check_names(self) -> None:
+        """Raise a ValueError if the method has no option of a name in `options`."""
+        entry = METHODS[self.method]
+        known = {field.name for field in fields(entry.make(self._value))} - {entry.setting, *entry.decides}
+        if not set(dict(self.options)) <= known:
+            unknown = min(set(dict(self.options)) - known)
+            raise ValueError(
+                f"setting {unknown!r} is unknown; {self.method} has {', '.join(sorted(known)) or 'none'}, and training "
+                f"{', '.join(SETTABLE)}"
+            )
+
+    @property
+    def _value(self) -> float:
+        entry = METHODS[self.method]
+        if entry.algorithm != "offline" or entry.setting != "n":
+            return self.value
+        if self.value != int(self.value):
+            raise ValueError(f"n is {self.value}; {self.method} takes the best of a whole number of draws")
+        return int(self.value)
+
+
+class Harness:
+    """Reference, reward model, draws and test prompts of a profile, the same for every method: sentiment control.
+
+    Args:
+        profile: names models and sizes.
+        store: of draws; the user's own if None.
+        build: where checkpoints and policies go.
+    """
+
+    compares = True  # whether there are draws enough to measure how far a policy is from best-of-n
+
+    def __init__(self, profile: Profile, store: SampleStore | None = None, *, build: Path = BUILD) -> None:
+        self.profile, self.store, self.build = profile, store or SampleStore(), build
+        self.commit = commit_of_workbook()  # now: the code that runs is the code that was loaded
+        self._learned: dict[int, LogCdf] = {}
+        self._fit_seconds: dict[int, float] = {}
+
+    @property
+    def sizes(self) -> Imdb | Summaries:
+        """How much is drawn to measure with."""
+        return self.profile.imdb
+
+    @property
+    def training(self) -> Training:
+        """Sizes of training."""
+        return self.profile.training
+
+    @property
+    def glance(self) -> tuple[int, int]:
+        """Test prompts, and responses to each, that a policy is measured on while it learns."""
+        return 128, 1
+
+    @cached_property
+    def setting(self) -> Setting:
+        """Models and test prompts."""
+        # In single precision, as policies are: else one that has learned nothing would be away from its reference.
+        return imdb_setting(replace(self.profile, dtype="float32"), self.profile.training.test_prompts)
+
+    @cached_property
+    def prompts(self) -> list[str]:
+        """Openings of training reviews."""
+        return review_prompts(
+            self.setting.reference.tokenizer,
+            self.profile.imdb.train_prompts,
+            seed=self.profile.seed,
+            split="train",
+            lengths=self.profile.imdb.prompt_tokens,
+            source=self.profile.reviews,
+            revision=self.setting.source.partition("@")[2] or None,
+        )
+
+    def draw(self, prompts: Sequence[str], count: int, seed: int) -> tuple[Draws, Any]:
+        """Return draws of the reference and their rewards, from the store as far as it has them."""
+        chunk_size = self.sizes.chunk_size
+        draws = self.store.draw(
+            self.setting.sampler, prompts, count, self.setting.sampling, seed=seed, chunk_size=chunk_size
+        )
+        return draws, self.store.score(self.setting.reward_model, draws)
+
+    @cached_property
+    def reference_draws(self) -> tuple[Draws, Any]:
+        """Draws of the training prompts, and their rewards."""
+        return self.draw(self.prompts, self.training.draws, self.profile.seed)
+
+    @cached_property
+    def test(self) -> TestSet:
+        """Test prompts, with opponents that no best-of-n of notebook 05 has chosen from."""
+        sizes, seed = self.sizes, self.profile.seed
+        draws, rewards = self.draw(self.setting.prompts, sizes.draws + sizes.opponents, seed)
+        own, opponents = rewards[:, : sizes.draws], rewards[:, sizes.draws :]
+        sampling = self.setting.sampling
+        return TestSet(self.setting.prompts, opponents, sampling, self.training.responses, seed, draws, own)
+
+    def samples_behind(self, run: Run) -> int:
+        """Return how many draws of each training prompt a run's CDF is made from."""
+        return run.m or (FEW if run.cdf == "learned" else self.training.cdf_samples)
+
+    def cdf(self, kind: str, m: int) -> LogCdf:
+        """Return a CDF made from the first m draws of each training prompt; `Run` says what kinds there are."""
+        if m > self.training.draws:
+            raise ValueError(f"m is {m}; profile {self.profile.name} has {self.training.draws} draws a prompt")
+        if kind == "learned":
+            return self.learned_cdf(m)
+        rewards = self.reference_draws[1][:, :m]
+        return SampledCdf(self.prompts, rewards, "exponential" if kind == "exponential" else "posterior")
+
+    def learned_cdf(self, m: int) -> LogCdf:
+        """Return the CDF of a quantile model that was fitted on the first m draws of each training prompt."""
+        if m not in self._learned:
+            draws, rewards = self.reference_draws
+            scratch = self.build / "quantiles" / str(os.getpid())
+            begun = time.perf_counter()
+            model = fit_quantile_model(
+                self.profile.language_model, self.prompts, draws.texts[:, :m], rewards[:, :m], scratch=scratch
+            )
+            self._learned[m], self._fit_seconds[m] = _Learned(model), time.perf_counter() - begun
+        return self._learned[m]
+
+    def settings(self, run: Run) -> TrainSettings:
+        """Return the settings of a run: the profile's, with the method's learning rate."""
+        sizes = self.training
+        chosen: dict[str, Any] = {
+            "steps": sizes.steps,
+            "lora_rank": sizes.lora_rank,
+            "precision": sizes.precision,
+            "ppo": Ppo() if METHODS[run.method].algorithm == "ppo" else None,
+            "seed": run.seed,
+        }
+        settings = TrainSettings(**(chosen | self.usual(run.method) | dict(run.changes)))
+        named = {*self.usual(run.method), *dict(run.changes)}
+        return settings if "measure_every" in named else replace(settings, measure_every=max(settings.steps // 10, 5))
+
+    def usual(self, method: str) -> dict[str, Any]:
+        """Return the settings that a method has here: its learning rate, and how a step is made up."""
+        return {"learning_rate": 1e-4, **METHODS[method].training}
+
+    def identity(self, run: Run) -> str:
+        """Return a hash of all that the run's numbers depend on, but the code."""
+        profile, sizes = self.profile, self.training
+        about = {
+            **{name: value for name, value in asdict(run).items() if name != "options" or value},  # it came late
+            "settings": self.settings(run).described(),
+            "draws": sizes.draws,
+            "cdf_samples": self.samples_behind(run),
+            "test": [sizes.test_prompts, sizes.responses],
+            "seed": profile.seed,
+            **self.sources(),
+        }
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
+
+    def sources(self) -> dict[str, Any]:
+        """Return what draws and rewards depend on."""
+        profile = self.profile
+        return {
+            "imdb": {name: value for name, value in asdict(profile.imdb).items() if name != "ns"},
+            "models": [profile.language_model, profile.reward_model, profile.reviews],
+            "revisions": [profile.language_model_revision, profile.reward_model_revision],
+        }
+
+    def folder(self, run: Run) -> Path:
+        """Return where a run keeps its checkpoints and its policy."""
+        name = f"{run.method}-{run.value:g}-{run.seed}-{self.identity(run)}"
+        return self.build / "train" / self.profile.name / name
+
+    def check(self, run: Run) -> None:
+        """Raise a ValueError if the profile has too few draws for a run; nothing is drawn to find out."""
+        method, name = run.make(), self.profile.name
+        if isinstance(method, Bond) and not method.asks_anchor and self.compares and 2 * method.n > self.sizes.draws:
+            raise ValueError(
+                f"n is {method.n}; profile {name} has {self.sizes.draws} draws a test prompt, and "
+                "the distance from best-of-n is measured with 2 n: lower n"
+            )
+        if isinstance(method, OffPolicy) and method.needs_draws > self.training.draws:
+            raise ValueError(
+                f"{METHODS[run.method].setting} is {run.value:g}, for which {run.method} needs {method.needs_draws} "
+                f"draws a prompt; profile {name} has {self.training.draws}: lower it, or take a larger profile"
+            )
+
+    def train(self, run: Run, *, folder: Path | None = None, show: bool = True) -> Trained:
+        """Train the policy of a run; it goes on where it was interrupted."""
+        self.check(run)
+        method = run.make()
+        data = TrainingData(self.prompts, self.setting.reward_model, self.setting.sampling)
+        if isinstance(method, OffPolicy) or method.needs_cdf:  # others need no draw of the reference
+            draws, rewards = self.reference_draws
+            cdf = self.cdf(run.cdf, self.samples_behind(run))
+            data = replace(data, draws=draws, rewards=rewards, cdf=cdf)
+        small = self.test.first(*self.glance)
+
+        def measure(policy: LoadedModel) -> dict[str, float]:
+            evaluation = evaluate(policy, self.setting.reference, self.setting.reward_model, small)
+            found = evaluation.summary() | self.divergences(run, policy, evaluation, small)
+            return {f"test_{name}": figure for name, figure in found.items() if name in MEASURED}
+
+        where, settings = folder or self.folder(run), self.settings(run)
+        return train(self.setting.reference, method, data, settings, where, measure=measure, show=show)
+
+    def evaluate(self, policy: LoadedModel) -> Evaluation:
+        """Measure a policy on the test prompts."""
+        return evaluate(policy, self.setting.reference, self.setting.reward_model, self.test)
+
+    def divergences(self, run: Run, policy: LoadedModel, evaluation: Evaluation, test: TestSet) -> dict[str, float]:
+        """Return what is measured of BOND besides: quantiles, and if the target stays, KLs to and from it."""
+        method = run.make()
+        if not isinstance(method, Bond | JBond):
+            return {}
+        found = {"log_quantile": log_quantiles(evaluation, test)}
+        if isinstance(method, Bond) and not method.asks_anchor and self.compares:
+            found["reverse_kl"], found["forward_kl"] = divergences(policy, evaluation, test, method.n)
+        row: dict[str, float] = {}
+        for name, table in found.items():
+            mean, error = mean_over_prompts(table.mean(axis=1))
+            row |= {name: float(mean), f"{name}_se": float(error)}
+        return row
+
+    def row(self, run: Run, trained: Trained, evaluation: Evaluation) -> dict[str, Any]:
+        """Return the row that is stored of a run."""
+        settings, entry = self.settings(run), METHODS[run.method]
+        reference, told_cdf = self.setting.reference, getattr(run.make(), "needs_cdf", False)
+        return {
+            "profile": self.profile.name,
+            "method": run.method,
+            "setting": entry.setting,
+            "value": run.value,
+            "seed": run.seed,
+            "algorithm": entry.algorithm,
+            "cdf": run.cdf if told_cdf else "",
+            "m": self.samples_behind(run) if told_cdf else "",
+            "options": "; ".join(f"{name}={value}" for name, value in run.options),
+            "learning_rate": settings.learning_rate,
+            "steps": settings.steps,
+            "decay": settings.decay,
+            "responses": trained.responses,
+            "seconds": trained.seconds,
+            "fit_seconds": self._fit_seconds.get(self.samples_behind(run), "") if run.cdf == "learned" else "",
+            **evaluation.summary(),
+            **self.divergences(run, trained.policy, evaluation, self.test),
+            "train_prompts": len(self.prompts),
+            "test_prompts": len(self.test.prompts),
+            "precision": settings.precision,
+            "lora_rank": settings.lora_rank,
+            "reference": f"{reference.name}@{reference.commit or reference.fingerprint[:12]}",
+            "device": describe_device(reference.device),
+            "commit": self.commit,
+            "date": time.strftime("%Y-%m-%d"),
+        }
+
+    def run_all(self, runs: Iterable[Run], *, results: Path = RESULTS) -> bool:
+        """Train and measure every run that has no row yet; several processes may do so at once.
+
+        Args:
+            runs: in the order of their importance.
+            results: folder of the tables.
+
+        Returns:
+            Whether all went well; a run that diverged or was refused is reported, and the others go on.
+        """
+        went_well = True
+        for run in runs:
+            try:
+                folder = self.folder(run)
+                with claim(folder.with_name(f"{folder.name}.lock")) as ours:
+                    if ours:
+                        self._run_one(run, results)
+            except (DivergedError, ValueError) as error:
+                print(f"bonlib: {run.method} at {run.value:g}: {error}", file=sys.stderr, flush=True)
+                went_well = False
+        return went_well
+
+    def _run_one(self, run: Run, results: Path) -> None:
+        identity, table = self.identity(run), results / f"{run.sweep}.csv"
+        if identity in set(read_rows(table)["run"]):
+            return
+        trained = self.train(run)
+        evaluation = self.evaluate(trained.policy)
+        row = self.row(run, trained, evaluation)
+        add_rows(results / f"{run.sweep}_curves.csv", identity, trained.curve)
+        add_rows(results / f"{run.sweep}_prompts.csv", identity, _by_prompt(evaluation))
+        add_rows(results / f"{run.sweep}_texts.csv", identity, _texts(self.test, evaluation))
+        add_rows(table, identity, [row])  # the last, as it says that the run is done
+        print(
+            f"{run.method:11s} {row['setting']} = {run.value:g}, seed {run.seed}: reward {row['reward']:.3f}, win "
+            f"rate {row['win_rate']:.3f}, KL {row['kl']:.2f}, {trained.seconds:.0f} s",
+            flush=True,
+        )
+
+
+class _Learned:
+    """A quantile model as a CDF of responses."""
+
+    def __init__(self, model: QuantileModel) -> None:
+        self.model, self.fingerprint = model, model.fingerprint
+
+    def log_weak(self, prompts: Sequence[str], responses: Sequence[str], rewards: Any) -> Any:
+        return self.model.log_weak(prompts, responses)
+
+    log_strict = log_weak  # it knows no ties
+
+
+def describe_device(device: torch.device) -> str:
+    """Return what a result was computed on, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _by_prompt(evaluation: Evaluation) -> list[dict[str, Any]]:
+    figures = {"reward": evaluation.rewards, "win_rate": evaluation.wins, "kl": evaluation.kl}
+    means = pd.DataFrame({name: table.mean(axis=1) for name, table in figures.items()})
+    return [{"prompt": place, **dict(row)} for place, row in means.iterrows()]
+
+
+def _texts(test: TestSet, evaluation: Evaluation) -> list[dict[str, Any]]:
+    k = evaluation.rewards.shape[1]
+    return [
+        {
+            "prompt": test.prompts[i],
+            "response": str(evaluation.responses.texts[i * k]),
+            "reward": evaluation.rewards[i, 0],
+            "log_prob": evaluation.responses.log_probs[i * k],
+            "ref_log_prob": evaluation.ref_log_probs[i, 0],
+        }
+        for i in range(min(TEXTS_KEPT, len(test.prompts)))
+    ]

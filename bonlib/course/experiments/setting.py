@@ -1,0 +1,114 @@
+"""What the notebooks on movie reviews work with, put together from a profile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bonlib.course.making.reviews import resolve_reviews, review_prompts
+from bonlib.course.profiles import Profile
+from bonlib.draws.rewards import CutPenalty, SentimentReward
+from bonlib.draws.samplers import SamplingSettings, TransformersSampler
+from bonlib.models.kernels import has_bfloat16
+from bonlib.models.loaded import LoadedModel, load_classifier, load_language_model, pick_device
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """Reference policy, reward model and test prompts, at the size of a profile.
+
+    Attributes:
+        reference: the language model.
+        sampler: draws from it.
+        reward_model: what policies are trained on.
+        prompts: that policies are not trained on.
+        source: where the prompts come from, with the commit if it is the hub.
+        sampling: length and temperature of the draws.
+    """
+
+    reference: LoadedModel
+    sampler: TransformersSampler
+    reward_model: SentimentReward | CutPenalty
+    prompts: list[str]
+    source: str
+    sampling: SamplingSettings
+
+    def __str__(self) -> str:
+        length = self.sampling.max_new_tokens
+        lines = [f"{len(self.prompts)} prompts from {self.source}, responses of at most {length} tokens"]
+        for role, loaded in (("reference", self.reference), ("reward model", self.reward_model.loaded)):
+            commit = f"hub commit {loaded.commit}, " if loaded.commit else ""
+            version = f"{commit}weights {loaded.fingerprint[:12]}"
+            size = sum(parameter.numel() for parameter in loaded.model.parameters()) / 1e6
+            dtype = str(loaded.model.dtype).removeprefix("torch.")
+            lines.append(f"{role}: {loaded.name}, {size:.1f} M parameters, {version}, {loaded.device.type}, {dtype}")
+        return "\n".join(lines)
+
+
+# Beirami et al., appendix C: four requests of the Alpaca data set, and four to translate. The last two are the paper's
+# own abstract, whose symbols the copy at hand had lost.
+REQUESTS = {
+    "P1": "Transform the following sentence into a yes/no question. It is going to rain tomorrow.",
+    "P2": "Describe the function of a computer motherboard.",
+    "P3": "What is the capital of France?",
+    "P4": "Give three tips for staying healthy.",
+}
+_ABSTRACT = (
+    "A simple and effective method for the inference-time alignment and scaling test-time compute of generative models "
+    "is the best-of-n policy, where n samples are drawn from a reference policy, ranked based on a reward function, "
+    "and the highest ranking one is selected. A commonly used analytical expression in the literature claims that the "
+    "KL divergence between the best-of-n policy and the reference policy is equal to log(n) - (n-1)/n. We disprove the "
+    "validity of this claim, and show that it is an upper bound on the actual KL divergence. We also explore the "
+    "tightness of this upper bound in different regimes, and propose a new estimator for the KL divergence and "
+    "empirically show that it provides a tight approximation. We also show that the win rate of the best-of-n policy "
+    "against the reference policy is upper bounded by n/(n+1) and derive bounds on the tightness of this "
+    "characterization. We conclude with analyzing the tradeoffs between win rate and KL divergence of the best-of-n "
+    "alignment policy, which demonstrate that very good tradeoffs are achievable with n < 1000."
+)
+TRANSLATIONS = {
+    f"{size}, {language}": f"Translate the next sentences to {language}. {text}"
+    for size, text in (("short", "I want to buy bread."), ("long", _ABSTRACT))
+    for language in ("German", "French")
+}
+
+
+def instruct_sampler(profile: Profile) -> TransformersSampler:
+    """Load the instruct model of a profile, in bfloat16 where the machine computes in it."""
+    device = pick_device(profile.device)
+    dtype = "bfloat16" if profile.dtype == "auto" and has_bfloat16(device) else profile.dtype
+    loaded = load_language_model(
+        profile.instruct_model, revision=profile.instruct_model_revision, device=device, dtype=dtype
+    )
+    return TransformersSampler(loaded, batch_size=profile.instruct.chunk_size)
+
+
+def imdb_setting(profile: Profile, prompts: int | None = None) -> Setting:
+    """Load models and prompts of vBoN section 5, openings of held-out reviews; hub models at the profile's revision.
+
+    Args:
+        profile: names the models and data.
+        prompts: how many; as many as the notebooks on movie reviews evaluate on if None. Fewer are the first of more.
+    """
+    reference = load_language_model(
+        profile.language_model, revision=profile.language_model_revision, device=profile.device, dtype=profile.dtype
+    )
+    # A judge in bfloat16 rounds different rewards to equal ones: ties that the model does not have.
+    judge = load_classifier(
+        profile.reward_model, revision=profile.reward_model_revision, device=profile.device, dtype="float32"
+    )
+    sizes = profile.imdb
+    reviews_commit = resolve_reviews(profile.reviews, profile.reviews_revision)
+    return Setting(
+        reference=reference,
+        sampler=TransformersSampler(reference, batch_size=sizes.chunk_size),
+        reward_model=SentimentReward(judge),
+        prompts=review_prompts(
+            reference.tokenizer,
+            prompts or sizes.test_prompts,
+            seed=profile.seed,
+            lengths=sizes.prompt_tokens,
+            source=profile.reviews,
+            revision=reviews_commit,
+        ),
+        source=profile.reviews + (f"@{reviews_commit}" if reviews_commit else ""),
+        sampling=SamplingSettings(sizes.max_new_tokens),
+    )

@@ -1,0 +1,1 @@
+"""How the bundled models and data are made."""

@@ -1,0 +1,1 @@
+"""Responses drawn and scored, and kept."""

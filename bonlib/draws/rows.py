@@ -1,0 +1,127 @@
+"""How data come in: rows of files of JSON lines, or of data sets of the hub, with texts that are checked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bonlib.checks import strings
+
+if TYPE_CHECKING:
+    pass
+
+
+def checked_text(name: str, value: object, *, blank: bool = False) -> str:
+    """Return a text, after checking that it is a string of whole characters, with a word in it.
+
+    Args:
+        name: what to call it in the message.
+        value: the text.
+        blank: whether it may do without a word.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {value!r}; it must be a string: drop or mend that row")
+    if not (blank or value.strip()):
+        raise ValueError(f"{name} is {value!r}, without a word: drop or mend that row")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        half = value[error.start]
+        raise ValueError(f"{name} holds half a character, {half!r} at {error.start}: drop or mend that row") from error
+    return value
+
+
+def checked_texts(name: str, value: object) -> list[str]:
+    """Return those of some texts that have a word in them, after checking that each is a string.
+
+    Args:
+        name: what to call them in the message.
+        value: a list of texts; a string counts as a list of one.
+
+    Raises:
+        ValueError: if none is left, or one is no string.
+    """
+    texts = [text for text in strings(name, [value] if isinstance(value, str) else value) if text.strip()]
+    if not texts:
+        raise ValueError(f"{name} is {value!r}; it must hold a string with a word in it: drop or mend that row")
+    return texts
+
+
+def read_jsonl(path: str | Path, kind: type = dict) -> list[Any]:
+    """Return the rows of a file of JSON lines; blank lines and a byte-order mark are passed over.
+
+    Args:
+        path: of the file, in UTF-8.
+        kind: what each line is: dict for a JSON object, list for an array.
+
+    Raises:
+        ValueError: if a line is something else; the message names file and line.
+        FileNotFoundError: if there is no such file.
+    """
+    return [row for _, row in numbered_rows(path, kind)]
+
+
+def numbered_rows(path: str | Path, kind: type = dict) -> Iterator[tuple[str, Any]]:
+    """Yield the rows of `read_jsonl`, each with its place for a message, as "path, line 3"."""
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from error
+    wanted = "object, {...}" if kind is dict else "array, [...]"
+    # Only "\n" ends a line: U+2028 and its like, where `splitlines` would cut, may stand inside a string.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{where} is not JSON ({error}): each line must be one JSON {wanted}") from error
+        if not isinstance(row, kind):
+            raise ValueError(f"{where} is {line.strip()[:60]}; each line must be one JSON {wanted}")
+        yield where, row
+
+
+def source_rows(
+    source: str, file: str, split: str, *, name: str | None = None, revision: str | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of one split of a data set, each with its place for a message.
+
+    Args:
+        source: data set of the hub, or a local folder: with files of JSON lines, or whatever `datasets` loads.
+        file: name of the split's file of JSON lines, without its ending.
+        split: name of the split on the hub.
+        name: of the configuration on the hub.
+        revision: commit, tag or branch of a hub data set.
+
+    Raises:
+        ValueError: if a line is not a JSON object.
+        FileNotFoundError: if the folder has files of JSON lines, but not this one.
+        ModuleNotFoundError: if the package `datasets` is wanted and not installed.
+    """
+    folder = Path(source).expanduser()
+    if any(folder.glob("*.jsonl")):
+        yield from numbered_rows(folder / f"{file}.jsonl")
+        return
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"data from {source!r} need the package datasets: pip install datasets") from error
+    rows = datasets.load_dataset(source, name, split=split, revision=revision)
+    yield from ((f"{source}, row {number}", row) for number, row in enumerate(rows, 1))
+
+
+def entry(where: str, row: dict[str, Any], name: str) -> Any:
+    """Return an entry of a row of data.
+
+    Raises:
+        ValueError: if there is none; the message names the row and what it has.
+    """
+    if name not in row:
+        raise ValueError(f"{where} has no {name!r}; it has {', '.join(map(repr, row)) or 'nothing'}: add it")
+    return row[name]

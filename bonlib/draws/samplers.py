@@ -1,0 +1,168 @@
+"""Drawing responses from a language model, and choosing among them: best-of-n and its control, random-of-n."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from bonlib.checks import number, settle, strings, whole
+from bonlib.models.decoding import Law, decode
+from bonlib.models.loaded import LoadedModel
+from bonlib.models.responses import Responses, concatenate
+from bonlib.models.texts import response_texts
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """From which distribution responses are drawn.
+
+    Attributes:
+        max_new_tokens: length at which a response is cut, in tokens, at least 1.
+        temperature: divides the logits, above 0.
+        top_p: the smallest set of next tokens with at least this probability is kept, in (0, 1].
+        top_k: so many of the likeliest next tokens are kept; 0 for all.
+        min_p: next tokens less likely than this share of the likeliest one's probability are left out, in [0, 1).
+        stop: strings that end a response; its text ends before the first of them, its tokens with it.
+    """
+
+    max_new_tokens: int = 24
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        stop = strings("stop", (self.stop,) if isinstance(self.stop, str) else self.stop)
+        if "" in stop:
+            raise ValueError(f"stop is {self.stop!r}; an empty string would end every response: leave it out")
+        settle(
+            self,
+            max_new_tokens=whole("max_new_tokens", self.max_new_tokens, 1, what="the length of a response"),
+            temperature=float(number("temperature", self.temperature, above=0)),
+            top_p=float(number("top_p", self.top_p, above=0, most=1)),
+            top_k=whole("top_k", self.top_k),
+            min_p=float(number("min_p", self.min_p, least=0, below=1)),
+            stop=tuple(stop),
+        )
+
+    @property
+    def plain(self) -> bool:
+        """Whether responses are drawn from the model's own distribution; a stop string only ends them."""
+        return (self.temperature, self.top_p, self.top_k, self.min_p) == (1.0, 1.0, 0, 0.0)
+
+    def described(self) -> dict[str, Any]:
+        """Return all fields by name, without those that came late and are as before: older draws keep their key."""
+        late = {"top_k": 0, "min_p": 0.0, "stop": ()}
+        return {name: value for name, value in asdict(self).items() if late.get(name, ...) != value}
+
+
+class Sampler(Protocol):
+    """Anything that draws responses to prompts."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all that the draws depend on besides prompts, settings and seed."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What people call it; for listings only."""
+        ...
+
+    def sample(self, prompts: Sequence[str], settings: SamplingSettings, *, seed: int) -> Responses:
+        """Return one response to each prompt; list a prompt several times for several draws."""
+        ...
+
+
+class TransformersSampler:
+    """Draws from any causal language model of `transformers`."""
+
+    def __init__(self, loaded: LoadedModel, *, batch_size: int = 256) -> None:
+        if not isinstance(loaded, LoadedModel):
+            raise ValueError(f"loaded is {loaded!r}; it must be a model: give load_language_model(NAME)")
+        self.loaded = loaded
+        self.batch_size = whole("batch_size", batch_size, 1)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the model and of the batch size, which decides how random numbers are shared out."""
+        return hashlib.sha256(f"{self.loaded.fingerprint} {self.batch_size}".encode()).hexdigest()
+
+    @property
+    def name(self) -> str:
+        """Name of the model, with the commit if it came from the hub."""
+        return self.loaded.name + (f"@{self.loaded.commit}" if self.loaded.commit else "")
+
+    def sample(self, prompts: Sequence[str], settings: SamplingSettings, *, seed: int) -> Responses:
+        """Return one response to each prompt.
+
+        Args:
+            prompts: at least one; list a prompt several times for several draws (it is read once).
+            settings: length, temperature, top-p.
+            seed: of all random numbers of this call; the same seed and prompts give the same responses.
+
+        Raises:
+            ValueError: if there is no prompt, or one is empty or too long for the model's context.
+        """
+        encoded = self.loaded.encode(prompts, settings.max_new_tokens)
+        return self.sample_tokens(encoded, settings, seed=seed)
+
+    def sample_tokens(self, encoded: Sequence[list[int]], settings: SamplingSettings, *, seed: int) -> Responses:
+        """Return one response to each prompt given as token ids, not empty and with room for the response."""
+        starts = range(0, len(encoded), self.batch_size)
+        seeds = np.random.SeedSequence(whole("seed", seed)).generate_state(len(starts), np.uint64)
+        return concatenate(
+            [
+                self._batch(encoded[start : start + self.batch_size], settings, int(batch_seed >> 1))
+                for start, batch_seed in zip(starts, seeds, strict=True)
+            ]
+        )
+
+    def _batch(self, encoded: Sequence[list[int]], settings: SamplingSettings, seed: int) -> Responses:
+        tokenizer = self.loaded.tokenizer
+        decoded = decode(
+            self.loaded.model,
+            encoded,
+            Law(settings.temperature, settings.top_p, settings.top_k, settings.min_p),
+            max_new_tokens=settings.max_new_tokens,
+            end_ids=self.loaded.end_token_ids,
+            pad_id=self.loaded.pad_token_id,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        lengths = decoded.lengths.cpu().numpy()
+        rows = [row[:length] for row, length in zip(decoded.tokens.cpu().tolist(), lengths, strict=True)]
+        texts = response_texts(tokenizer, encoded, rows)
+        if settings.stop:
+            for place, (prompt, row) in enumerate(zip(encoded, rows, strict=True)):
+                texts[place], lengths[place] = stopped(tokenizer, prompt, row, texts[place], settings.stop)
+        token_ids = decoded.tokens.cpu().numpy().astype(np.int32)
+        kept = np.arange(token_ids.shape[1]) < lengths[:, None]
+        token_ids[~kept] = -1
+        log_probs, sampling_log_probs = (
+            np.where(kept, table.cpu().double().numpy(), 0.0).sum(axis=1)
+            for table in (decoded.log_probs, decoded.sampling_log_probs)
+        )
+        return Responses(np.array(texts, dtype=object), token_ids, log_probs, sampling_log_probs)
+
+
+def stopped(tokenizer: Any, prompt: list[int], response: list[int], text: str, stop: Sequence[str]) -> tuple[str, int]:
+    """Return a response up to the first of some strings, as text without it, and how many tokens make it whole.
+
+    What is drawn after the string changes nothing: the same tokens come with the same probability as if drawing had
+    stopped there.
+    """
+    found = [(place, string) for string in stop if (place := text.find(string)) >= 0]
+    if not found:
+        return text, len(response)
+    begin = min(place for place, _ in found)
+    for length in range(1, len(response)):
+        (part,) = response_texts(tokenizer, [prompt], [response[:length]])
+        if any(string in part for string in stop):
+            return text[:begin], length
+    return text[:begin], len(response)

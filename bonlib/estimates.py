@@ -1,0 +1,256 @@
+"""What stored draws say about best-of-n: reward, win rate and KL, without a new draw."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from bonlib.cdf import ROUNDING, Counts, snapped
+from bonlib.checks import whole
+from bonlib.exact import Array
+
+
+class Estimate(NamedTuple):
+    """An estimate and its standard error, arrays of one shape."""
+
+    value: Array
+    standard_error: Array
+
+
+def best_of_n_reward(samples: ArrayLike, n: int) -> Estimate:
+    """Return the unbiased estimate of the mean best-of-n reward, from any number of samples of at least n.
+
+    It is the mean over all n-subsets of the samples of their largest reward, so one set of draws serves every n.
+
+    Args:
+        samples: rewards of i.i.d. reference responses, shape (..., m) with m >= n; the last axis is one prompt's.
+        n: number of draws, a whole number from 1 to m.
+
+    Returns:
+        The estimate for each prompt, shape (...), and its delete-one jackknife standard error, which errs on the
+        safe side as n nears m (NaN for n = m, where a single subset is left and says nothing of its spread).
+
+    Raises:
+        ValueError: if `n` is out of range or a reward is not finite.
+
+    Source: Nakano et al. 2021 (WebGPT), section 3.2: Σ_i C(i−1, n−1)/C(m, n) r_(i).
+    """
+    rewards, n = _checked_samples(samples, n)
+    m = rewards.shape[-1]
+    rewards = np.sort(rewards, axis=-1)
+    value = rewards @ _subset_weights(m, n)
+    if n == m:
+        return Estimate(value, np.full_like(value, np.nan))
+    # Leaving out sample j keeps the weights of those below it and shifts those above it down by one place.
+    weights = _subset_weights(m - 1, n)
+    below = np.cumsum(rewards[..., :-1] * weights, axis=-1)
+    above = np.cumsum((rewards[..., 1:] * weights)[..., ::-1], axis=-1)[..., ::-1]
+    zero = np.zeros_like(value)[..., None]
+    left_out = np.concatenate([zero, below], axis=-1) + np.concatenate([above, zero], axis=-1)
+    return Estimate(value, np.sqrt((m - 1) * np.var(left_out, axis=-1)))
+
+
+def best_of_n_weights(samples: ArrayLike, n: int, *, rounding: float = ROUNDING) -> Array:
+    """Return how likely best-of-n keeps each of m samples, if its n draws are n of them taken at random.
+
+    With these weights, the mean of anything over the samples estimates its mean over best-of-n, without bias.
+
+    Args:
+        samples: rewards of i.i.d. reference responses, shape (..., m) with m >= n; the last axis is one prompt's.
+        n: number of draws, a whole number from 1 to m.
+        rounding: share of the rewards' size up to which a difference is rounding, see `ROUNDING`; 0 for none.
+
+    Returns:
+        Probabilities, shape (..., m); samples of equal reward have equal ones, as if they came in random order.
+
+    Raises:
+        ValueError: if `n` is out of range or a reward is not finite.
+
+    Source: Nakano et al. 2021 (WebGPT), section 3.2.
+    """
+    rewards, n = _checked_samples(samples, n)
+    upto = _subset_cdf(rewards.shape[-1], n)
+    lower, upper = _ranks(snapped(rewards, rounding))
+    return (upto[upper] - upto[lower]) / (upper - lower)
+
+
+def best_of_n_win_rate(samples: ArrayLike, n: int, *, rounding: float = ROUNDING) -> Array:
+    """Return the unbiased estimate of how often best-of-n beats another reference response, ties counting one half.
+
+    It is the mean over all ways to take n samples as competitors and one of the others as their opponent. That the
+    opponent is none of them matters: against all m samples, itself among them, the best of n seems to win more often.
+
+    Args:
+        samples: rewards of i.i.d. reference responses, shape (..., m) with m > n; the last axis is one prompt's.
+        n: number of draws, a whole number from 1 to m − 1.
+        rounding: share of the rewards' size up to which a difference is rounding, see `ROUNDING`; 0 for none.
+
+    Returns:
+        The estimate for each prompt, shape (...): n/(n+1) where no two rewards are equal.
+
+    Raises:
+        ValueError: if `n` is out of range or a reward is not finite.
+
+    Source: Beirami et al., Lemma 5.1; Hoeffding 1948 (U-statistics).
+    """
+    rewards, n = _checked_samples(samples, n, opponents=1)
+    others = rewards.shape[-1] - 1
+    upto = _subset_cdf(others, n)
+    lower, upper = _ranks(snapped(rewards, rounding))
+    # All n competitors are worse than a sample, or no better, if they are among so many of the others.
+    return 1 - (upto[lower] + upto[upper - 1]).mean(axis=-1) / 2
+
+
+def best_of_n_kl(
+    samples: ArrayLike,
+    n: int,
+    *,
+    log_probs: ArrayLike | None = None,
+    responses: Any = None,
+    rounding: float = ROUNDING,
+) -> Array:
+    """Return an estimate of KL(π_n ‖ π) in nats from m reference samples: E log((F≤^n − F^n) / (F≤ − F)) over π_n.
+
+    Known log-probabilities make it much more accurate where responses repeat, or share their reward with few others;
+    give `responses` with them, since nothing else can tell whether two draws of one reward are one response.
+
+    Args:
+        samples: rewards of i.i.d. reference responses, shape (..., m) with m >= n; take m at least 2n.
+        n: number of draws, a whole number from 1 to m.
+        log_probs: log-probability of each sample under the distribution that it was drawn from, shape (..., m), such as
+            `draws.log_probs`. Without `responses`, draws of one reward and log-probability are taken for one response
+            unless they are too many for that. The mass F≤ − F of other rewards is counted, as that of all is if None.
+        responses: which draws are one response, shape (..., m): their texts, such as `draws.texts`, or anything else
+            that can be hashed.
+        rounding: share of the rewards' size up to which a difference is rounding, see `ROUNDING`; 0 for none.
+
+    Raises:
+        ValueError: if `n` is out of range, a reward or log-probability is not a number in its range, `responses` has
+            another shape, or they came much oftener or more rarely than `log_probs` say.
+
+    Source: Beirami et al., in the spirit of Corollary 4.2; the weights are those of Horvitz and Thompson (1952).
+    """
+    rewards, n = _checked_samples(samples, n)
+    m = rewards.shape[-1]
+    rows = snapped(rewards, rounding).reshape(-1, m)
+    known = np.full(rows.shape, np.nan)
+    if log_probs is not None:
+        log_probs = np.asarray(log_probs, dtype=np.float64)
+        if log_probs.shape != rewards.shape or not (log_probs <= 0).all() or not np.isfinite(log_probs).all():
+            raise ValueError(
+                f"log_probs has shape {log_probs.shape} or holds what is no log-probability; it must be finite, at "
+                f"most 0, and of the shape {rewards.shape} of samples"
+            )
+        known = log_probs.reshape(-1, m)
+    names = [None] * len(rows) if responses is None else _numbered(responses, rewards.shape)
+    found = [_kl_of_row(row, n, logs, which) for row, logs, which in zip(rows, known, names, strict=True)]
+    return np.reshape(found, rewards.shape[:-1])
+
+
+def _numbered(responses: Any, shape: tuple[int, ...]) -> list[Counts]:
+    """A number for each response of each prompt, the same for equal ones."""
+    try:
+        rows = [responses]
+        for _ in shape[:-1]:
+            rows = [row for block in rows for row in block]
+        numbers: list[dict[Hashable, int]] = [{} for _ in rows]
+        table = [[known.setdefault(item, len(known)) for item in row] for known, row in zip(numbers, rows, strict=True)]
+        return list(np.reshape(np.array(table, dtype=np.intp), shape).reshape(-1, shape[-1]))
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"responses must have the shape {shape} of samples, a text (or something else to hash) for each: give "
+            "draws.texts, or leave it out"
+        ) from None
+
+
+def _kl_of_row(rewards: Array, n: int, log_probs: Array, responses: Counts | None) -> float:
+    """The estimate for one prompt, from rewards without rounding, and log-probabilities, NaN where there are none.
+
+    A response of probability p is among m samples with chance s = 1 − (1−p)^m. So one that was seen stands for the mass
+    p/s: for itself if it is likely, for 1/m of the distribution if it is not. What the responses of a reward stand for
+    is its mass. A reward of one response has the mass p, and in the middle of the interval of F that this response
+    stands for.
+    """
+    m = len(rewards)
+    _, group, times = np.unique(rewards, return_inverse=True, return_counts=True)
+    rungs = len(times)
+    _, first, response = np.unique(group if responses is None else responses, return_index=True, return_inverse=True)
+    rung, likely = group[first], log_probs[first]  # of each response
+    # One text with several log-probabilities or rewards is several responses: they are counted, as are unknown ones.
+    agrees = (np.abs(log_probs - likely[response]) < 0.01) & (group == rung[response])
+    counted = np.bincount(np.append(group[~agrees], rung[response[~agrees]]), minlength=rungs) > 0
+    came = np.bincount(response)
+    again = (came > 1) & ~counted[rung]
+    excess, variance = _excess(came[again], np.exp(likely[again]), m)
+    if responses is None:  # a reward that came more often than one response does is that of several
+        unlike = np.abs(excess) > 2 * np.sqrt(variance)
+        if abs(excess[~unlike].sum()) > 2 * np.sqrt(variance[~unlike].sum()):  # together they say more than one by one
+            unlike[:] = True
+        counted[rung[again][unlike]] = True
+    elif (unlike := np.abs(excess) > 6 * np.sqrt(1 + variance + (0.1 * (came[again] - excess)) ** 2)).any():
+        worst = np.argmax(unlike)
+        raise ValueError(
+            f"log_probs are not those of the distribution that samples came from: a response of probability "
+            f"{np.exp(likely[again][worst]):.2g} came {came[again][worst]} times in {m}: give draws.log_probs"
+        )
+    p = np.where(counted[rung], 0.0, np.exp(likely))
+    with np.errstate(divide="ignore"):
+        chance = -np.expm1(m * np.log1p(-p))
+    unseen = np.maximum(np.where(m * p < 1e-9, 1 / m, p / np.maximum(chance, 1e-300)) - p, 0.0)
+    known = np.where(counted, times / m, np.bincount(rung, p, rungs))
+    more = np.where(counted, 0.0, np.bincount(rung, unseen, rungs))
+    more = more if more.sum() > 0 else known  # all that came is so likely that it had to come
+    more = more * (max(1.0 - known.sum(), 0.0) / more.sum())
+    stands_for = np.maximum(known + more, 1e-300)
+    alone = ~counted & (np.bincount(rung, minlength=rungs) == 1)
+    log_g = np.log(stands_for)
+    log_g[rung] = np.where(alone[rung], likely, log_g[rung])
+    log_cdf = np.log(np.minimum(np.cumsum(stands_for) - np.where(alone, more / 2, 0.0), 1.0))
+    share = np.minimum(np.exp(log_g - log_cdf), 1.0)
+    with np.errstate(divide="ignore"):
+        log_found = np.log(-np.expm1(n * np.log1p(-share)))  # 1 − (F/F≤)^n
+    log_lift = n * log_cdf + np.where(n * share < 1e-12, np.log(n) + log_g - log_cdf, log_found) - log_g
+    weights = stands_for * np.exp(log_lift)
+    return max(float(weights @ log_lift / weights.sum()), 0.0)  # as a KL is, where an estimate may not be
+
+
+def _excess(times: Counts, p: Array, m: int) -> tuple[Array, Array]:
+    """How much oftener than expected responses came that came twice at least, of probabilities p, and its variance."""
+    p = np.clip(p, 1e-3 / m, 1 - 1e-12)
+    never, once = (1 - p) ** m, m * p * (1 - p) ** (m - 1)
+    mean = (m * p - once) / (1 - never - once)
+    variance = (m * p * (1 - p) + (m * p) ** 2 - once) / (1 - never - once) - mean**2
+    return times - mean, np.maximum(variance, 0.0)
+
+
+def _ranks(rewards: Array) -> tuple[Counts, Counts]:
+    """How many samples are below each reward, and how many are not above it; the last axis is one prompt's."""
+    rows = rewards.reshape(-1, rewards.shape[-1])
+    both = [[np.searchsorted(np.sort(row), row, side) for row in rows] for side in ("left", "right")]
+    lower, upper = (np.reshape(counts, rewards.shape) for counts in both)
+    return lower, upper
+
+
+def _checked_samples(samples: ArrayLike, n: int, opponents: int = 0) -> tuple[Array, int]:
+    """The samples as an array, and n as an integer that leaves so many opponents, or a ValueError."""
+    rewards = np.asarray(samples, dtype=np.float64)
+    if rewards.ndim == 0 or not np.isfinite(rewards).all():
+        raise ValueError("samples must be an array of finite rewards: drop or repair the responses without one")
+    m = rewards.shape[-1]
+    apart = f" and {opponents} to play against" if opponents else ""
+    return rewards, whole("n", n, 1, m - opponents, what=f"with {m} samples a prompt{apart} it")
+
+
+def _subset_cdf(m: int, n: int) -> Array:
+    """The probability that a random n-subset of m is among the k smallest, k = 0 … m."""
+    return np.minimum(np.concatenate([[0.0], np.cumsum(_subset_weights(m, n))]), 1.0)
+
+
+def _subset_weights(m: int, n: int) -> Array:
+    """The probability that the i-th smallest of m is the largest of a random n-subset, i = 1 … m."""
+    ranks = np.arange(m, n, -1)
+    from_top = (n / m) * np.concatenate([[1.0], np.cumprod((ranks - n) / (ranks - 1))])
+    return np.concatenate([np.zeros(n - 1), from_top[::-1]])

@@ -1,0 +1,1 @@
+"""Methods that spend draws: which of given responses is kept."""

@@ -1,1 +1,0 @@
-"""Language models: loading, sampling, scoring, and keeping what was drawn."""

@@ -1,0 +1,70 @@
+"""BoN-SFT: likelihood of best-of-N samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from bonlib.checks import check_log_probs, settle, whole
+from bonlib.inference.best_of_n import best_of_n
+from bonlib.methods.registry import register
+from bonlib.training.protocol import Array, Indices
+
+
+def nll(log_probs: Tensor) -> Tensor:
+    """Return −log πθ(y), whose mean over responses of a target policy is its cross-entropy with πθ.
+
+    On best-of-n responses this is BoN-SFT, and BOND's forward divergence: the optimum is best-of-n.
+
+    Args:
+        log_probs: log πθ(y) of the responses, shape (B,), summed over tokens.
+
+    Raises:
+        ValueError: if the shape is not (B,), a number is NaN or a log-probability is positive.
+
+    Source: Sessa et al., section 4.2.
+    """
+    check_log_probs(log_probs=log_probs)
+    return -log_probs
+
+
+@dataclass(frozen=True)
+class BonSft:
+    """Likelihood of best-of-N samples: of every N draws of a prompt, the best is learned (the forward KL)."""
+
+    n: int
+
+    def __post_init__(self) -> None:
+        settle(self, n=whole("n", self.n, 1, what="the number of draws"))
+
+    @property
+    def needs_draws(self) -> int:
+        """N of them make one example."""
+        return self.n
+
+    def examples(self, rewards: Array, *, seed: int) -> tuple[Indices, Indices]:
+        """Return the best of each N draws."""
+        best = best_of_n(rewards, self.n)
+        return np.repeat(np.arange(len(best)), best.shape[1]), best.reshape(-1, 1)
+
+    def loss(self, log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
+        """Return −log πθ of the best."""
+        return nll(log_probs[:, 0])
+
+
+register(
+    name="bon-sft",
+    make=BonSft,
+    setting="n",
+    algorithm="offline",
+    label="BoN-SFT",
+    colour="#fbafe4",
+    marker="X",
+    grid=(2, 8, 32, 128, 512),
+    samples="the best of every N stored draws of the reference",
+    objective="`nll`: −log πθ(best), the forward KL to best-of-N",
+    source="Amini et al., app. H",
+    place=7,
+)

@@ -1,0 +1,86 @@
+"""The training methods by name: what the command line, the sweeps, the figures and the tables ask.
+
+A method is a file of `bonlib.methods`, which registers it. Nothing else has a list of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+METHODS: dict[str, Method] = {}  # in the order in which tables list them
+
+
+@dataclass(frozen=True)
+class Method:
+    """A training method as a table lists it.
+
+    Attributes:
+        name: what the command line and stored results call it.
+        make: returns its frozen settings, from the number of its setting, and other fields by name.
+        setting: what that number is called: "n" (draws), "beta" (KL coefficient), "every" (steps between two moves of
+            the anchor) or "rate" (η of the anchor).
+        algorithm: "offline" (stored draws), "rloo", "ppo", or "bond" (both, with an anchor).
+        label: its name in figures and tables.
+        colour: of its points and lines.
+        marker: of its points.
+        grid: values of the setting that are tried where nothing else is said.
+        samples: what a step learns from, in words.
+        objective: what is maximised or minimised, with the function that computes it.
+        fields: settings of its own besides, in words.
+        source: paper and equation.
+        decides: the fields that the number decides, if they have other names than the setting.
+        training: fields of `TrainSettings` in which it differs from others.
+        place: among the rows of a table.
+    """
+
+    name: str
+    make: Callable[..., Any]
+    setting: str
+    algorithm: str
+    label: str
+    colour: str
+    marker: str
+    grid: tuple[float, ...]
+    samples: str
+    objective: str
+    source: str
+    fields: str = ""
+    decides: tuple[str, ...] = ()
+    training: Mapping[str, Any] = field(default_factory=dict)
+    place: float = 100.0
+
+
+def register(**about: Any) -> None:
+    """Enter a method into the table; arguments are those of `Method`.
+
+    Raises:
+        ValueError: if another has its name.
+    """
+    method = Method(**about)
+    if method.name in METHODS:
+        raise ValueError(f"name is {method.name!r}, which another method has: take a new one")
+    METHODS[method.name] = method
+    ordered = sorted(METHODS.values(), key=lambda each: each.place)
+    METHODS.clear()
+    METHODS.update({each.name: each for each in ordered})
+
+
+def get_method(name: str) -> Method:
+    """Return a method by name.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if name not in METHODS:
+        raise ValueError(f"method is {name!r}; it must be one of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def load_all() -> None:
+    """Import every file of this folder, so that each registers what it has."""
+    for file in sorted(Path(__file__).parent.glob("[a-z]*.py")):
+        import_module(f"bonlib.methods.{file.stem}")

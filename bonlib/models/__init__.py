@@ -1,0 +1,1 @@
+"""Language models and classifiers: loaded, proved, and run."""

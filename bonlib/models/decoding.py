@@ -1,0 +1,402 @@
+"""The decoding loop: one token a step for a whole batch, with the log-probabilities gathered on the way.
+
+Three things make it faster than `generate`: a prompt is read once for all its draws, a token costs one random number,
+and finished responses leave the batch; on a CPU also weights that are laid out once a call for its matrix products.
+Each is used for a model only where `bonlib.models.ways` has proved it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bonlib.models.kernels import cpu_kernels
+from bonlib.models.loaded import takes
+from bonlib.models.ways import TASKS, Probe, Task, Ways, proven
+
+# Given the next-token logits of some rows (B, V), which rows these are, and the step: a token a row, and which go on.
+Choose = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+
+
+class Law(NamedTuple):
+    """What the next token is drawn from.
+
+    Attributes:
+        temperature: divides the logits, above 0.
+        top_p: the smallest set of next tokens with at least this probability is kept, in (0, 1].
+        top_k: so many of the likeliest tokens are kept; 0 for all.
+        min_p: tokens less likely than this share of the likeliest one's probability are left out, in [0, 1).
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+
+
+class Decoded(NamedTuple):
+    """What the loop returns for a batch of B prompts and at most T new tokens.
+
+    Attributes:
+        tokens: (B, T) token ids; the padding token after the end token.
+        lengths: (B,) tokens of each response, the end token included.
+        log_probs: (B, T) log-probability of each token under the model as it is, 0 after the end.
+        sampling_log_probs: (B, T) the same under the distribution that was sampled from.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    log_probs: Tensor
+    sampling_log_probs: Tensor
+
+
+def decode(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    law: Law,
+    *,
+    max_new_tokens: int,
+    end_ids: Sequence[int],
+    pad_id: int,
+    generator: torch.Generator,
+) -> Decoded:
+    """Sample one response for each prompt of a batch; equal prompts are read once and share what was read.
+
+    Args:
+        model: a `transformers` causal language model.
+        prompts: B lists of token ids, none empty.
+        law: what the next token is drawn from.
+        max_new_tokens: length at which a response is cut.
+        end_ids: tokens that end a response.
+        pad_id: token to fill up with.
+        generator: a CPU generator; one number a row and step is drawn from it.
+    """
+    device, rows = next(model.parameters()).device, len(prompts)
+    uniforms = torch.rand(rows, max_new_tokens, generator=generator).to(device)
+    tokens = torch.full((rows, max_new_tokens), pad_id, device=device)
+    lengths = torch.zeros(rows, dtype=torch.long, device=device)
+    # Apple's GPUs have no float64.
+    precision = torch.float32 if device.type == "mps" else torch.float64
+    log_probs = torch.zeros(rows, max_new_tokens, dtype=precision, device=device)
+    sampling_log_probs = torch.zeros_like(log_probs)
+    ends = torch.tensor(list(end_ids), device=device)
+
+    def choose(logits: Tensor, running: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        drawn, log_prob, sampling_log_prob = draw(logits, uniforms[running, step], law)
+        tokens[running, step] = drawn
+        log_probs[running, step] = log_prob.to(precision)
+        sampling_log_probs[running, step] = sampling_log_prob.to(precision)
+        lengths[running] += 1
+        return drawn, ~torch.isin(drawn, ends)
+
+    sizes = list(map(len, prompts))
+    ways = proven(model, "drawing", begin=min(sizes), length=max(sizes) + max_new_tokens)
+    follow(model, prompts, choose, steps=max_new_tokens, pad_id=pad_id, ways=ways)
+    return Decoded(tokens, lengths, log_probs, sampling_log_probs)
+
+
+def follow(
+    model: Any, prompts: Sequence[Sequence[int]], choose: Choose, *, steps: int, pad_id: int, ways: Ways
+) -> None:
+    """Read prompts, and then token by token whatever is chosen to come next.
+
+    Args:
+        model: a `transformers` causal language model.
+        prompts: B lists of token ids, none empty.
+        choose: is asked for the next token of each row that goes on.
+        steps: at most so many times.
+        pad_id: token to fill up with.
+        ways: those that are right for this model.
+    """
+    device = next(model.parameters()).device
+    with torch.inference_mode("inference" in ways), torch.no_grad(), cpu_kernels(model, ways):
+        for places in alike(list(map(len, prompts)), "left", ways):
+            rows, chosen = torch.tensor(places, device=device), [tuple(prompts[place]) for place in places]
+            (_follow_with_cache if "cache" in ways else _follow_without)(
+                model, chosen, rows, choose, steps=steps, pad_id=pad_id, shared="shared" in ways
+            )
+
+
+def alike(lengths: Sequence[int], side: str, ways: Ways) -> Iterator[list[int]]:
+    """Yield places of texts that may be read together: all of them, or those of one length, or each alone."""
+    if "batch" not in ways:
+        yield from ([place] for place in range(len(lengths)))
+    elif side in ways:
+        yield list(range(len(lengths)))
+    else:
+        for length in sorted(set(lengths)):
+            yield [place for place, each in enumerate(lengths) if each == length]
+
+
+def _follow_with_cache(
+    model: Any,
+    prompts: Sequence[tuple[int, ...]],
+    rows: Tensor,
+    choose: Choose,
+    *,
+    steps: int,
+    pad_id: int,
+    shared: bool,
+) -> None:
+    to_read = list(dict.fromkeys(prompts)) if shared else prompts
+    ids, mask = padded_on_the_left(to_read, pad_id, rows.device)
+    forward = _forward_with_cache(model, padded=not bool(mask.all()))
+    logits, cache = forward(ids, mask, None)
+    if shared:
+        place = {prompt: i for i, prompt in enumerate(to_read)}
+        row_of = torch.tensor([place[prompt] for prompt in prompts], device=rows.device)
+        share_cache(cache, row_of, room=steps)
+        logits, mask = logits[row_of], mask[row_of]
+    running = torch.arange(len(rows), device=rows.device)  # those rows of the cache whose response goes on
+    for step in range(steps):
+        chosen, going_on = choose(logits if len(running) == len(logits) else logits[running], rows[running], step)
+        left = int(going_on.sum())
+        if step + 1 == steps or left == 0:
+            return
+        if left < len(running):
+            chosen, running = chosen[going_on], running[going_on]
+            if shared:
+                select_rows(cache, running)
+                rows, mask = rows[running], mask[running]
+                running = torch.arange(left, device=rows.device)
+        following = chosen
+        if left < len(mask):  # a cache that cannot be cut: finished rows read padding, and nobody asks what they say
+            following = torch.full_like(mask[:, 0], pad_id).index_copy_(0, running, chosen)
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        logits, cache = forward(following[:, None], mask, cache)
+
+
+def _forward_with_cache(model: Any, *, padded: bool) -> Callable[[Tensor, Tensor, Any], tuple[Tensor, Any]]:
+    name = "past_key_values" if takes(model, "past_key_values") else "cache_params"
+    takes_positions = takes(model, "position_ids")
+
+    def forward(tokens: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
+        options: dict[str, Any] = {name: cache}
+        if padded:  # without padding the model works out both for itself, and attends without a mask
+            options["attention_mask"] = mask
+            if takes_positions:
+                options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+        out = model(tokens, use_cache=True, **options)
+        return out.logits[:, -1].float(), out[name]
+
+    return forward
+
+
+def _follow_without(
+    model: Any,
+    prompts: Sequence[tuple[int, ...]],
+    rows: Tensor,
+    choose: Choose,
+    *,
+    steps: int,
+    pad_id: int,
+    shared: bool,
+) -> None:
+    ids, mask = padded_on_the_left(prompts, pad_id, rows.device)
+    padded = not bool(mask.all())
+    options: dict[str, Any] = {"use_cache": False} if takes(model, "use_cache") else {}
+    options |= {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
+    for step in range(steps):
+        if padded:
+            options["attention_mask"] = mask
+            if takes(model, "position_ids"):
+                options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+        chosen, going_on = choose(model(ids, **options).logits[:, -1].float(), rows, step)
+        if not bool(going_on.any()):
+            return
+        ids = torch.cat([ids, chosen[:, None]], dim=1)[going_on]
+        mask, rows = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)[going_on], rows[going_on]
+
+
+def padded_on_the_left(texts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return texts as one table of token ids, and 1 where there is one, (B, L) each."""
+    width = max(map(len, texts))
+    ids = torch.tensor([[pad_id] * (width - len(text)) + list(text) for text in texts], device=device)
+    mask = torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in texts], device=device)
+    return ids, mask
+
+
+def said_plainly(model: Any, probe: Probe) -> list[Tensor]:
+    """Return the next-token logits along each response of a probe, (T, V) each, from a pass over its text alone."""
+    return [plain_logits(model, text)[-len(r) - 1 : -1] for text, r in zip(probe.texts, probe.responses, strict=True)]
+
+
+def plain_logits(model: Any, text: Sequence[int]) -> Tensor:
+    """Return what a model says after each token of a text, (L, V), read in the plainest way; gradients flow.
+
+    Args:
+        model: a `transformers` causal language model.
+        text: token ids.
+    """
+    ids = torch.tensor([list(text)], device=next(model.parameters()).device)
+    options = {"use_cache": False} if takes(model, "use_cache") else {}
+    logits: Tensor = model(ids, **options).logits[0].float()
+    return logits[-len(text) :]  # in front of them an adapter may have said something about virtual tokens
+
+
+def _followed(model: Any, probe: Probe, ways: Ways) -> list[Tensor]:
+    """The same by the loop, made to say these responses."""
+    said: list[list[Tensor]] = [[] for _ in probe.responses]
+
+    def choose(logits: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        places = rows.tolist()
+        for place, row in zip(places, logits, strict=True):
+            said[place].append(row)
+        tokens = torch.tensor([probe.responses[place][step] for place in places], device=rows.device)
+        going_on = torch.tensor([step + 1 < len(probe.responses[place]) for place in places], device=rows.device)
+        return tokens, going_on
+
+    steps = max(map(len, probe.responses))
+    follow(model, probe.prompts, choose, steps=steps, pad_id=probe.pad_id, ways=ways)
+    if _left_behind(model):
+        raise ValueError("tensors that the model keeps from now on would have no gradients")
+    return [torch.stack(rows).clone() for rows in said]
+
+
+def _left_behind(model: Any) -> bool:
+    """Whether a model keeps tensors of inference mode, with which it cannot learn; they are made ordinary ones."""
+    found = False
+    for module in model.modules():
+        for kept in (vars(module), module._buffers):
+            for name, value in list(kept.items()):
+                if isinstance(value, Tensor) and value.is_inference():
+                    kept[name], found = value.clone(), True
+    return found
+
+
+TASKS["drawing"] = Task(
+    ("batch", "cache", "shared", "left", "products", "attention", "inference"),
+    torch.no_grad()(said_plainly),
+    _followed,
+)
+
+
+def share_cache(cache: Any, rows: Tensor, *, room: int) -> None:
+    """Give each row of a batch the cache of its prompt, with room for more tokens where the layer's kind allows it."""
+    from transformers.cache_utils import DynamicLayer
+
+    for place, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer:
+            cache.layers[place] = _roomy_layer()(layer, rows, room)
+        else:
+            layer.reorder_cache(rows)
+
+
+def select_rows(cache: Any, rows: Tensor) -> None:
+    """Keep some rows of a cache, in a new order if need be."""
+    for layer in cache.layers:
+        layer.reorder_cache(rows)
+
+
+@functools.cache  # the base class comes with a heavy import, so this one is made when it is first needed
+def _roomy_layer() -> Any:
+    from transformers.cache_utils import DynamicLayer
+
+    class RoomyLayer(DynamicLayer):  # type: ignore[misc]
+        """Keys and values of one layer with room for the tokens to come; the usual cache copies all of it each time."""
+
+        def __init__(self, layer: DynamicLayer, rows: Tensor, room: int) -> None:
+            super().__init__()
+            self.lazy_initialization(layer.keys, layer.values)
+            self._length = layer.keys.shape[2]
+            self._kept = [_with_room(kept[rows], room) for kept in (layer.keys, layer.values)]
+            self._show()
+
+        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+            begin, self._length = self._length, self._length + key_states.shape[2]
+            for kept, new in zip(self._kept, (key_states, value_states), strict=True):
+                kept[:, :, begin : self._length] = new
+            self._show()
+            return self.keys, self.values
+
+        def reorder_cache(self, beam_idx: Tensor) -> None:
+            self._kept = [kept[beam_idx] for kept in self._kept]
+            self._show()
+
+        def _show(self) -> None:
+            self.keys, self.values = (kept[:, :, : self._length] for kept in self._kept)
+
+    return RoomyLayer
+
+
+def _with_room(kept: Tensor, room: int) -> Tensor:
+    return torch.cat([kept, kept.new_empty(*kept.shape[:2], room, kept.shape[3])], dim=2)
+
+
+def draw(logits: Tensor, uniforms: Tensor, law: Law) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a token a row, its log-probability under the model, and that under what was sampled from, each (B,)."""
+    if law == Law():
+        highest = logits.amax(1, keepdim=True)
+        weights = (logits - highest).exp_()
+        drawn, total = inverse_cdf(weights, uniforms)
+        log_prob = logits.gather(1, drawn[:, None])[:, 0] - highest[:, 0] - total.log()
+        log_prob = log_prob.clamp(max=0.0)  # rounding can leave a certain token a little above probability one
+        return drawn, log_prob, log_prob
+    probs = next_token_probs(logits, law)
+    drawn, total = inverse_cdf(probs, uniforms)
+    chosen = drawn[:, None]
+    log_prob = (logits.gather(1, chosen)[:, 0] - logits.logsumexp(1)).clamp(max=0.0)
+    return drawn, log_prob, (probs.gather(1, chosen)[:, 0] / total).log().clamp(max=0.0)
+
+
+def next_token_probs(logits: Tensor, law: Law) -> Tensor:
+    """Return the next-token distribution that is sampled from, shape (B, V), from logits of that shape.
+
+    The logits are divided by the temperature first; then of the tokens that are left, those beyond `top_k`, `top_p`
+    and `min_p` are dropped, in this order.
+    """
+    # Less the highest, logits cannot overflow: towards temperature 0 the likeliest token is certain.
+    probs = ((logits - logits.amax(1, keepdim=True)) / max(law.temperature, 1e-30)).softmax(1)
+    if law.top_k:
+        kept = probs.topk(min(law.top_k, probs.shape[1]), dim=1)
+        probs = torch.zeros_like(probs).scatter(1, kept.indices, kept.values)
+        probs = probs / probs.sum(1, keepdim=True)
+    if law.top_p < 1:
+        ranked, order = probs.sort(dim=1, descending=True)
+        beyond = ranked.cumsum(1) - ranked >= law.top_p
+        probs = torch.zeros_like(probs).scatter(1, order, ranked.masked_fill(beyond, 0.0))
+        probs = probs / probs.sum(1, keepdim=True)
+    if law.min_p:
+        probs = probs.masked_fill(probs < law.min_p * probs.amax(1, keepdim=True), 0.0)
+        probs = probs / probs.sum(1, keepdim=True)
+    return probs
+
+
+def inverse_cdf(weights: Tensor, uniforms: Tensor, block: int = 64) -> tuple[Tensor, Tensor]:
+    """Return one index a row, drawn by inverting the cumulative distribution at the row's uniform number.
+
+    One random number a row instead of one a vocabulary entry, which on a CPU costs more than the model itself. The
+    sums are taken by blocks, and only the block that the number falls into is looked at closely.
+
+    Args:
+        weights: not negative, with a positive sum, shape (B, V).
+        uniforms: in [0, 1), shape (B,).
+        block: entries summed together.
+
+    Returns:
+        The indices and the sums of the weights, each of shape (B,).
+    """
+    rows, size = weights.shape
+    if size % block:
+        weights = torch.nn.functional.pad(weights, (0, block - size % block))
+    blocks = weights.view(rows, -1, block)
+    sums = blocks.sum(2)
+    upto = sums.cumsum(1)
+    total = upto[:, -1]
+    wanted = (uniforms * total)[:, None]
+    # u · total can round up to the total itself; the last block and entry with any weight is then the right one.
+    found = torch.minimum(torch.searchsorted(upto, wanted, right=True), _last_positive(sums))
+    before = torch.where(found > 0, upto.gather(1, (found - 1).clamp(min=0)), 0.0)
+    inside = blocks.gather(1, found[:, :, None].expand(-1, -1, block))[:, 0]
+    entry = torch.searchsorted(inside.cumsum(1), wanted - before, right=True)
+    return (found * block + torch.minimum(entry, _last_positive(inside)))[:, 0], total
+
+
+def _last_positive(weights: Tensor) -> Tensor:
+    """Place of the last entry above 0 in each row, shape (B, 1)."""
+    places = torch.arange(weights.shape[1], device=weights.device)
+    return torch.where(weights > 0, places, 0).amax(1, keepdim=True)

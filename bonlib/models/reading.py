@@ -1,0 +1,384 @@
+"""Reading responses to prompts, many at once, with gradients or without: what a causal model says before each token.
+
+Texts are read together, and a prompt with several responses only once, in the ways that `bonlib.models.ways` has
+proved for the model in hand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bonlib.models.decoding import alike, said_plainly
+from bonlib.models.kernels import cpu_kernels, plain_attention
+from bonlib.models.loaded import LoadedModel, takes
+from bonlib.models.responses import Responses
+from bonlib.models.ways import TASKS, Probe, Task, Ways, inner, proven
+
+Indices = NDArray[np.intp]
+
+
+class Layout(NamedTuple):
+    """Where the tokens of a batch are.
+
+    Attributes:
+        ids: (R, L) rows of token ids: a prompt, and then one response or several, padded on the right.
+        lengths: (R,) tokens of each row.
+        rows: (B,) the row of each response.
+        before: (B, T) column of the token before each of a response's tokens, in padding anywhere.
+        last: (B,) column of its last token.
+        special: for rows with several responses, mask (R, 1, L, L) and position_ids (R, L): no response sees another.
+    """
+
+    ids: Tensor
+    lengths: tuple[int, ...]
+    rows: Tensor
+    before: Tensor
+    last: Tensor
+    special: dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenBatch:
+    """B prompts and as many responses to them.
+
+    Attributes:
+        prompts: B lists of token ids.
+        responses: (B, T) the responses' tokens, padded on the right.
+        response_mask: (B, T) 1 for a token, 0 for padding.
+        pad_id: token to fill up with.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    responses: Tensor
+    response_mask: Tensor
+    pad_id: int
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """(B,) tokens of each response."""
+        found: list[int] = self.response_mask.sum(1).tolist()
+        return found
+
+    @cached_property
+    def shortest(self) -> int:
+        """Tokens of the shortest prompt with its response."""
+        return min(len(prompt) + length for prompt, length in zip(self.prompts, self.lengths, strict=True))
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest prompt with its response."""
+        return max(len(prompt) + length for prompt, length in zip(self.prompts, self.lengths, strict=True))
+
+    @cached_property
+    def apart(self) -> Layout:
+        """A row for each response."""
+        return self._laid_out(range(len(self.prompts)))
+
+    @cached_property
+    def together(self) -> Layout | None:
+        """A row for each prompt with all responses to it, or None if that saves less than a third of the tokens."""
+        place = {prompt: row for row, prompt in enumerate(dict.fromkeys(map(tuple, self.prompts)))}
+        rows = [place[tuple(prompt)] for prompt in self.prompts]
+        room = np.bincount(rows, self.lengths)
+        width = max(map(len, self.prompts))
+        if 3 * len(place) * (width + room.max()) > 2 * len(rows) * (width + max(self.lengths)):
+            return None
+        return self._laid_out(rows)
+
+    def _laid_out(self, row_of: Sequence[int]) -> Layout:
+        table, count = self.responses.cpu(), max(row_of) + 1
+        ends, begins = [0] * count, []
+        segments: list[list[tuple[int, int, list[int]]]] = [[] for _ in range(count)]
+        for place, row in enumerate(row_of):
+            if not ends[row]:
+                segments[row].append((0, 0, list(self.prompts[place])))
+                ends[row] = len(self.prompts[place])
+            begins.append(ends[row])
+            segments[row].append((place + 1, len(self.prompts[place]), table[place, : self.lengths[place]].tolist()))
+            ends[row] += self.lengths[place]
+        ids = torch.full((count, max(ends)), self.pad_id)
+        owner, position_ids = torch.full(ids.shape, -1), torch.zeros_like(ids)
+        for row, parts in enumerate(segments):
+            begin = 0
+            for who, position, tokens in parts:
+                here = slice(begin, begin + len(tokens))
+                ids[row, here] = torch.tensor(tokens, dtype=torch.long)
+                owner[row, here] = who
+                position_ids[row, here] = position + torch.arange(len(tokens))
+                begin += len(tokens)
+        starts = torch.tensor(begins)
+        before = starts[:, None] - 1 + torch.arange(table.shape[1])
+        before[:, 0] = torch.tensor([len(prompt) - 1 for prompt in self.prompts])
+        before = before.masked_fill(self.response_mask.cpu() == 0, 0)
+        last = starts - 1 + torch.tensor(self.lengths)
+        device = self.responses.device
+        special = {} if count == len(row_of) else {"attention_mask": _seen(owner), "position_ids": position_ids}
+        return Layout(
+            ids.to(device),
+            tuple(ends),
+            torch.tensor(list(row_of), device=device),
+            before.to(device),
+            last.to(device),
+            {name: tensor.to(device) for name, tensor in special.items()},
+        )
+
+
+def token_batch(
+    prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, pad_id: int, device: torch.device
+) -> TokenBatch:
+    """Return prompts and responses, B lists of token ids each, none empty, as one batch."""
+    length = max(map(len, responses))
+    padded = torch.tensor([list(response) + [pad_id] * (length - len(response)) for response in responses])
+    real = torch.tensor([[1] * len(response) + [0] * (length - len(response)) for response in responses])
+    return TokenBatch(prompts, padded.to(device), real.to(device), pad_id)
+
+
+def _seen(owner: Tensor) -> Tensor:
+    """The mask (R, 1, L, L) with which tokens see those before them of the prompt (0) and of their own response."""
+    before = torch.ones(2 * owner.shape[1:], dtype=torch.bool).tril()
+    seen = before & ((owner[:, :, None] == owner[:, None, :]) | (owner == 0)[:, None, :])
+    return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.bfloat16).min)[:, None]
+
+
+class ResponseLogits(NamedTuple):
+    """What a model says before each real token of B responses, response by response, N tokens in all.
+
+    Attributes:
+        logits: (N, V), float32.
+        states: (B, T, H) what its layers end with there, if asked for.
+    """
+
+    logits: Tensor
+    states: Tensor | None
+
+
+def response_logits(model: Any, batch: TokenBatch, *, states: bool = False) -> ResponseLogits:
+    """Return a causal model's logits for each real response token alone; gradients flow.
+
+    Args:
+        model: a `transformers` model, or one with an adapter.
+        batch: what it reads.
+        states: whether to return what the layers end with, too.
+    """
+    return _response_logits(model, batch, _response_ways(model, batch), states)
+
+
+def _response_ways(model: Any, batch: TokenBatch) -> Ways:
+    task = "learning" if _learns(model) else "responses"
+    return proven(model, task, begin=batch.shortest, length=batch.longest)
+
+
+def _learns(model: Any) -> bool:
+    return torch.is_grad_enabled() and any(weight.requires_grad for weight in model.parameters())
+
+
+def _response_logits(model: Any, batch: TokenBatch, ways: Ways, states: bool = False) -> ResponseLogits:
+    layout, real = (batch.together if "rows" in ways else None) or batch.apart, batch.response_mask.bool()
+    options: dict[str, Any] = {"output_hidden_states": True} if states else {}
+    options |= {"use_cache": False} if takes(model, "use_cache") else {}
+    logits, places, found = [], [], None
+    with _in_ways(model, ways):
+        for rows, ids, special in _passes(model, layout, ways):
+            of_response = torch.isin(layout.rows, rows)
+            here = (real & of_response[:, None]).nonzero(as_tuple=True)
+            at_row, columns = torch.searchsorted(rows, layout.rows[here[0]]), layout.before[here]
+            length = ids.shape[1]
+            if "needed" in ways:
+                with _only(model, at_row, columns, length) as asked:
+                    output = model(ids, **special, **options, **asked)
+                said = output.logits
+            else:
+                output = model(ids, **special, **options)
+                said = output.logits[at_row, columns + (output.logits.shape[1] - length)]
+            logits.append(said.float())
+            places.append(here[0] * real.shape[1] + here[1])
+            if states:
+                last = output.hidden_states[-1]
+                found = last.new_zeros(*real.shape, last.shape[-1]) if found is None else found
+                found = found.index_put(here, last[at_row, columns + (last.shape[1] - length)])
+    if len(logits) == 1:
+        return ResponseLogits(logits[0], found)
+    return ResponseLogits(torch.cat(logits)[torch.cat(places).argsort()], found)
+
+
+def _passes(model: Any, layout: Layout, ways: Ways) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+    """Which rows are read at once, their token ids, and what a model is told besides."""
+    for rows in alike(layout.lengths, "right", ways):
+        length = max(layout.lengths[row] for row in rows)
+        special: dict[str, Tensor] = {}
+        if layout.special:
+            mask, position_ids = layout.special["attention_mask"], layout.special["position_ids"]
+            special["attention_mask"] = mask[rows][:, :, :length, :length].to(next(model.parameters()).dtype)
+            if takes(model, "position_ids"):
+                special["position_ids"] = position_ids[rows, :length]
+        ids = layout.ids[rows, :length]
+        # Padding behind a text need not be masked, as a causal model does not see it; but some models warn of no mask.
+        yield torch.tensor(rows, device=ids.device), ids, special or {"attention_mask": torch.ones_like(ids)}
+
+
+@contextmanager
+def _in_ways(model: Any, ways: Ways) -> Iterator[None]:
+    with ExitStack() as stack:
+        stack.enter_context(cpu_kernels(model, ways))
+        if "eager" in ways:
+            stack.enter_context(plain_attention(model))
+        yield
+
+
+@contextmanager
+def _only(model: Any, rows: Tensor, columns: Tensor, length: int) -> Iterator[dict[str, Any]]:
+    """Have the output layer see only the states in some places, (N,) each; it yields the options for that.
+
+    The output layer costs a small model as much as all the others. Of a slice of states, PyTorch would even copy the
+    vocabulary's weights for each text.
+    """
+
+    def needed(_: Any, states: tuple[Tensor]) -> tuple[Tensor]:
+        return (states[0][rows, columns - (length - states[0].shape[1])],)
+
+    hook = inner(model).get_output_embeddings().register_forward_pre_hook(needed)
+    try:
+        yield {"logits_to_keep": length - int(columns.min())} if takes(model, "logits_to_keep") else {}
+    finally:
+        hook.remove()
+
+
+def response_states(model: Any, batch: TokenBatch) -> Tensor:
+    """Return what the layers of a causal model end with at each response's last token, (B, H); gradients flow.
+
+    Args:
+        model: a classifier on a causal model, or one with an adapter.
+        batch: what it reads.
+    """
+    return _response_states(model, batch, proven(model, "states", begin=batch.shortest, length=batch.longest))
+
+
+def _response_states(model: Any, batch: TokenBatch, ways: Ways) -> Tensor:
+    layout, found = (batch.together if "rows" in ways else None) or batch.apart, None
+    with _in_ways(model, ways):
+        for rows, ids, special in _passes(model, layout, ways):
+            here = torch.isin(layout.rows, rows)
+            states = inner(model).base_model(ids, **special).last_hidden_state
+            states = states[torch.searchsorted(rows, layout.rows[here]), layout.last[here]]
+            found = states.new_zeros(len(here), states.shape[1]) if found is None else found
+            found = found.index_put((here,), states)
+    assert found is not None
+    return found
+
+
+def response_log_probs(
+    loaded: LoadedModel, prompts: Sequence[str], responses: Responses, *, batch_size: int = 64
+) -> NDArray[np.float64]:
+    """Return the log-probability of responses under a model, whoever drew them, shape (B,), nats.
+
+    Args:
+        loaded: a causal language model with the tokenizer that the responses were drawn with.
+        prompts: of each response.
+        responses: B of them; their tokens are read, the end token included.
+        batch_size: responses a batch.
+
+    Raises:
+        ValueError: if there is not one prompt a response, or one does not fit the model's context.
+    """
+    found = np.empty(len(responses))
+    for places, batch in response_batches(loaded, prompts, responses, batch_size):
+        with torch.no_grad():
+            logits, said = response_logits(loaded.model, batch).logits, batch.responses[batch.response_mask.bool()]
+            tokens = token_log_probs(logits, said).cpu().double().numpy()  # Apple's GPUs know no float64
+        found[places] = np.add.reduceat(tokens, np.cumsum([0, *batch.lengths[:-1]]))
+    return found
+
+
+def token_log_probs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return the log-probability of one token a row, (N,), from logits (N, V), to the last digit of the logits.
+
+    Over a large vocabulary sums in single precision are off by 1e-5 always to one side, which adds up in a response.
+    """
+    highest = logits.amax(1, keepdim=True)
+    weights = (logits - highest).exp_()
+    total = weights.sum(1, dtype=torch.float32 if logits.device.type == "mps" else torch.float64)
+    return (logits.gather(1, tokens[:, None]) - highest)[:, 0] - total.log()
+
+
+def response_batches(
+    loaded: LoadedModel, prompts: Sequence[str], responses: Responses, batch_size: int
+) -> Iterator[tuple[Indices, TokenBatch]]:
+    """Yield places of responses to like prompts, and these with their prompts; arguments as `response_log_probs`."""
+    if len(prompts) != len(responses):
+        raise ValueError(f"there are {len(prompts)} prompts for {len(responses)} responses; list one for each")
+    encoded = loaded.encode(prompts, responses.token_ids.shape[1])
+    tokens = [row[row >= 0].tolist() for row in responses.token_ids]
+    order = np.array(sorted(range(len(tokens)), key=lambda i: (len(encoded[i]), encoded[i], len(tokens[i]))))
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        ids = [encoded[i] for i in places], [tokens[i] for i in places]
+        yield places, token_batch(*ids, pad_id=loaded.pad_token_id, device=loaded.device)
+
+
+def _batch_of(model: Any, probe: Probe) -> TokenBatch:
+    device = next(model.parameters()).device
+    return token_batch(probe.prompts, probe.responses, pad_id=probe.pad_id, device=device)
+
+
+@torch.no_grad()
+def _read_responses(model: Any, probe: Probe, ways: Ways) -> list[Tensor]:
+    batch = _batch_of(model, probe)
+    return list(torch.split(_response_logits(model, batch, ways).logits, batch.lengths))
+
+
+def _with_gradient(model: Any, outputs: Sequence[Tensor]) -> list[Tensor]:
+    """Outputs, and the gradient of a number made of them, as one list of numbers."""
+    total = torch.stack([output.float().log_softmax(-1)[..., ::3].sum() for output in outputs]).sum()
+    learned = _some_of_each_kind(model)
+    grads = torch.autograd.grad(total, learned, allow_unused=True)
+    flat = [(torch.zeros_like(w) if g is None else g).flatten().float() for w, g in zip(learned, grads, strict=True)]
+    return [*(output.detach() for output in outputs), torch.cat(flat)]
+
+
+def _some_of_each_kind(model: Any, most: int = 10**6) -> list[Tensor]:
+    """Of the weights that are learned, the first and the last of each name, layers counted as one; no huge ones."""
+    kinds: dict[str, list[Tensor]] = {}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and weight.numel() <= most:
+            kinds.setdefault(re.sub(r"\d+", "", name), []).append(weight)
+    found = [weight for weights in kinds.values() for weight in {id(w): w for w in (weights[0], weights[-1])}.values()]
+    return found or [weight for weight in model.parameters() if weight.requires_grad][:1]
+
+
+@torch.enable_grad()
+def _learned_plainly(model: Any, probe: Probe) -> list[Tensor]:
+    return _with_gradient(model, said_plainly(model, probe))
+
+
+@torch.enable_grad()
+def _learned(model: Any, probe: Probe, ways: Ways) -> list[Tensor]:
+    batch = _batch_of(model, probe)
+    return _with_gradient(model, torch.split(_response_logits(model, batch, ways).logits, batch.lengths))
+
+
+def _states_plainly(model: Any, probe: Probe) -> list[Tensor]:
+    device = next(model.parameters()).device
+    texts = [torch.tensor([text], device=device) for text in probe.texts]
+    states = [inner(model).base_model(text).last_hidden_state[0, -1:] for text in texts]
+    return _with_gradient(model, states) if _learns(model) else states
+
+
+def _states(model: Any, probe: Probe, ways: Ways) -> list[Tensor]:
+    states = list(torch.split(_response_states(model, _batch_of(model, probe), ways), 1))
+    return _with_gradient(model, states) if _learns(model) else states
+
+
+_READ = ("batch", "right", "rows", "needed")
+TASKS["responses"] = Task((*_READ, "products", "attention"), torch.no_grad()(said_plainly), _read_responses)
+TASKS["learning"] = Task((*_READ, "eager"), _learned_plainly, _learned)
+TASKS["states"] = Task(("batch", "right", "rows", "eager"), _states_plainly, _states)

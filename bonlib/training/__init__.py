@@ -1,0 +1,1 @@
+"""Training: what a step learns from, the gradients, and the one loop."""

@@ -1,0 +1,160 @@
+"""The site: pages, cross-references and alternative texts; and that it works in a browser that reaches no network."""
+
+import json
+import re
+
+import nbformat
+import pytest
+
+from bonlib.course import site as site_module
+from bonlib.course.frames import KNOBS, PRESETS, frames
+from bonlib.course.runner import NOTEBOOKS, ROOT, find_notebooks
+from bonlib.course.site import build_site
+from bonlib.course.site.links import Links, api_names, papers, terms
+from bonlib.course.site.pages import notebook_page
+from bonlib.exact import kl_divergence
+
+LINKS = Links({"win rate": "term-win-rate"}, papers(ROOT / "CITATION.cff"), {"kl_bound": "bonlib.bounds.kl_bound"})
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site of the notebooks, one of which has been run."""
+    folder = tmp_path_factory.mktemp("site")
+    executed = folder / "quick"
+    executed.mkdir()
+    path = find_notebooks(["01"])[0]
+    notebook = nbformat.read(path, as_version=4)
+    drawn = next(cell for cell in notebook.cells if cell.metadata.get("figure") == "T1_kl_of_a_coin")
+    picture = {
+        "image/png": "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    }
+    drawn.outputs = [nbformat.v4.new_output("display_data", picture | {"text/plain": "Figure. KL against n."})]
+    nbformat.write(notebook, executed / path.name)
+    report = {"name": path.stem, "title": "01 · Two", "seconds": 3.0, "status": "ok", "date": "today", "commit": "abc"}
+    (executed / "reports.json").write_text(json.dumps([report]))
+    return build_site(executed, folder / "site")
+
+
+@pytest.mark.slow
+def test_the_site_has_every_page_and_sphinx_does_not_complain(site):
+    assert site.warnings == []
+    for page in ("index", "sliders", "GLOSSARY", "METHODS", "papers", "times", "search", "api/bonlib.exact"):
+        assert f"{page}.html" in site.pages
+    for path in find_notebooks():
+        assert f"notebooks/{path.stem}.html" in site.pages
+    assert ("MODELS.html" in site.pages) == (ROOT / "MODELS.md").exists()
+    assert site.megabytes < 20
+
+
+@pytest.mark.slow
+def test_every_link_of_the_site_leads_somewhere(site):
+    lost = []
+    for name in site.pages:
+        text = (site.folder / name).read_text()
+        for target in re.findall(r'(?:href|src)="([^"]+)"', text):
+            if re.match(r"[a-z]+:", target) or target == "#":
+                continue
+            file, _, mark = target.split("?")[0].partition("#")
+            there = ((site.folder / name).parent / file).resolve() if file else site.folder / name
+            if not there.exists() or (mark and there.suffix == ".html" and f'id="{mark}"' not in there.read_text()):
+                lost.append(f"{name}: {target}")
+    assert lost == []
+
+
+@pytest.mark.slow
+def test_a_page_has_results_alternative_texts_solutions_and_links(site):
+    page = (site.folder / "notebooks" / "01_two_outcomes.html").read_text()
+    assert 'alt="Figure. KL against n."' in page
+    assert "version abc" in page
+    assert page.count("<summary>A solution</summary>") == 4
+    assert "SOLUTION" not in page
+    assert "check_value(" not in page
+    assert 'href="#equation-1"' in page
+    assert 'id="equation-1"' in page
+    assert 'href="../GLOSSARY.html#term-win-rate"' in page
+    assert 'href="../papers.html#paper-beirami"' in page
+    assert "3</p>" in (site.folder / "times.html").read_text()
+
+
+def test_a_text_that_has_not_been_made_is_no_page(tmp_path, monkeypatch):
+    for name in ("README.md", "METHODS.md", "data/README.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"# {name}")
+    monkeypatch.setattr(site_module, "ROOT", tmp_path)
+    for models in (False, True):
+        if models:
+            (tmp_path / "MODELS.md").write_text("# Models")
+        page = site_module._first_page(LINKS, [], api=False)
+        assert ("\nMODELS\n" in page) == models
+        assert "\nMETHODS\n" in page
+
+
+def test_only_the_first_mention_becomes_a_link_and_code_and_mathematics_stay():
+    text = "# The win rate\n\n`win rate` and $win rate$ and [win rate](x). A win rate, a win rate; `kl_bound(n)`."
+    linked = LINKS.of_text(text, "notebooks/01.ipynb")
+    assert linked.count("<a ") == 1
+    assert linked.startswith("# The win rate\n\n`win rate` and $win rate$ and [win rate](x). A <a ")
+    assert linked.endswith("win rate</a>, a win rate; {py:obj}`kl_bound(n) <bonlib.bounds.kl_bound>`.")
+
+
+def test_equations_get_marks_and_their_numbers_lead_there():
+    text = "From (1) and $f(1)$:\n\n$$a = b\n\\tag{1}$$\n\nSo (1), not (2)."
+    linked = LINKS.of_text(text, "notebooks/01.ipynb")
+    assert linked.count('<a href="#equation-1">(1)</a>') == 2
+    assert '<a id="equation-1"></a>\n\n$$a = b' in linked
+    assert "$f(1)$" in linked
+    assert "(2)." in linked
+
+
+def test_the_glossary_the_papers_and_the_library_are_read():
+    found = terms(ROOT / "GLOSSARY.md")
+    assert {"policy", "reference", "win rate", "calibrated reward"} <= set(found)
+    marked = LINKS.marked("| $w$ | `win_rate` | what | – |")
+    assert '<a id="term-win-rate"></a>' in marked
+    cited = set(re.findall(r"[A-Z][a-zé]+ et al\.", "".join(path.read_text() for path in NOTEBOOKS.glob("*.ipynb"))))
+    cited |= set(re.findall(r"[A-Z][a-zé]+ et al\.", (ROOT / "METHODS.md").read_text()))
+    assert cited <= {paper.short for paper in papers(ROOT / "CITATION.cff")}
+    names = api_names()
+    assert names["Outcomes.best_of"] == "bonlib.exact.Outcomes.best_of"
+    assert names["train"] == "bonlib.training.trainer.train"
+    assert not [full for full in names.values() if ".course" in full]
+
+
+def test_what_a_page_leaves_out():
+    cells = [
+        nbformat.v4.new_markdown_cell("# Title"),
+        nbformat.v4.new_code_cell("profile = 'quick'", metadata={"tags": ["injected-parameters"]}),
+        nbformat.v4.new_code_cell("x = ...", id="x", metadata={"tags": ["exercise"]}),
+        nbformat.v4.new_code_cell("check_value('1', x, 2)", metadata={"tags": ["check"]}),
+        nbformat.v4.new_code_cell("show()"),
+    ]
+    widget = {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "Tab()"}
+    cells[-1].outputs = [
+        nbformat.v4.new_output("display_data", widget),
+        nbformat.v4.new_output("stream", name="stderr", text="warning"),
+        nbformat.v4.new_output("stream", text="kept"),
+    ]
+    solved = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell("x = 2  # SOLUTION", id="x", metadata={"tags": ["exercise"]})]
+    )
+    page = notebook_page(nbformat.v4.new_notebook(cells=cells), solved, None, lambda text: text)
+    assert [cell.source.splitlines()[0] for cell in page.cells] == [
+        "# Title", "x = ...", "<details><summary>A solution</summary>", "show()"
+    ]  # fmt: skip
+    assert "```python\nx = 2\n```" in page.cells[2].source
+    assert [output.text for output in page.cells[-1].outputs] == ["kept"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_frames_are_what_bonlib_computes(name):
+    outcomes = PRESETS[name]
+    shown = frames(outcomes)["families"]
+    policies = {"best-of-n": outcomes.best_of, "KL-RL": outcomes.tilt, "rewind": outcomes.rewind_at}
+    for family, (_, _, places) in KNOBS.items():
+        assert len(places) == len(shown[family]["rows"]) == len(shown[family]["policies"])
+        for place, row, policy in zip(places, shown[family]["rows"], shown[family]["policies"], strict=True):
+            exact = policies[family](place)
+            assert policy == pytest.approx(exact, abs=1e-5)
+            assert row["kl"] == pytest.approx(kl_divergence(exact, outcomes.probs), rel=1e-4, abs=1e-9)
+            assert row["win_rate"] == pytest.approx(outcomes.win_rate(exact), rel=1e-4)

@@ -1,0 +1,230 @@
+"""Several actors fill one store: the same draws as one process makes, also if an actor is killed at work."""
+
+import os
+import pickle
+import re
+import shutil
+import signal
+import sys
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from test_store_under_fire import LENGTH, LetterSampler, assert_same, content
+
+from bonlib.draws import fleet
+from bonlib.draws.fleet import draw_everywhere
+from bonlib.draws.rewards import SentimentReward
+from bonlib.draws.samplers import SamplingSettings, TransformersSampler
+from bonlib.draws.store import SampleStore
+from bonlib.models.loaded import load_classifier, load_language_model
+
+PROMPTS = ["the film", "a bad", "I saw", "nobody knows", "the end", "my mother"]
+COUNT, CHUNK = 10, 4  # the last chunk of a prompt is not used to its end
+CHUNKS = len(PROMPTS) * 3
+SETTINGS = SamplingSettings(6)
+# Ray leaves files and processes to the garbage collector when it shuts down.
+ray_starts = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+class MortalSampler(TransformersSampler):
+    """Logs process, threads and seed of every chunk; kills its process at the fourth, once."""
+
+    def __init__(self, folder, log):
+        super().__init__(load_language_model(folder, device="cpu"))
+        self.log, self.calls = log, 0
+
+    def sample(self, prompts, settings, *, seed):
+        self.calls += 1
+        with self.log.open("a") as log:
+            log.write(f"{os.getpid()} {torch.get_num_threads()} {seed}\n")
+        if self.calls == 4:
+            with suppress(FileExistsError):
+                os.close(os.open(self.log.with_suffix(".killed"), os.O_CREAT | os.O_EXCL))
+                os.kill(os.getpid(), signal.SIGKILL)
+        return super().sample(prompts, settings, seed=seed)
+
+
+class RefusingSampler(LetterSampler):
+    def sample(self, prompts, settings, *, seed):
+        super().sample(prompts, settings, seed=seed)
+        raise ValueError("this sampler refuses to draw")
+
+
+def make_judge(folder):
+    return SentimentReward(load_classifier(folder, device="cpu"))
+
+
+def make_length():
+    return LENGTH
+
+
+@pytest.fixture(autouse=True)
+def actors_find_the_tests(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+
+
+@pytest.mark.slow
+@ray_starts
+def test_two_actors_one_of_them_killed_fill_the_store_as_one_process_does(
+    tmp_path, language_model_folder, classifier_folder
+):
+    import ray
+
+    log, store, alone = tmp_path / "log", SampleStore(tmp_path / "store"), SampleStore(tmp_path / "alone")
+    report = draw_everywhere(
+        store,
+        PROMPTS,
+        COUNT,
+        SETTINGS,
+        seed=0,
+        make_sampler=partial(MortalSampler, language_model_folder, log),
+        make_reward=partial(make_judge, classifier_folder),
+        prompts_at_once=2,
+        chunk_size=CHUNK,
+    )
+    assert not ray.is_initialized()
+    assert log.with_suffix(".killed").exists()
+    sampler = TransformersSampler(load_language_model(language_model_folder, device="cpu"))
+    draws = alone.draw(sampler, PROMPTS, COUNT, SETTINGS, seed=0, chunk_size=CHUNK)
+    alone.score(make_judge(classifier_folder), draws)
+    assert_same(content(store.root), content(alone.root))
+    assert {path.name for path in store.root.iterdir()} == {path.name for path in alone.root.iterdir()}
+    lines = [line.split() for line in log.read_text().splitlines()]
+    assert len(lines) == CHUNKS + 1  # only the chunk in flight was drawn again
+    assert len({seed for *_, seed in lines}) == CHUNKS
+    assert {threads for _, threads, _ in lines} == {"1"}
+    assert {process.split("/")[1] for process in report.seconds} <= {pid for pid, *_ in lines}
+    assert (report.prompts, report.chunks, report.drawn, report.lost) == (len(PROMPTS), CHUNKS, CHUNKS, 1)
+    assert report.tokens == draws.lengths.sum()
+
+
+@pytest.mark.slow
+@ray_starts
+def test_a_job_draws_only_what_is_missing_and_says_what_went_wrong(tmp_path):
+    """One test, since each start of Ray takes seconds; it also shows that a Ray which is there is used and kept."""
+    import ray
+
+    log, store, alone = tmp_path / "log", SampleStore(tmp_path / "store"), SampleStore(tmp_path / "alone")
+
+    def run(kind, **sizes):
+        make_sampler = partial(kind, log)
+        sizes = {"actors": 1, "chunk_size": CHUNK} | sizes
+        return draw_everywhere(
+            store, PROMPTS, COUNT, SETTINGS, seed=0, make_sampler=make_sampler, make_reward=make_length, **sizes
+        )
+
+    draws = alone.draw(LetterSampler(tmp_path / "other log"), PROMPTS, COUNT, SETTINGS, seed=0, chunk_size=CHUNK)
+    alone.score(LENGTH, draws)
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        with pytest.raises(ValueError, match=r"^this sampler refuses to draw\n") as caught:
+            run(RefusingSampler)
+        assert "test_fleet.py" in caught.value.__notes__[0]  # where in the actor it was raised
+        assert len(log.read_text().splitlines()) == 1  # it is not tried again
+        assert content(store.root) == {}
+
+        shutil.copytree(alone.root, store.root, dirs_exist_ok=True)
+        chunks = sorted(path for path in store.root.rglob("*.npz") if "reward" not in path.name)
+        for gone in (*chunks[:2], chunks[10], *chunks[5].parent.glob("*.reward-*")):
+            gone.unlink()
+        log.unlink()
+        report = run(LetterSampler, prompts_at_once=4)
+        assert_same(content(store.root), content(alone.root))
+        assert len(log.read_text().splitlines()) == 3
+        assert (report.prompts, report.chunks, report.drawn) == (len(PROMPTS), CHUNKS, 3)
+        assert 0 < report.tokens < draws.lengths.sum()
+
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
+
+
+def worker(tmp_path, make_sampler, journal="journal"):
+    request = {"count": COUNT, "settings": SETTINGS, "seed": 0, "chunk_size": CHUNK}
+    return fleet._Worker(
+        SampleStore(tmp_path), request, make_sampler, None, torch.get_num_threads(), tmp_path / journal
+    )
+
+
+def test_a_job_that_is_done_draws_nothing(tmp_path):
+    log = tmp_path / "log"
+    SampleStore(tmp_path).draw(LetterSampler(log), PROMPTS, COUNT, SETTINGS, seed=0, chunk_size=CHUNK)
+    (tmp_path / "journal").mkdir()
+    (tmp_path / "journal" / "begun").touch()
+    os.utime(tmp_path / "journal" / "begun", (time.time() + 1,) * 2)  # a file system's clock ticks every few ms
+    row = worker(tmp_path, partial(RefusingSampler, log))({"number": 0, "prompts": PROMPTS})
+    assert (row["error"], row["prompts"], row["chunks"]) == (b"", len(PROMPTS), CHUNKS)
+    assert (row["drawn"], row["tokens"], row["lost"]) == (0, 0, 0)
+
+
+def raised(row):
+    assert row["prompts"] == 0
+    return pickle.loads(row["error"])
+
+
+def test_prompts_that_kill_every_actor_end_the_job(tmp_path, language_model):
+    (tmp_path / "journal").mkdir()
+    (tmp_path / "journal" / "begun").touch()
+    (tmp_path / "journal" / "7").write_bytes(b"." * fleet.MAX_LOSSES)
+    share = {"number": 7, "prompts": PROMPTS[:2]}
+    row = worker(tmp_path, partial(TransformersSampler, language_model))(share)
+    assert (row["error"], row["lost"], row["drawn"]) == (b"", fleet.MAX_LOSSES, 6)
+    error = raised(worker(tmp_path, partial(TransformersSampler, language_model))(share))
+    assert isinstance(error, RuntimeError)
+    assert re.match(r"11 actors were lost at the 2 prompts from 'the film' on.*out of memory", str(error))
+
+
+def test_an_actor_that_sees_another_folder_says_so(tmp_path):
+    error = raised(worker(tmp_path, None, "elsewhere")({"number": 0, "prompts": PROMPTS}))
+    assert isinstance(error, FileNotFoundError)
+    assert "a file system that all machines share" in str(error)
+
+
+class WantsTwo(Exception):  # noqa: N818
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+def test_any_exception_comes_home(tmp_path):
+    def no_model(error):
+        raise error
+
+    (tmp_path / "journal").mkdir()
+    share = {"number": 0, "prompts": PROMPTS}
+    for error, kind in ((FileNotFoundError("no such model"), FileNotFoundError), (WantsTwo("a", "b"), RuntimeError)):
+        found = raised(worker(tmp_path, partial(no_model, error))(share))
+        assert type(found) is kind
+        assert str(error) in str(found)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompts": "the film"}, "prompts is 'the film'; it must be a list"),
+        ({"prompts": ["a", "b", "a"]}, "prompts has 'a' 2 times"),
+        ({"count": 0}, "count is 0; it must be a whole number of at least 1"),
+        ({"chunk_size": 0}, "chunk_size is 0"),
+        ({"actors": 0}, "actors is 0; it must be at least 1"),
+        ({"prompts_at_once": 0}, "prompts_at_once is 0"),
+        ({"cpus_per_actor": -1}, "cpus_per_actor is -1; it must be at least 0"),
+        ({"gpus_per_actor": -0.5}, "gpus_per_actor is -0.5"),
+        ({"gpus_per_actor": 1}, "gpus_per_actor is 1 for 2 actors; this machine has 1 GPUs: ask for fewer"),
+    ],
+)
+def test_bad_arguments_are_named(tmp_path, monkeypatch, changes, message):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    arguments = {"prompts": PROMPTS, "count": 1, "settings": SETTINGS, "seed": 0, "make_sampler": None} | changes
+    with pytest.raises(ValueError, match=re.escape(message)):
+        draw_everywhere(SampleStore(tmp_path), **arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_ray_the_message_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ModuleNotFoundError, match=re.escape('pip install -e ".[ray]"')):
+        draw_everywhere(SampleStore(tmp_path), PROMPTS, 1, SETTINGS, seed=0, make_sampler=None)
