@@ -7,7 +7,7 @@ import pytest
 from conftest import TEXTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_models import words_tokenizer
+from test_loaded import words_tokenizer
 
 from bonlib.models.loaded import load_language_model
 from bonlib.models.texts import chat_prompt, encode_prompts, response_texts, token_ids
