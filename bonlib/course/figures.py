@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,6 +14,8 @@ from bonlib.estimates import Estimate
 from bonlib.methods import METHODS
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -319,3 +321,125 @@ def draw_trade_off(axis: Axes, curves: Mapping[str, CURVE]) -> None:
         axis.plot(kl, win, label=label, **style)
     axis.set(xlabel="KL to the reference  (nats)", ylabel="win rate against the reference")
     axis.legend(frameon=False, loc="lower right")
+
+
+LINES = ("-", "--", ":", "-.")  # of settings, in turn
+
+
+class Panel(NamedTuple):
+    """A column against another: their labels, curves to compare with, and how the axes are drawn."""
+
+    x: str
+    y: str
+    x_label: str
+    y_label: str
+    beside: Mapping[str, CURVE] = {}
+    log: bool = False
+    log_x: bool = False
+    x_max: float | None = None
+
+
+def paths_figure(
+    curves: pd.DataFrame,
+    panels: Sequence[Panel],
+    colours: Mapping[str, str],
+    *,
+    finals: pd.DataFrame | None = None,
+    lines: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] | None = None,
+    tagged: int = 0,
+    width: float = 4.0,
+) -> Figure:
+    """Draw policies on their way, a line a setting, as `draw_path` does.
+
+    Args:
+        curves: a row a measurement, with label, seed, step and the columns of the panels.
+        panels: what to draw.
+        colours: label to colour, in the order of the legend.
+        finals: a row a run with the same columns, measured better at its end; it is marked by a dot, which otherwise
+            is where the line ends. A label with no rows in curves has a dot alone.
+        lines: label to line style, such as "--"; others take the styles in turn.
+        tags: label to what is written beside its line in one panel, for who cannot tell the colours apart.
+        tagged: which panel that is.
+        width: of a panel, inches.
+    """
+    figure, axes = new_figure(len(panels), width=width, height=4.2)
+    styles = {label: LINES[place % len(LINES)] for place, label in enumerate(colours)} | dict(lines or {})
+    for axis, panel in zip(axes, panels, strict=True):
+        ends_here = {}
+        for label, colour in colours.items():
+            mine = curves[curves["label"] == label].dropna(subset=[panel.x, panel.y])
+            draw_path(axis, mine, panel.x, panel.y, x_max=panel.x_max, color=colour, ls=styles[label], label=label)
+            ends = mine[mine["step"] == mine["step"].max()] if finals is None else finals[finals["label"] == label]
+            x, y = ends[panel.x].mean(), ends[panel.y].mean()
+            if panel.x_max is None or x <= panel.x_max:
+                axis.plot(x, y, "o", ms=6, color=colour, mec=COLOURS["bound"], mew=0.8)
+                ends_here[label] = x, y
+        for name, (compared_x, compared_y, style) in panel.beside.items():
+            axis.plot(compared_x, compared_y, label=name, **style)
+        axis.set(xlabel=panel.x_label, ylabel=panel.y_label)
+        if panel.x_max is not None:
+            axis.set_xlim(right=panel.x_max)
+        for direction, logarithmic in (("x", panel.log_x), ("y", panel.log)):
+            if logarithmic:
+                make_logarithmic(axis, direction)
+        if tags and axis is axes[tagged]:
+            _tag(axis, {text: ends_here[label] for label, text in tags.items() if label in ends_here})
+    legend_above(figure, axes)
+    return figure
+
+
+def draw_path(axis: Axes, rows: pd.DataFrame, x: str, y: str, *, x_max: float | None = None, **style: Any) -> None:
+    """Draw a column against another, the mean over seeds at each step, as far as `x_max`.
+
+    Against the step there is a band from the lowest seed to the highest; elsewhere each seed has a thin line.
+    """
+    rows = rows.dropna(subset=[x, y])  # a panel may be about some of the rows alone
+    steps = rows.groupby("step")
+    at = steps[x].mean() if x != "step" else steps[y].mean().index.to_series()
+    seen = at <= (np.inf if x_max is None else x_max)  # what is not seen shall not stretch the other axis
+    mean, low, high = (steps[y].agg(name)[seen] for name in ("mean", "min", "max"))
+    axis.plot(at[seen], mean, lw=2.2, **style)
+    if rows["seed"].nunique() < 2:
+        return
+    if x == "step":
+        axis.fill_between(at[seen], low, high, color=style["color"], alpha=0.18, lw=0)
+        return
+    for _, run in rows[rows[x] <= (np.inf if x_max is None else x_max)].groupby("run"):
+        axis.plot(run[x], run[y], **(style | {"label": None, "lw": 0.7, "alpha": 0.5}))
+
+
+def make_logarithmic(axis: Axes, direction: str) -> None:
+    """Make an axis, "x" or "y", logarithmic, with few ticks and plain numbers: powers of 2 or 10, as it is long."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set(**{f"{direction}scale": "log"})
+    low, high = getattr(axis, f"get_{direction}lim")()
+    decades = np.log10(high / low)
+    base, subs = (2, (1,)) if decades < 1.5 else (10, (1, 3)) if decades < 2.7 else (10, (1,))
+    one = getattr(axis, f"{direction}axis")
+    one.set_major_locator(LogLocator(base=base, subs=subs, numticks=20))
+    one.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    one.set_minor_locator(NullLocator())
+
+
+def legend_above(figure: Figure, axes: Iterable[Axes]) -> None:
+    """Put one legend of all panels above them, each label once."""
+    entries: dict[str, Artist] = {}
+    for axis in axes:
+        handles, labels = axis.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    columns = len(entries) if len(entries) <= 3 else 4 if len(entries) > 6 or len(entries) == 4 else 3
+    place: dict[str, Any] = {"ncols": columns, "loc": "outside upper center"}
+    figure.legend(list(entries.values()), list(entries), frameon=False, fontsize=11, **place)
+
+
+def _tag(axis: Axes, ends: Mapping[str, tuple[float, float]], apart: float = 0.07) -> None:
+    """Write words to the right of axes at the height of points, moved apart where they would touch."""
+    axis.get_xlim(), axis.get_ylim()  # what asks for them brings them up to date, and the transformation with them
+    to_axes = axis.transData + axis.transAxes.inverted()
+    heights = {text: float(to_axes.transform(place)[1]) for text, place in ends.items()}
+    before = -np.inf
+    for text, height in sorted(heights.items(), key=lambda item: item[1]):
+        before = max(height, before + apart)
+        axis.annotate(text, (1.02, before), xycoords="axes fraction", va="center", fontsize=10)
