@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from bonlib.course.figures import COLOURS, CURVE, ESTIMATORS, new_figure, new_grid
+from bonlib.course.figures import COLOURS, CURVE, new_figure, new_grid
 from bonlib.methods import METHODS
 from bonlib.metrics import ShareEstimate, pareto_front
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SCORES = {"win_rate": "win rate against the reference", "reward": "mean reward, p(positive)"}
@@ -187,100 +184,4 @@ def cost_figure(table: pd.DataFrame, learned: pd.DataFrame, baselines: Mapping[s
             axis.annotate(name, (1, height), xycoords=axis.get_yaxis_transform(), ha="right", va="bottom", color=line)
         axis.set(xscale="log", xlabel="seconds spent on F, all prompts together", ylabel=label)
     axes[0].legend(frameon=False, fontsize=11, loc="center right")
-    return figure
-
-
-def exact_ends_figure(rows: pd.DataFrame) -> Figure:
-    """Draw how far from best-of-N each method ends on the enumerable language model, by the KL in both directions.
-
-    Args:
-        rows: a row a method and way of training, with method, name, training ("table", "exact" or "samples"),
-            reverse_kl and forward_kl in nats.
-    """
-    figure, (left, right) = new_figure(2, width=5.5, height=4.9)
-    names = list(dict.fromkeys(rows["name"]))
-    kinds = {
-        "table": ("none", 130, "table, exact gradient"),
-        "exact": ("white", 70, "network, exact gradient"),
-        "samples": ("filled", 34, "network, from samples"),
-    }
-    for _, row in rows[rows["training"].isin(kinds)].iterrows():
-        method = "bond-iterative" if row["name"] == METHODS["bond-iterative"].label else row["method"]
-        colour, marker = (COLOURS["ipo"], "<") if method == "ipo" else (METHODS[method].colour, METHODS[method].marker)
-        face, size, _ = kinds[row["training"]]
-        style = {"marker": marker, "s": size, "edgecolors": colour, "linewidths": 1.6}
-        style["facecolors"] = colour if face == "filled" else face
-        left.scatter(row["reverse_kl"], names.index(row["name"]), zorder=3, **style)
-        if row["training"] != "table":
-            right.scatter(row["reverse_kl"], row["forward_kl"], zorder=3, **style)
-    for face, size, label in kinds.values():
-        grey = COLOURS["reference"]
-        left.scatter(
-            [], [], s=size, edgecolors=grey, facecolors=grey if face == "filled" else face, linewidths=1.6, label=label
-        )
-    _name_points(right, rows[rows["training"] == "samples"])
-    measured = rows.loc[rows["training"] != "table", ["reverse_kl", "forward_kl"]].to_numpy()
-    ends = [0.8 * measured.min(), 1.25 * measured.max()]
-    right.plot(ends, ends, lw=1, ls="--", color=COLOURS["bound"])
-    left.set_yticks(range(len(names)), names)
-    left.invert_yaxis()
-    left.grid(axis="y", alpha=0.3)
-    reverse, forward = (
-        r"exact $\mathrm{KL}(\pi_\theta \| \pi_N)$  (nats)",
-        r"exact $\mathrm{KL}(\pi_N \| \pi_\theta)$  (nats)",
-    )
-    left.set(xscale="log", xlabel=reverse)
-    left.legend(frameon=False, fontsize=9, loc="lower left")
-    right.set(xscale="log", yscale="log", xlim=ends, ylim=ends, xlabel=reverse, ylabel=forward)
-    return figure
-
-
-def _name_points(axis: Axes, rows: pd.DataFrame) -> None:
-    """Write names beside points (reverse_kl, forward_kl), those of points within an eighth of each other as one."""
-    near: list[tuple[NDArray[np.float64], list[str]]] = []
-    for name, *point in rows[["name", "reverse_kl", "forward_kl"]].itertuples(index=False):
-        place = np.log(np.array(point, dtype=np.float64))
-        for other, names in near:
-            if np.abs(place - other).max() < 1 / 8:
-                names.append(name)
-                break
-        else:
-            near.append((place, [name]))
-    for place, names in near:
-        shift, side = ((-8, 0), "right") if place[0] > 0 else ((7, 0), "left")
-        if names[0] == "vBoN, J":  # out of the way of their neighbours
-            shift, side = (-2, 13), "center"
-        elif names[0] == "BOND, iterative":
-            shift = (5, -11)
-        text = " / ".join(names)
-        style: dict[str, Any] = {
-            "textcoords": "offset points",
-            "ha": side,
-            "va": "center",
-            "fontsize": 10,
-        }
-        axis.annotate(text, np.exp(place).tolist(), xytext=shift, **style)
-
-
-def estimated_ends_figure(rows: pd.DataFrame, truth: Mapping[str, float]) -> Figure:
-    """Draw how far from best-of-N vBoN ends with log F estimated from M samples.
-
-    Args:
-        rows: a row a run, with method, m, smoothing and reverse_kl in nats; not finite where the run broke off.
-        truth: method to reverse_kl with the true F.
-    """
-    figure, axes = new_figure(len(truth), width=5.6, height=4.0)
-    for axis, (method, level) in zip(axes, truth.items(), strict=True):
-        for smoothing in dict.fromkeys(rows["smoothing"]):
-            mine = rows[(rows["method"] == method) & (rows["smoothing"] == smoothing)].sort_values("m")
-            style = {"marker": "o", **ESTIMATORS[smoothing]}
-            axis.plot(mine["m"], mine["reverse_kl"], label=smoothing.replace("_", " "), **style)
-        axis.axhline(level, ls="--", lw=1.2, color=COLOURS["bound"], label="true F")
-        axis.set(xscale="log", yscale="log", xlabel="reference samples M behind F", title=METHODS[method].label)
-        axis.set_xticks(sorted(rows["m"].unique()), [f"{m:.0f}" for m in sorted(rows["m"].unique())])
-        axis.set_yticks(ticks := [0.025, 0.05, 0.1, 0.2, 0.4, 0.8], map(str, ticks))
-        axis.minorticks_off()
-        axis.set_ylim(rows["reverse_kl"].min() * 0.7, rows["reverse_kl"].max() * 1.4)
-    axes[0].set_ylabel(r"exact $\mathrm{KL}(\pi_\theta \| \pi_N)$  (nats)")
-    axes[-1].legend(frameon=False, fontsize=9)
     return figure

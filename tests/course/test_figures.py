@@ -1,10 +1,9 @@
 """The figures draw what they are given."""
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from bonlib.course import figures, theory_figures, training_figures
+from bonlib.course import figures, theory_figures
 from bonlib.estimates import Estimate
 from bonlib.exact import Outcomes
 
@@ -58,15 +57,3 @@ def test_what_nothing_can_be_above_is_drawn_broad():
     ours, best = theory_figures.simplex_figure(paths, MODEL.probs, curves).axes[1].get_lines()
     assert best.get_linewidth() > ours.get_linewidth()
     assert best.get_zorder() < ours.get_zorder()
-
-
-def test_methods_that_end_at_one_place_share_a_name_there():
-    ends = {"vBoN, J": ("vbon", 0.045, 0.2), "vBoN, L": ("vbon-bound", 0.048, 0.2), "J-BOND": ("jbond", 2.8, 6.2)}
-    ends["BOND, iterative"] = ("bond", 0.115, 0.15)
-    rows = [
-        {"name": name, "method": method, "training": kind, "reverse_kl": reverse, "forward_kl": forward}
-        for name, (method, reverse, forward) in ends.items()
-        for kind in ("table", "exact", "samples")
-    ]
-    _, right = training_figures.exact_ends_figure(pd.DataFrame(rows)).axes
-    assert [text.get_text() for text in right.texts] == ["vBoN, J / vBoN, L", "J-BOND", "BOND, iterative"]
