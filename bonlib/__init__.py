@@ -1,10 +1,46 @@
-"""The best-of-N workbook: exact mathematics, samplers, estimators and losses of best-of-N alignment.
+"""Best-of-N: exact mathematics, models, draws, and methods that train a model to imitate it.
 
-`bonlib.exact` and `bonlib.bounds` need NumPy and SciPy only; `bonlib.lm` adds language models; `bonlib.course`
-is what the notebooks and the command line use. Importing this package loads none of the heavy parts.
+    import bonlib as bon
+    model = bon.load("imdb-gpt2-tiny")
+    draws = bon.draw(model, ["The film", "I never"], count=128).score(lambda prompt, response: -len(response))
+    draws.curve()
+    policy = bon.train("vbon", draws, n=8, steps=40)
+
+Importing this package loads NumPy and SciPy only; the rest comes when it is called.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from bonlib.exact import Outcomes, kl_divergence
 
-__all__ = ["Outcomes", "__version__", "kl_divergence"]
+if TYPE_CHECKING:
+    from bonlib.front import compare, draw, load, reward, train
+    from bonlib.methods import METHODS
+    from bonlib.models.explain import explain
+
+__all__ = [
+    "METHODS",
+    "Outcomes",
+    "__version__",
+    "compare",
+    "draw",
+    "explain",
+    "kl_divergence",
+    "load",
+    "reward",
+    "train",
+]
 __version__ = "0.1.0"
+_LATE = dict.fromkeys(("compare", "draw", "load", "reward", "train"), "bonlib.front")
+_LATE |= {"METHODS": "bonlib.methods", "explain": "bonlib.models.explain"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module 'bonlib' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_LATE[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,1 +1,462 @@
-"""The front door."""
+"""The front door: `import bonlib as bon`, then load, reward, draw, train, compare.
+
+Each function does the usual thing with the parts behind it, which stay importable. Draws, rewards and policies are
+kept on disk, in the store of `bonlib.draws.store`, so that the same call a second time computes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+    from matplotlib.figure import Figure
+
+    from bonlib.draws.rewards import RewardModel
+    from bonlib.draws.samplers import Sampler, SamplingSettings
+    from bonlib.draws.store import Draws, SampleStore
+    from bonlib.models.loaded import LoadedModel
+    from bonlib.training.trainer import Trained
+
+Array = NDArray[np.float64]
+Folder = str | os.PathLike[str]
+
+
+def load(
+    name: Folder, *, revision: str | None = None, device: str = "auto", dtype: str | torch.dtype = "auto"
+) -> LoadedModel:
+    """Load a causal language model and its tokenizer.
+
+    Args:
+        name: bundled model ("imdb-gpt2-tiny"), "owner/name" on the hub, folder, or GGUF file.
+        revision: hub branch, tag or commit.
+        device: "auto", "cpu", "cuda" or "mps".
+        dtype: "auto", "float32" or "bfloat16".
+
+    Raises:
+        FileNotFoundError: if the model is not there, or the hub cannot be reached.
+        ValueError: if it is no causal language model of text, or its files are not whole.
+    """
+    from bonlib.models.loaded import load_language_model
+
+    return load_language_model(name, revision=revision, device=device, dtype=dtype)
+
+
+def reward(
+    what: Callable[[str, str], Any] | Folder | LoadedModel | RewardModel, *, name: str = "", chat: bool = False
+) -> RewardModel:
+    """Return a reward model: higher is better, on any scale.
+
+    Args:
+        what: a function of a prompt and a response that returns a number; a classifier, loaded or by its name, of which
+            one with two classes is taken for a judge of sentiment; or any object with ``score(prompts, responses)`` and
+            a ``fingerprint``, which is returned as it is.
+        name: of a function, by which the store knows its rewards; its own name and a hash of its code if empty, so that
+            another function never gets its rewards.
+        chat: whether a classifier judges conversations, in its own chat template.
+
+    Raises:
+        ValueError: if it is none of these.
+        FileNotFoundError: if there is no such classifier.
+    """
+    from bonlib.draws.rewards import ClassifierReward, FunctionReward, SentimentReward, check_reward_model
+    from bonlib.models.loaded import LoadedModel, load_classifier
+
+    if hasattr(what, "score"):
+        check_reward_model(what)
+        return what  # type: ignore[return-value]  # it was just checked
+    if isinstance(what, str | os.PathLike):
+        # In bfloat16 a judge would round different rewards to equal ones.
+        what = load_classifier(what, dtype="float32")
+    if isinstance(what, LoadedModel):
+        one_of_two = what.model.config.num_labels == 2 and not chat
+        return SentimentReward(what) if one_of_two else ClassifierReward(what, chat=chat)
+    return FunctionReward(what, name=name)
+
+
+def draw(
+    model: LoadedModel | Folder | Sampler,
+    prompts: Sequence[str],
+    count: int = 128,
+    *,
+    max_new_tokens: int = 24,
+    seed: int = 0,
+    store: SampleStore | Folder | None = None,
+    **law: Any,
+) -> ModelDraws:
+    """Draw responses to prompts, those that the store does not have yet.
+
+    Args:
+        model: a language model, loaded or by name; or any sampler, such as one of vLLM.
+        prompts: P different ones.
+        count: draws a prompt; more later are added to these.
+        max_new_tokens: longest response, in tokens.
+        seed: another seed gives independent draws.
+        store: where draws are kept, or its folder; BONLIB_STORE, or the user's cache folder, if None.
+        **law: temperature, top_p, top_k, min_p and stop, as of `bonlib.draws.samplers.SamplingSettings`.
+
+    Raises:
+        ValueError: if an argument is out of range, or a prompt is too long for the model.
+    """
+    from bonlib.draws.samplers import SamplingSettings, TransformersSampler
+    from bonlib.draws.store import SampleStore
+
+    sampler: Any = model
+    if not hasattr(model, "sample"):
+        sampler = TransformersSampler(load(model) if isinstance(model, str | os.PathLike) else model)
+    kept = store if isinstance(store, SampleStore) else SampleStore(store)
+    settings = SamplingSettings(max_new_tokens, **_known("draw", law, SamplingSettings))
+    return ModelDraws(kept.draw(sampler, prompts, count, settings, seed=seed), sampler, seed, kept)
+
+
+@dataclass(frozen=True, eq=False)
+class ModelDraws:
+    """Draws of a model, not scored yet.
+
+    Attributes:
+        draws: P prompts with M responses each, as the store keeps them.
+        sampler: what drew them.
+        seed: of the draws.
+        store: where they are kept.
+    """
+
+    draws: Draws
+    sampler: Any
+    seed: int
+    store: SampleStore
+
+    @property
+    def prompts(self) -> list[str]:
+        """The P prompts."""
+        return list(self.draws.prompts)
+
+    @property
+    def texts(self) -> NDArray[np.object_]:
+        """(P, M) the responses."""
+        return self.draws.texts
+
+    @property
+    def log_probs(self) -> Array:
+        """(P, M) log-probability of each under the law that it was drawn from, nats."""
+        return self.draws.log_probs
+
+    @property
+    def settings(self) -> SamplingSettings:
+        """The law that they were drawn from."""
+        assert self.draws.settings is not None
+        return self.draws.settings
+
+    @property
+    def model(self) -> LoadedModel:
+        """The language model that drew them.
+
+        Raises:
+            ValueError: if a sampler did that has none at hand, such as one of vLLM.
+        """
+        if not hasattr(self.sampler, "loaded"):
+            raise ValueError(
+                f"draws are of {self.sampler.name}, which cannot be trained here: draw with bon.load(NAME)"
+            )
+        return self.sampler.loaded
+
+    def score(self, by: RewardModel | Callable[[str, str], Any] | Folder) -> ScoredDraws:
+        """Return these draws with their rewards, those that the store does not have yet computed now.
+
+        Args:
+            by: a reward model, or what `reward` makes one of.
+        """
+        judge = reward(by)
+        return ScoredDraws(self.draws, self.sampler, self.seed, self.store, judge, self.store.score(judge, self.draws))
+
+    def table(self) -> pd.DataFrame:
+        """Return prompts and responses, a row a draw."""
+        import pandas as pd
+
+        prompts = np.repeat(np.array(self.prompts, dtype=object), self.texts.shape[1])
+        return pd.DataFrame({"prompt": prompts, "response": self.texts.ravel(), "log_prob": self.log_probs.ravel()})
+
+    def __repr__(self) -> str:
+        prompts, count = self.texts.shape
+        return f"{count} draws to each of {prompts} prompt{'s' * (prompts > 1)} by {self.sampler.name}"
+
+    def _repr_html_(self) -> str:
+        few = self.table().groupby("prompt", sort=False).head(1).head(5)
+        return f"<p>{self!r}; the first of some:</p>{few.to_html(index=False, float_format='{:.2f}'.format)}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ScoredDraws(ModelDraws):
+    """Draws with their rewards.
+
+    Attributes:
+        reward: the reward model.
+        rewards: (P, M), float64.
+    """
+
+    reward: RewardModel
+    rewards: Array
+
+    def curve(self, ns: Iterable[int] = ()) -> Curve:
+        """Return what best-of-n makes of these draws, for each n.
+
+        Args:
+            ns: numbers of draws n, at most M − 1; 1, 2, 4 … up to M / 2 if empty.
+        """
+        most = self.rewards.shape[1]
+        return Curve(self, tuple(ns) or tuple(2**k for k in range(most.bit_length()) if 2**k <= max(most // 2, 1)))
+
+    def table(self) -> pd.DataFrame:
+        """Return prompts, responses and rewards, a row a draw."""
+        return super().table().assign(reward=self.rewards.ravel())
+
+    def best(self, n: int) -> NDArray[np.object_]:
+        """Return what best-of-n answers: of each n draws of a prompt the best response, shape (P, M // n)."""
+        from bonlib.inference.best_of_n import best_of_n
+
+        return np.take_along_axis(self.texts, best_of_n(self.rewards, n), axis=1)
+
+    def __repr__(self) -> str:
+        least, mean, most = self.rewards.min(), self.rewards.mean(), self.rewards.max()
+        return f"{super().__repr__()}, with rewards from {least:.3g} to {most:.3g}, {mean:.3g} on average"
+
+    def _repr_html_(self) -> str:
+        ordered = self.table().sort_values("reward", ascending=False)
+        few = ordered.iloc[[0, len(ordered) // 2, -1]].to_html(index=False, float_format="{:.2f}".format)
+        return f"<p>{self!r}; the best, a middling and the worst:</p>{few}"
+
+
+class _Table:
+    """A result that is a table, and shows itself as one."""
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        self.table = table
+
+    def __repr__(self) -> str:
+        return self.table.to_string(float_format="{:.3f}".format)
+
+    def _repr_html_(self) -> str:
+        return self.table.to_html(float_format="{:.3f}".format)
+
+
+class Curve(_Table):
+    """What best-of-n makes of given draws: estimates without bias, from all subsets of n draws.
+
+    `table` has a row an n, with the mean reward, the win rate over the reference (ties count one half) and the KL from
+    it in nats, each with its standard error over prompts as NAME_se; `control` is the mean reward of a random one of n.
+
+    Args:
+        draws: scored.
+        ns: numbers of draws.
+    """
+
+    def __init__(self, draws: ScoredDraws, ns: Sequence[int]) -> None:
+        import pandas as pd
+
+        from bonlib.estimates import best_of_n_kl, best_of_n_reward, best_of_n_win_rate
+        from bonlib.inference.best_of_n import random_of_n
+
+        rewards = draws.rewards
+        rows = []
+        for n in ns:
+            by_chance = np.take_along_axis(rewards, random_of_n(rewards, n, seed=draws.seed), axis=1)
+            rows.append(
+                {
+                    **_mean("reward", best_of_n_reward(rewards, n).value),
+                    **_mean("win_rate", best_of_n_win_rate(rewards, n)),
+                    **_mean("kl", best_of_n_kl(rewards, n, log_probs=draws.log_probs, responses=draws.texts)),
+                    **_mean("control", by_chance.mean(axis=1)),
+                }
+            )
+        super().__init__(pd.DataFrame(rows, index=pd.Index(ns, name="n")))
+
+    def plot(self) -> Figure:
+        """Draw reward with its control, win rate and KL against n; dotted, what holds where no two rewards tie."""
+        from bonlib.bounds import kl_bound, win_rate_bound
+
+        figure, axes = _panels(3)
+        table, ns = self.table, self.table.index.to_numpy()
+        for axis, name in zip(axes, ("reward", "win_rate", "kl"), strict=True):
+            axis.errorbar(ns, table[name], table[f"{name}_se"], fmt="o-", color="#0173b2", label="best-of-n")
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter("{x:.0f}")
+            axis.set(xlabel="n", ylabel={"reward": "mean reward", "win_rate": "win rate", "kl": "KL  (nats)"}[name])
+        axes[0].errorbar(
+            ns, table["control"], table["control_se"], fmt="s--", color="#ca9161", label="a random one of n"
+        )
+        axes[1].plot(ns, win_rate_bound(ns), ls=":", color="#222222", label="n / (n + 1)")
+        axes[2].plot(ns, kl_bound(ns), ls=":", color="#222222", label="log n − (n − 1)/n")
+        for axis in axes:
+            axis.legend(frameon=False)
+        return figure
+
+
+def train(method: str | Any, draws: ScoredDraws, *, folder: Folder | None = None, **settings: Any) -> Trained:
+    """Train a policy that starts as the model behind some draws, on their prompts and by their reward.
+
+    Args:
+        method: a name in `bonlib.methods.METHODS`, such as "vbon"; or its settings, such as ``Vbon(n=8)``.
+        draws: of the model at temperature 1, scored. Methods that need log F estimate it from them.
+        folder: of this run; one of its own beside the draws if None. The same call again loads what it finished.
+        **settings: fields of the method (n, beta, …) and of `bonlib.training.settings.TrainSettings` (steps, prompts,
+            group, learning_rate, lora_rank, seed, …).
+
+    Raises:
+        ValueError: if method, draws and settings do not fit.
+        bonlib.training.trainer.DivergedError: if numbers are no longer finite, or the policy runs away.
+    """
+    from bonlib.training.reward_cdf import SampledCdf
+    from bonlib.training.settings import TrainingData, TrainSettings
+    from bonlib.training.trainer import train as run
+
+    if not isinstance(draws, ScoredDraws):
+        raise ValueError(f"draws is a {type(draws).__name__}; training needs rewards: give bon.draw(…).score(reward)")
+    of_training = {field.name for field in fields(TrainSettings)}
+    chosen = {name: value for name, value in settings.items() if name in of_training}
+    options = {name: value for name, value in settings.items() if name not in of_training}
+    if isinstance(method, str):
+        method, usual = _made(method, options)
+        chosen = usual | chosen
+    elif options:
+        raise ValueError(f"{next(iter(options))} is no field of TrainSettings, and {method} has its settings already")
+    cdf = SampledCdf(draws.prompts, draws.rewards)
+    data = TrainingData(draws.prompts, draws.reward, draws.settings, draws.draws, draws.rewards, cdf)
+    training = TrainSettings(**chosen)
+    if folder is None:
+        about = [draws.model.fingerprint, draws.reward.fingerprint, repr(method), repr(training), repr(draws.settings)]
+        tables = draws.rewards.tobytes() + draws.log_probs.tobytes()
+        key = hashlib.sha256(json.dumps([*about, draws.prompts]).encode() + tables).hexdigest()[:12]
+        folder = draws.store.root / "policies" / f"{type(method).__name__.lower()}-{key}"
+    return run(draws.model, method, data, training, folder)
+
+
+def _made(name: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A method from its name and fields, and the settings of training that it usually has."""
+    from bonlib.methods import get_method
+    from bonlib.training.settings import Ppo
+
+    entry = get_method(name)
+    if entry.setting not in options:
+        raise ValueError(
+            f"{entry.setting} is missing; {name} needs it: say bon.train({name!r}, draws, {entry.setting}=…)"
+        )
+    try:
+        method = entry.make(options.pop(entry.setting), **options)
+    except TypeError as error:
+        raise ValueError(f"{name} and TrainSettings have no such field: {error}") from error
+    return method, {**({"ppo": Ppo()} if entry.algorithm == "ppo" else {}), **entry.training}
+
+
+class Comparison(_Table):
+    """Policies beside their reference and its best-of-n, measured on the same prompts.
+
+    `table` has a row each, with mean reward, win rate over fresh draws of the reference and KL from it in nats, each
+    with its standard error over prompts as NAME_se. `responses` has what each policy answered, (P, k) texts by name.
+    """
+
+    def __init__(self, table: pd.DataFrame, responses: dict[str, NDArray[np.object_]]) -> None:
+        super().__init__(table)
+        self.responses = responses
+
+    def plot(self) -> Figure:
+        """Draw win rate against KL: best-of-n as a curve, each policy as a point."""
+        figure, (axis,) = _panels(1)
+        curve = self.table[self.table.index.str.startswith("best-of-") | (self.table.index == "reference")]
+        axis.plot(curve["kl"], curve["win_rate"], "o-", color="#0173b2", label="best-of-n")
+        for name in self.responses:
+            row = self.table.loc[name]
+            axis.errorbar(row["kl"], row["win_rate"], row["win_rate_se"], row["kl_se"], fmt="s", label=name)
+        axis.set(xlabel="KL to the reference  (nats)", ylabel="win rate over the reference")
+        axis.legend(frameon=False)
+        return figure
+
+
+def compare(
+    policies: Trained | LoadedModel | Mapping[str, Trained | LoadedModel],
+    draws: ScoredDraws,
+    *,
+    responses: int = 32,
+    ns: Sequence[int] = (2, 8, 32),
+    seed: int = 1,
+) -> Comparison:
+    """Measure policies beside their reference and its best-of-n, on the prompts of some draws.
+
+    Policies are judged on responses that they draw now, and play against fresh draws of the reference: what a policy
+    learned from does not judge it. Give draws of other prompts than it was trained on to see how far it generalises.
+
+    Args:
+        policies: one, as `train` returns it or loaded, or several by name.
+        draws: of the reference, scored: at least two prompts.
+        responses: of each policy to each prompt, and as many opponents.
+        ns: best-of-n to show, those that there are draws for.
+        seed: of the fresh draws; another than that of `draws`.
+
+    Raises:
+        ValueError: if there are fewer than two prompts, or the seed is that of the draws.
+    """
+    import pandas as pd
+
+    from bonlib.evaluate import TestSet, evaluate
+    from bonlib.training.trainer import Trained
+
+    if not isinstance(draws, ScoredDraws):
+        raise ValueError(
+            f"draws is a {type(draws).__name__}; a comparison needs rewards: give bon.draw(…).score(reward)"
+        )
+    if seed == draws.seed:
+        raise ValueError(
+            f"seed is {seed}, that of draws: opponents would be draws it may have learned from; take another"
+        )
+    fresh = draws.store.draw(draws.sampler, draws.prompts, responses, draws.settings, seed=seed)
+    opponents = draws.store.score(draws.reward, fresh)
+    test = TestSet(draws.prompts, opponents, draws.settings, responses, seed)
+    named = policies if isinstance(policies, Mapping) else {"policy": policies}
+    nothing = np.zeros(len(draws.prompts))
+    rows = {
+        "reference": {
+            **_mean("reward", opponents.mean(axis=1)), **_mean("win_rate", nothing + 0.5), **_mean("kl", nothing)
+        }
+    }  # fmt: skip
+    curve = draws.curve([n for n in ns if n < draws.rewards.shape[1]] or [1]).table
+    rows |= {f"best-of-{n}": dict(row.drop(["control", "control_se"])) for n, row in curve.iterrows()}
+    answers = {}
+    for name, policy in named.items():
+        loaded = policy.policy if isinstance(policy, Trained) else policy
+        found = evaluate(loaded, draws.model, draws.reward, test)
+        rows[name] = {key: value for key, value in found.summary().items() if key in rows["reference"]}
+        answers[name] = found.responses.texts.reshape(len(draws.prompts), responses)
+    return Comparison(pd.DataFrame(rows).T, answers)
+
+
+def _known(function: str, given: Mapping[str, Any], kind: Any) -> dict[str, Any]:
+    """Arguments, after a check that a dataclass has fields of their names."""
+    names = [field.name for field in fields(kind)]
+    if unknown := [name for name in given if name not in names]:
+        raise ValueError(f"{function} has no argument {unknown[0]!r}; besides its own it takes {', '.join(names)}")
+    return dict(given)
+
+
+def _mean(name: str, by_prompt: Array) -> dict[str, float]:
+    """A mean over prompts and its standard error, which one prompt does not tell."""
+    count = len(by_prompt)
+    error = by_prompt.std(ddof=1) / np.sqrt(count) if count > 1 else np.nan
+    return {name: float(by_prompt.mean()), f"{name}_se": float(error)}
+
+
+def _panels(count: int) -> tuple[Figure, Any]:
+    """A figure that no notebook shows twice: it is not one of pyplot's."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * count, 3.6), layout="constrained")
+    axes = figure.subplots(1, count, squeeze=False)[0]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes

@@ -408,7 +408,7 @@ def test_what_is_no_reward_model_or_no_model_gets_the_remedy(classifier, languag
         (lambda: ClassifierReward(classifier.model), "load_classifier"),
         (lambda: SampleStore(tmp_path).draw(language_model, ["a"], 1, SamplingSettings(4), seed=0), "TransformersS"),
         (lambda: FunctionReward("good", name="x"), "function is 'good'"),
-        (lambda: FunctionReward(len, name=""), "name is ''"),
+        (lambda: FunctionReward(len, name=3), "name is 3"),
     ):
         with pytest.raises(ValueError, match=message):
             make()

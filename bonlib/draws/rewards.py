@@ -222,19 +222,28 @@ class FunctionReward:
 
     Args:
         function: takes a prompt and a response, returns a number.
-        name: stands for the function in the store; change it whenever the function changes.
+        name: stands for the function in the store; change it whenever the function changes. If empty, it is the
+            function's own name with a hash of its code and of what it holds; what it uses of its module is not seen.
     """
 
-    def __init__(self, function: Callable[[str, str], Any], *, name: str) -> None:
+    def __init__(self, function: Callable[[str, str], Any], *, name: str = "") -> None:
         if not callable(function) or isinstance(function, type):
             raise ValueError(f"function is {_shown(function)}; it must be a function of a prompt and a response")
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str):
             raise ValueError(f"name is {name!r}; it must be a text that stands for the function in the store")
-        self.function, self.name = function, name
-        code = hashlib.sha256(repr(_code(function)).encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        about = repr(_code(function))
+        if not name and _UNSEEN in about:
+            raise ValueError(
+                f"name is empty, and {_shown(function)} holds an object that no hash tells apart: give a name"
+            )
+        code = hashlib.sha256(about.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        self.function = function
+        self.name = name or f"{getattr(function, '__name__', type(function).__name__)} {code}"
         self.source = f"{sys.version_info.major}.{sys.version_info.minor} {code}"  # other Pythons compile otherwise
         # Functions of other modules may never meet; if they do in a store, it warns.
-        known = _SOURCES.setdefault((type(self).__name__, str(getattr(function, "__module__", "")), name), self.source)
+        known = _SOURCES.setdefault(
+            (type(self).__name__, str(getattr(function, "__module__", "")), self.name), self.source
+        )
         if known != self.source:
             warnings.warn(
                 f"two reward functions are called {name!r}, which is all that the store knows of them: stored rewards "
@@ -257,6 +266,7 @@ class FunctionReward:
         return np.array([_as_number(self.function(*pair), *pair) for pair in pairs], dtype=np.float64)
 
 
+_UNSEEN = "an unseen"
 _SOURCES: dict[tuple[str, str, str], str] = {}  # of the first function of each kind, module and name
 
 
@@ -287,7 +297,7 @@ def _code(value: Any, depth: int = 6) -> Any:
             return inside([value.func, value.args, value.keywords])
         if isinstance(getattr(type(value), "__call__", None), FunctionType):  # noqa: B004 - its code is wanted
             return inside([type(value).__call__, vars(value)])
-    return getattr(value, "__qualname__", type(value).__qualname__)
+    return getattr(value, "__qualname__", f"{_UNSEEN} {type(value).__qualname__}")
 
 
 class CutPenalty:

@@ -1,0 +1,170 @@
+"""The front door does what the parts behind it do, and says what is wrong with what it is given."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from toy_training import PROMPTS, vowels
+
+import bonlib as bon
+from bonlib.draws.rewards import ClassifierReward, FunctionReward, SentimentReward
+from bonlib.draws.samplers import SamplingSettings, TransformersSampler
+from bonlib.draws.store import SampleStore
+from bonlib.estimates import best_of_n_kl, best_of_n_reward, best_of_n_win_rate
+from bonlib.methods.bon_sft import BonSft
+from bonlib.methods.vbon import Vbon
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return SampleStore(tmp_path_factory.mktemp("front"))
+
+
+@pytest.fixture(scope="module")
+def draws(language_model, store):
+    return bon.draw(language_model, PROMPTS, 64, max_new_tokens=8, store=store).score(vowels)
+
+
+@pytest.fixture(scope="module")
+def trained(draws):
+    return bon.train("vbon", draws, n=4, steps=2, prompts=2, group=2)
+
+
+def test_it_offers_what_it_lists_and_names_what_it_lacks():
+    assert all(hasattr(bon, name) for name in bon.__all__)
+    assert set(dir(bon)) == set(bon.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'sample'; it has METHODS, Outcomes"):
+        bon.sample  # noqa: B018
+
+
+def test_importing_it_is_quick():
+    code = "import time; begun = time.perf_counter(); import bonlib; print(time.perf_counter() - begun)"
+    alone = "import time; begun = time.perf_counter(); import scipy.special; print(time.perf_counter() - begun)"
+    ours, scipy = (min(_seconds(code) for _ in range(3)), min(_seconds(alone) for _ in range(3)))
+    assert ours < 3 * scipy  # a ratio: it holds on a busy machine
+
+
+def _seconds(code):
+    return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+
+
+def test_draws_are_those_of_the_store(draws, language_model, store):
+    again = store.draw(TransformersSampler(language_model), PROMPTS, 64, SamplingSettings(8), seed=0)
+    assert (draws.texts == again.texts).all()
+    assert (draws.rewards == store.score(draws.reward, again)).all()
+    assert draws.rewards[0, 3] == vowels(PROMPTS[0], draws.texts[0, 3])
+    assert draws.prompts == list(PROMPTS)
+    assert draws.model is language_model
+
+
+def test_the_curve_is_made_of_the_estimators(draws):
+    table = draws.curve([1, 4]).table
+    for name, per_prompt in (
+        ("reward", best_of_n_reward(draws.rewards, 4).value),
+        ("win_rate", best_of_n_win_rate(draws.rewards, 4)),
+        ("kl", best_of_n_kl(draws.rewards, 4, log_probs=draws.log_probs, responses=draws.texts)),
+    ):
+        assert table.loc[4, name] == pytest.approx(per_prompt.mean())
+        assert table.loc[4, f"{name}_se"] == pytest.approx(per_prompt.std(ddof=1) / np.sqrt(len(PROMPTS)))
+    assert table.loc[1, "control"] == pytest.approx(draws.rewards.mean())
+    assert list(draws.curve().table.index) == [1, 2, 4, 8, 16, 32]
+    assert len(draws.curve().plot().axes) == 3
+
+
+def test_one_prompt_has_a_curve_without_errors(language_model, store):
+    table = bon.draw(language_model, PROMPTS[:1], 8, max_new_tokens=4, store=store).score(vowels).curve().table
+    assert table["reward"].notna().all()
+    assert table["reward_se"].isna().all()
+
+
+def test_best_are_the_best(draws):
+    best = draws.best(8)
+    assert best.shape == (len(PROMPTS), 8)
+    assert vowels(PROMPTS[0], best[0, 0]) == draws.rewards[0, :8].max()
+
+
+def test_a_policy_is_trained_once_and_found_again(draws, trained):
+    again = bon.train(Vbon(4), draws, steps=2, prompts=2, group=2)
+    assert trained.folder.is_relative_to(draws.store.root)
+    assert again.folder == trained.folder
+    assert again.curve == trained.curve
+    other = bon.train("bon-sft", draws, n=8, steps=1, prompts=2, group=2)
+    assert other.folder != trained.folder
+
+
+@pytest.mark.parametrize("name", ["bond-iterative", "kl-rl-ppo"])
+def test_methods_come_with_what_they_need(name, draws, tmp_path):
+    value = {bon.METHODS[name].setting: 1 if name == "bond-iterative" else 0.1}
+    done = bon.train(name, draws, steps=1, prompts=2, group=2, folder=tmp_path / name, **value)
+    assert len(done.curve) == 1
+
+
+def test_a_comparison_has_reference_best_of_n_and_policies(draws, trained):
+    found = bon.compare({"vBoN": trained, "itself": draws.model}, draws, responses=4, ns=(2, 8))
+    assert list(found.table.index) == ["reference", "best-of-2", "best-of-8", "vBoN", "itself"]
+    assert found.table.loc["itself", "kl"] == 0
+    assert found.table.loc["best-of-8", "reward"] == draws.curve([8]).table.loc[8, "reward"]
+    assert found.responses["vBoN"].shape == (len(PROMPTS), 4)
+    assert found.plot().axes[0].get_legend() is not None
+    assert "vBoN" in repr(found)
+
+
+def test_results_show_themselves_as_tables(draws, trained):
+    for shown in (draws, draws.curve(), bon.draw(draws.model, PROMPTS, 64, max_new_tokens=8, store=draws.store)):
+        assert "<table" in shown._repr_html_()
+        assert len(repr(shown)) < 2000
+    assert "64 draws to each of" in repr(draws)
+    assert list(draws.table().columns) == ["prompt", "response", "log_prob", "reward"]
+
+
+def test_rewards_are_functions_classifiers_and_objects(classifier, classifier_folder):
+    assert isinstance(bon.reward(vowels), FunctionReward)
+    assert isinstance(bon.reward(str(classifier_folder)), SentimentReward)
+    assert isinstance(bon.reward(classifier), SentimentReward)
+    assert bon.reward(given := ClassifierLike()) is given
+    assert not isinstance(bon.reward(classifier), ClassifierReward) or bon.reward(classifier).outputs == 2
+
+
+class ClassifierLike:
+    fingerprint = "like one"
+
+    def score(self, prompts, responses):
+        return np.zeros(len(prompts))
+
+
+def test_functions_without_a_name_are_told_apart_by_their_code():
+    def longer(by):
+        return lambda prompt, response: len(response) + by
+
+    prints = [bon.reward(function).fingerprint for function in (longer(1), longer(1), longer(2), vowels)]
+    assert prints[0] == prints[1]
+    assert len(set(prints)) == 3
+    with pytest.raises(ValueError, match=r"name is empty, and .* no hash tells apart: give a name"):
+        bon.reward(longer(object()))
+    assert bon.reward(longer(object()), name="mine").name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        ("no argument 'temprature'.*temperature", lambda d: bon.draw(d.model, PROMPTS, temprature=1)),
+        ("count is 0", lambda d: bon.draw(d.model, PROMPTS, 0, store=d.store)),
+        ("model is 3|loaded is 3", lambda d: bon.draw(3, PROMPTS)),
+        ("method is 'best'; it must be one of vbon", lambda d: bon.train("best", d, n=2)),
+        ("n is missing; vbon needs it", lambda d: bon.train("vbon", d)),
+        ("vbon and TrainSettings have no such field.*stepz", lambda d: bon.train("vbon", d, n=2, stepz=3)),
+        ("n is no field of TrainSettings", lambda d: bon.train(BonSft(2), d, n=2)),
+        ("training needs rewards", lambda d: bon.train("vbon", bon.draw(d.model, PROMPTS, 2, store=d.store), n=2)),
+        ("a comparison needs rewards", lambda d: bon.compare(d.model, d.draws)),
+        ("seed is 0, that of draws", lambda d: bon.compare(d.model, d, seed=0)),
+        ("it must be a function", lambda d: bon.reward(3)),
+        ("n is 64", lambda d: d.curve([64])),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(message, call, draws):
+    with pytest.raises(ValueError, match=message) as caught:
+        call(draws)
+    assert "\n" not in str(caught.value)
+    assert re.search(r"[:;,]", str(caught.value))
