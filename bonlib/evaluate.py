@@ -19,7 +19,7 @@ from bonlib.metrics import kl_k1, kl_k3, mean_over_prompts, next_token_entropy, 
 from bonlib.models.loaded import LoadedModel
 from bonlib.models.reading import response_batches, response_log_probs, response_logits, token_log_probs
 from bonlib.models.responses import Responses, concatenate
-from bonlib.training.protocol import Judged
+from bonlib.training.on_policy import Judged
 from bonlib.training.reward_cdf import SampledCdf
 
 Array = NDArray[np.float64]

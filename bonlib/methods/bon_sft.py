@@ -10,7 +10,8 @@ from torch import Tensor
 from bonlib.checks import check_log_probs, settle, whole
 from bonlib.inference.best_of_n import best_of_n
 from bonlib.methods.registry import register
-from bonlib.training.protocol import Array, Indices
+from bonlib.training.learner import Array, Indices
+from bonlib.training.off_policy import OffPolicy
 
 
 def nll(log_probs: Tensor) -> Tensor:
@@ -31,7 +32,7 @@ def nll(log_probs: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class BonSft:
+class BonSft(OffPolicy):
     """Likelihood of best-of-N samples: of every N draws of a prompt, the best is learned (the forward KL)."""
 
     n: int

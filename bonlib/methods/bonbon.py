@@ -14,7 +14,8 @@ from bonlib.inference.best_of_n import best_of_n
 from bonlib.methods.bon_sft import nll
 from bonlib.methods.dpo import pair_margin
 from bonlib.methods.registry import register
-from bonlib.training.protocol import Array, Indices
+from bonlib.training.learner import Array, Indices
+from bonlib.training.off_policy import OffPolicy
 
 
 def bonbon_target(n: int) -> float:
@@ -61,7 +62,7 @@ def bonbon_loss(
 
 
 @dataclass(frozen=True)
-class Bonbon:
+class Bonbon(OffPolicy):
     """BoNBoN: likelihood of the best of N draws, and the log-ratio of best to worst brought to its target.
 
     Attributes:
@@ -89,16 +90,16 @@ class Bonbon:
         pairs = np.stack([best_of_n(rewards, self.n), best_of_n(-rewards, self.n)], axis=2)
         return np.repeat(np.arange(len(pairs)), pairs.shape[1]), pairs.reshape(-1, 2)
 
-    def balanced(self, best_ref_log_probs: ArrayLike) -> Bonbon:
+    def balanced(self, ref_log_probs: ArrayLike) -> Bonbon:
         """Return it with a weight, if it has none yet.
 
         Args:
-            best_ref_log_probs: log π of the best draws it learns from, nats, of any shape.
+            ref_log_probs: log π of the best draws it learns from, nats, of any shape.
         """
         if self.sft_weight is not None:
             return self
         gap = bonbon_target(self.n) ** 2  # the second term at the reference, whatever the pair
-        return replace(self, sft_weight=gap / (gap - float(np.asarray(best_ref_log_probs).mean())))
+        return replace(self, sft_weight=gap / (gap - float(np.asarray(ref_log_probs).mean())))
 
     def loss(self, log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
         """Return a NLL(best) + (1−a) (Δθ − Δπ − t_n)²."""

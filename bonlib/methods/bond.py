@@ -17,120 +17,10 @@ from bonlib.methods.bon_sft import nll
 from bonlib.methods.registry import register
 from bonlib.models.reading import TokenBatch
 from bonlib.training.gradients import reinforce_loss
-from bonlib.training.learners import (
-    Ingredients,
-    ReinforceLearner,
-    Shard,
-    enough_draws,
-    fingerprint_of,
-    present,
-    read,
-    summed,
-)
+from bonlib.training.learner import Array, Indices, Ingredients, summed
+from bonlib.training.on_policy import DrawnShard, Judged, OnPolicy, OnPolicyLearner
 from bonlib.training.policy import Policy
-from bonlib.training.protocol import Array, Indices, Judged
-from bonlib.training.reward_cdf import LogCdf, SampledCdf, known, looked_up
-
-
-@dataclass(frozen=True, kw_only=True)
-class Anchored:
-    """What BOND and J-BOND have in common: a Jeffreys divergence from best-of-n of an anchor, which may move.
-
-    Attributes:
-        jeffreys_weight: weight w of the reverse divergence KL(πθ ‖ π_n), by policy gradient; 1 − w is that of the
-            forward one, by likelihood of best-of-n responses.
-        anchor_rate: η, the share of the policy's weights that the anchor takes up when it moves; 1 copies them, and
-            with 0 the anchor stays the reference.
-        anchor_every: steps from one move to the next.
-        regulariser: γ, weight of KL(πθ ‖ anchor). Algorithm 2 of the paper has its gradient with the other sign, which
-            is that of a negative γ and drives the policy away.
-    """
-
-    jeffreys_weight: float = 0.5
-    anchor_rate: float = 0.0
-    anchor_every: int = 1
-    regulariser: float = 0.0
-
-    def __post_init__(self) -> None:
-        settle(
-            self,
-            jeffreys_weight=number("jeffreys_weight", self.jeffreys_weight, least=0, most=1),
-            anchor_rate=number("anchor_rate", self.anchor_rate, least=0, most=1),
-            anchor_every=whole("anchor_every", self.anchor_every, 1, what="the number of steps"),
-            regulariser=number("regulariser", self.regulariser),
-        )
-
-    def eased(self, part: float) -> Self:
-        """Refuse: likelihood of best-of-n holds the policy to good responses, and it knows whole n only."""
-        if part < 1:
-            raise ValueError(f"easing is on; {self} has whole draws only: leave it at 0")
-        return self
-
-    def learner(self, run: Ingredients) -> BondLearner:
-        """Return what learns from the anchor's best responses and from the policy's own."""
-        return BondLearner(run)
-
-    def moves_after(self, steps: int) -> bool:
-        """Return whether the anchor moves when so many steps are done."""
-        return self.anchor_rate > 0 and steps % self.anchor_every == 0
-
-
-@dataclass(frozen=True)
-class Bond(Anchored):
-    """Best-of-N distillation: the Jeffreys divergence from best-of-n, of the reference or of a moving anchor.
-
-    Attributes:
-        n: number of draws n, whole and at least 2.
-        term_b: whether the return has the term log B, small and left out by the paper; with it the optimum of both
-            divergences is best-of-n itself.
-        anchor_draws: responses of a moving anchor a prompt and step, for its reward CDF and its best-of-n. A reference
-            that stays has the stored draws.
-    """
-
-    n: int
-    term_b: bool = False
-    anchor_draws: int = 16
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        settle(
-            self,
-            n=whole("n", self.n, 2, what="BOND learns from the best of n draws: n"),
-            term_b=flag("term_b", self.term_b),
-            anchor_draws=whole("anchor_draws", self.anchor_draws, 1),
-        )
-        if self.asks_anchor and self.anchor_draws < self.n:
-            raise ValueError(f"anchor_draws is {self.anchor_draws}; the best of {self.n} needs as many at least")
-
-    @property
-    def asks_anchor(self) -> bool:
-        """Whether the anchor has to draw while the policy learns."""
-        return self.anchor_rate > 0
-
-    @property
-    def needs_cdf(self) -> bool:
-        """Only if the anchor stays: the rewards of a moving one are estimated from its draws."""
-        return not self.asks_anchor
-
-    @property
-    def kl_coefficient(self) -> float:
-        """β = 1/(n−1)."""
-        return 1 / (self.n - 1)
-
-    def returns(self, judged: Judged, cdf: LogCdf | None) -> Tensor:
-        """Return log F≤ (+ log B/(n−1)) − (log πθ − log π)/(n−1)."""
-        if self.term_b:
-            log_strict, log_tied = looked_up(cdf, judged)
-            log_cdf = torch.logaddexp(log_strict, log_tied)
-        else:
-            about = (judged.prompts, judged.texts, judged.rewards.cpu().numpy())
-            log_strict, log_cdf = None, torch.as_tensor(known(cdf).log_weak(*about)).to(judged.log_probs)
-        return bond_return(judged.log_probs, judged.ref_log_probs, log_cdf, n=self.n, log_strict_cdf=log_strict)
-
-
-def iterative_bond(every: int, *, n: int = 2, anchor_draws: int = 8, **options: Any) -> Bond:
-    """Return BOND with n draws, whose anchor becomes the policy every so many steps."""
-    return Bond(n, anchor_rate=1.0, anchor_every=every, anchor_draws=anchor_draws, **options)
+from bonlib.training.reward_cdf import LogCdf, SampledCdf
 
 
 def bond_return(
@@ -191,51 +81,173 @@ def jeffreys_loss(best: Tensor, log_probs: Tensor, advantages: Tensor, *, n: flo
     return (1 - jeffreys_weight) * nll(best) + jeffreys_weight * (n - 1) * reinforce_loss(log_probs, advantages)
 
 
-class BondLearner(ReinforceLearner):
-    """Descends the Jeffreys divergence from best-of-n of the reference, or of an anchor that follows the policy.
+def best_of_subsets(rewards: Array, n: int, count: int, rng: np.random.Generator) -> Indices:
+    """Return `count` times the best of n random ones of the draws of each prompt, whose rewards are (P, M): (P, count).
 
-    A step's batch holds the policy's own responses and then as many best-of-n responses to the same prompts. Without an
-    anchor the reference is it for good, and has stored draws.
+    Each is a draw of best-of-n, though those of one prompt depend on each other.
+    """
+    chosen = np.stack([[rng.permutation(row.size)[:n] for _ in range(count)] for row in rewards])
+    places = np.take_along_axis(rewards[:, None, :], chosen, axis=2).argmax(axis=2)
+    return np.take_along_axis(chosen, places[..., None], axis=2)[..., 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anchored(OnPolicy):
+    """What BOND and J-BOND have in common: a Jeffreys divergence from best-of-n of an anchor, which may move.
+
+    Attributes:
+        jeffreys_weight: weight w of the reverse divergence KL(πθ ‖ π_n), by policy gradient; 1 − w is that of the
+            forward one, by likelihood of best-of-n responses.
+        anchor_rate: η, the share of the policy's weights that the anchor takes up when it moves; 1 copies them, and
+            with 0 the anchor stays the reference.
+        anchor_every: steps from one move to the next.
+        regulariser: γ, weight of KL(πθ ‖ anchor). Algorithm 2 of the paper has its gradient with the other sign, which
+            is that of a negative γ and drives the policy away.
     """
 
-    def __init__(self, run: Ingredients) -> None:
-        super().__init__(run)
+    jeffreys_weight: float = 0.5
+    anchor_rate: float = 0.0
+    anchor_every: int = 1
+    regulariser: float = 0.0
+
+    def __post_init__(self) -> None:
+        settle(
+            self,
+            jeffreys_weight=number("jeffreys_weight", self.jeffreys_weight, least=0, most=1),
+            anchor_rate=number("anchor_rate", self.anchor_rate, least=0, most=1),
+            anchor_every=whole("anchor_every", self.anchor_every, 1, what="the number of steps"),
+            regulariser=number("regulariser", self.regulariser),
+        )
+
+    def eased(self, part: float) -> Self:
+        """Refuse: likelihood of best-of-n holds the policy to good responses, and it knows whole n only."""
+        if part < 1:
+            raise ValueError(f"easing is on; {self} has whole draws only: leave it at 0")
+        return self
+
+    def learner(self, run: Ingredients) -> BondLearner:
+        """Return what learns from the anchor's best responses and from the policy's own."""
+        return BondLearner(self, run)
+
+    def moves_after(self, steps: int) -> bool:
+        """Return whether the anchor moves when so many steps are done."""
+        return self.anchor_rate > 0 and steps % self.anchor_every == 0
+
+
+@dataclass(frozen=True)
+class Bond(Anchored):
+    """Best-of-N distillation: the Jeffreys divergence from best-of-n, of the reference or of a moving anchor.
+
+    Attributes:
+        n: number of draws n, whole and at least 2.
+        term_b: whether the return has the term log B, small and left out by the paper; with it the optimum of both
+            divergences is best-of-n itself.
+        anchor_draws: responses of a moving anchor a prompt and step, for its reward CDF and its best-of-n. A reference
+            that stays has the stored draws.
+    """
+
+    n: int
+    term_b: bool = False
+    anchor_draws: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        settle(
+            self,
+            n=whole("n", self.n, 2, what="BOND learns from the best of n draws: n"),
+            term_b=flag("term_b", self.term_b),
+            anchor_draws=whole("anchor_draws", self.anchor_draws, 1),
+        )
+        if self.asks_anchor and self.anchor_draws < self.n:
+            raise ValueError(f"anchor_draws is {self.anchor_draws}; the best of {self.n} needs as many at least")
+
+    @property
+    def asks_anchor(self) -> bool:
+        """Whether the anchor has to draw while the policy learns."""
+        return self.anchor_rate > 0
+
+    @property
+    def needs_cdf(self) -> bool:
+        """Only if the anchor stays: the rewards of a moving one are estimated from its draws."""
+        return not self.asks_anchor
+
+    @property
+    def kl_coefficient(self) -> float:
+        """β = 1/(n−1)."""
+        return 1 / (self.n - 1)
+
+    def returns(self, judged: Judged, cdf: LogCdf | None) -> Tensor:
+        """Return log F≤ (+ log B/(n−1)) − (log πθ − log π)/(n−1)."""
+        if self.term_b:
+            log_strict, log_tied = judged.log_strict_and_tied(cdf)
+            log_cdf = torch.logaddexp(log_strict, log_tied)
+        else:
+            log_strict, log_cdf = None, judged.log_weak(cdf)
+        return bond_return(judged.log_probs, judged.ref_log_probs, log_cdf, n=self.n, log_strict_cdf=log_strict)
+
+
+def iterative_bond(every: int, *, n: int = 2, anchor_draws: int = 8, **options: Any) -> Bond:
+    """Return BOND with n draws, whose anchor becomes the policy every so many steps."""
+    return Bond(n, anchor_rate=1.0, anchor_every=every, anchor_draws=anchor_draws, **options)
+
+
+@dataclass(eq=False, kw_only=True)
+class BondShard(DrawnShard):
+    """Responses of the policy, and as many best-of-n responses to the same prompts behind them in the batch.
+
+    Attributes:
+        drifts: how much more each response's log πθ − log π_anchor is than expected, (B,).
+    """
+
+    drifts: Tensor
+
+
+class BondLearner(OnPolicyLearner[BondShard]):
+    """Descends the Jeffreys divergence from best-of-n: of the reference, from stored draws, or of an anchor's."""
+
+    method: Any  # a Bond or a JBond: both have n and anchor_draws, as a field or for good
+
+    def __init__(self, method: Anchored, run: Ingredients) -> None:
+        super().__init__(method, run)
         if run.settings.ppo is not None:
-            raise ValueError(f"ppo is {run.settings.ppo}; {run.method} is trained by REINFORCE: leave it at None")
-        self.anchor, self.reader = run.anchor, Policy(self.sampler.loaded.model)
+            raise ValueError(f"ppo is {run.settings.ppo}; {method} is trained by REINFORCE: leave it at None")
         self.eased(0)  # refuses easing at once
+        self.anchor, self.reader = run.anchor, Policy(run.loaded.model)
         if self.anchor is not None:
             self.responses += self.settings.prompts * self.method.anchor_draws
             return
-        draws, rewards = enough_draws(self.data, self.method.n, self.method)
-        self.learned_from = f"{self.learned_from} {fingerprint_of(rewards, draws.log_probs)}"
+        draws, self.stored_rewards, fingerprint = self.data.scored_draws(self.method.n, method)
+        self.stored_tokens = [responses.token_ids for responses in draws.responses]
+        self.learned_from = f"{self.learned_from} {fingerprint}"
 
-    def shard(self, step: int, place: int) -> Shard:
+    def shard(self, step: int, place: int) -> BondShard:
         """Draw responses from the policy, find best-of-n responses of the anchor, and say what the former are worth."""
-        settings, data, chosen = self.settings, self.data, self.chosen(step, place)
-        judged, tokens = self.answers(chosen, settings.group, [step, place])
-        own = self.tokens.batch(judged.prompts, tokens)
-        reference = read(self.frozen, own)
-        judged = judged._replace(ref_log_probs=summed(reference))
+        settings, chosen = self.settings, self.chosen(step, place)
+        judged, tokens, own, reference = self.drawn(step, place)
         if self.anchor is None:
-            seen, cdf = judged, data.cdf
-            rewards = present(data.rewards)[chosen]
-            answers = [present(data.draws).responses[i].token_ids for i in chosen]
+            seen, cdf = judged, self.data.cdf
+            rewards, answers = self.stored_rewards[chosen], [self.stored_tokens[i] for i in chosen]
         else:
             seen, rewards, answers = self.ask_anchor(judged, own, chosen, [step, place])
-            cdf = SampledCdf(*distinct([data.prompts[i] for i in chosen], rewards))
+            rows = dict(zip([self.data.prompts[i] for i in chosen], rewards, strict=True))  # a prompt may come twice
+            cdf = SampledCdf(list(rows), np.stack(list(rows.values())))
         returns = self.eased(step).returns(seen, cdf)
         rng = np.random.default_rng([settings.seed, step, place, 2])
         best = best_of_subsets(rewards, self.method.n, settings.group, rng)
         learned = [answers[row][draw].tolist() for row, draws in enumerate(best) for draw in draws]
-        batch = self.tokens.batch([*judged.prompts, *judged.prompts], tokens + learned)
-        shard = Shard(batch, judged.prompts, reference, returns, self.figures(judged, returns))
-        shard.drifts = self.centred(shard, judged.log_probs - seen.ref_log_probs)
-        return shard
+        return BondShard(
+            batch=self.tokens.batch([*judged.prompts, *judged.prompts], tokens + learned),
+            prompts=judged.prompts,
+            reference=reference,
+            figures=self.figures(judged, returns),
+            returns=returns,
+            advantages=self.centred(returns),
+            drifts=self.centred(judged.log_probs - seen.ref_log_probs),
+        )
 
     def ask_anchor(
         self, judged: Judged, own: TokenBatch, chosen: Sequence[int], place: Sequence[int]
-    ) -> tuple[Judged, Array, list[NDArray[Any]]]:
+    ) -> tuple[Judged, Array, list[NDArray[np.int32]]]:
         """Draw from the anchor.
 
         Args:
@@ -248,42 +260,25 @@ class BondLearner(ReinforceLearner):
             The policy's responses with the anchor in the reference's place; rewards of the anchor's own, (P, draws),
             and these as tokens, (draws, T) a prompt.
         """
+        assert self.anchor is not None
         count, group = self.method.anchor_draws, self.settings.group
-        with present(self.anchor).in_place():
+        with self.anchor.in_place():
             drawn, tokens = self.answers(chosen, count, [*place, 1])
-            log_probs = summed(read(self.reader, own))
+            log_probs = summed(self.reader.read(own))
         rewards = drawn.rewards.view(len(chosen), count)
         seen = judged._replace(ref_log_probs=log_probs, anchor_rewards=rewards.repeat_interleave(group, dim=0))
-        return seen, rewards.numpy(), list(np.array(tokens).reshape(len(chosen), count, -1))
+        return seen, rewards.numpy(), list(np.array(tokens, np.int32).reshape(len(chosen), count, -1))
 
-    def loss(self, shard: Shard, log_probs: Tensor, values: Tensor | None) -> Tensor:
+    def loss(self, shard: BondShard, log_probs: Tensor, values: Tensor | None) -> Tensor:
         """Return what descends along the gradient of the divergence and of the regulariser."""
         method, (own, best) = self.method, log_probs.sum(1).chunk(2)
-        divergence = jeffreys_loss(
-            best, own, present(shard.advantages), n=method.n, jeffreys_weight=method.jeffreys_weight
-        )
-        return (divergence + method.regulariser * reinforce_loss(own, -present(shard.drifts))).mean()
+        divergence = jeffreys_loss(best, own, shard.advantages, n=method.n, jeffreys_weight=method.jeffreys_weight)
+        return (divergence + method.regulariser * reinforce_loss(own, -shard.drifts)).mean()
 
     def stepped(self, steps: int) -> None:
         """Move the anchor, if it is time."""
         if self.anchor is not None and self.method.moves_after(steps):
             self.anchor.move(self.method.anchor_rate)
-
-
-def best_of_subsets(rewards: Array, n: int, count: int, rng: np.random.Generator) -> Indices:
-    """Return `count` times the best of n random ones of the draws of each prompt, whose rewards are (P, M): (P, count).
-
-    Each is a draw of best-of-n, though those of one prompt depend on each other.
-    """
-    chosen = np.stack([[rng.permutation(row.size)[:n] for _ in range(count)] for row in rewards])
-    places = np.take_along_axis(rewards[:, None, :], chosen, axis=2).argmax(axis=2)
-    return np.take_along_axis(chosen, places[..., None], axis=2)[..., 0]
-
-
-def distinct(prompts: Sequence[str], rewards: Array) -> tuple[list[str], Array]:
-    """Return prompts, each once, and its row, the last if it has several."""
-    rows = dict(zip(prompts, rewards, strict=True))
-    return list(rows), np.stack(list(rows.values()))
 
 
 register(

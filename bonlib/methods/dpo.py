@@ -11,7 +11,8 @@ from torch.nn import functional
 from bonlib.cdf import snapped
 from bonlib.checks import check_finite, check_log_probs, flag, number, settle, whole
 from bonlib.methods.registry import register
-from bonlib.training.protocol import Array, Indices
+from bonlib.training.learner import Array, Indices
+from bonlib.training.off_policy import OffPolicy
 
 
 def dpo_loss(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, beta: float) -> Tensor:
@@ -65,7 +66,7 @@ def pair_margin(**pairs: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Dpo:
+class Dpo(OffPolicy):
     """Direct preference optimisation on pairs of a prompt's draws.
 
     Attributes:

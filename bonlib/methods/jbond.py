@@ -13,7 +13,7 @@ from bonlib.cdf import ROUNDING
 from bonlib.checks import check_finite, check_log_probs, check_shapes
 from bonlib.methods.bond import Anchored
 from bonlib.methods.registry import register
-from bonlib.training.protocol import Judged
+from bonlib.training.on_policy import Judged
 from bonlib.training.reward_cdf import LogCdf
 
 
@@ -70,8 +70,6 @@ class JBond(Anchored):
     """J-BOND: best-of-2 of a slowly moving anchor, with log F≤ guessed from two of its responses."""
 
     n: ClassVar[int] = 2
-    needs_cdf: ClassVar[bool] = False
-    kl_coefficient: ClassVar[float] = 1.0
     asks_anchor: ClassVar[bool] = True
     anchor_draws: ClassVar[int] = 2
     anchor_rate: float = field(default=0.02, kw_only=True)

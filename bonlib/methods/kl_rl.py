@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 from torch import Tensor
 
 from bonlib.checks import check_finite, check_log_probs, check_shapes, number, settle
 from bonlib.methods.registry import register
-from bonlib.training.protocol import Judged
+from bonlib.training.on_policy import Judged, OnPolicy
 from bonlib.training.reward_cdf import LogCdf
 
 
@@ -37,11 +36,10 @@ def kl_rl_return(log_probs: Tensor, ref_log_probs: Tensor, rewards: Tensor, *, b
 
 
 @dataclass(frozen=True)
-class KlRl:
+class KlRl(OnPolicy):
     """KL-regularised reinforcement learning: reward minus β times the KL. Trained by RLOO or PPO."""
 
     beta: float
-    needs_cdf: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         settle(self, beta=number("beta", self.beta, above=0, what="the KL coefficient"))

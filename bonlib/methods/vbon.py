@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from bonlib.checks import LOG_PROB_SLACK, check_log_probs, number, settle
 from bonlib.methods.registry import register
-from bonlib.training.protocol import Judged
-from bonlib.training.reward_cdf import LogCdf, looked_up
+from bonlib.training.on_policy import Judged, OnPolicy
+from bonlib.training.reward_cdf import LogCdf
 
 
 def vbon_return(
@@ -56,12 +56,11 @@ def vbon_return(
 
 
 @dataclass(frozen=True)
-class Vbon:
+class Vbon(OnPolicy):
     """Variational best-of-N: the reverse KL to best-of-N itself, J (Amini et al., Eq. 5), ties included."""
 
     n: float
     needs_cdf: ClassVar[bool] = True
-    kl_coefficient: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         settle(self, n=number("n", self.n, least=1, what="the number of draws"))
@@ -72,7 +71,7 @@ class Vbon:
 
     def returns(self, judged: Judged, cdf: LogCdf | None) -> Tensor:
         """Return log π_N − log πθ."""
-        log_strict, log_tied = looked_up(cdf, judged)
+        log_strict, log_tied = judged.log_strict_and_tied(cdf)
         return vbon_return(judged.log_probs, judged.ref_log_probs, log_strict, n=self.n, log_tied=log_tied)
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bonlib.checks import check_log_probs, number, settle
+from bonlib.checks import check_log_probs, number
 from bonlib.methods.registry import register
-from bonlib.training.protocol import Judged
-from bonlib.training.reward_cdf import LogCdf, known
+from bonlib.methods.vbon import Vbon
+from bonlib.training.on_policy import Judged
+from bonlib.training.reward_cdf import LogCdf
 
 
 def vbon_bound_return(log_probs: Tensor, ref_log_probs: Tensor, log_cdf: Tensor, *, n: float) -> Tensor:
@@ -65,25 +65,12 @@ def _times(factor: float, log_cdf: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class VbonBound:
+class VbonBound(Vbon):
     """Variational best-of-N by its lower bound L: KL-RL with reward log F≤ (Amini et al., Theorem 2, weak CDF)."""
-
-    n: float
-    needs_cdf: ClassVar[bool] = True
-    kl_coefficient: ClassVar[float] = 1.0
-
-    def __post_init__(self) -> None:
-        settle(self, n=number("n", self.n, least=1, what="the number of draws"))
-
-    def eased(self, part: float) -> VbonBound:
-        """Return it with 1 + part (N − 1) draws."""
-        return replace(self, n=1 + part * (self.n - 1))
 
     def returns(self, judged: Judged, cdf: LogCdf | None) -> Tensor:
         """Return (N−1) log F≤ − (log πθ − log π)."""
-        log_cdf = known(cdf).log_weak(judged.prompts, judged.texts, judged.rewards.cpu().numpy())
-        log_cdf_tensor = torch.as_tensor(log_cdf).to(judged.log_probs)
-        return vbon_bound_return(judged.log_probs, judged.ref_log_probs, log_cdf_tensor, n=self.n)
+        return vbon_bound_return(judged.log_probs, judged.ref_log_probs, judged.log_weak(cdf), n=self.n)
 
 
 register(

@@ -82,6 +82,11 @@ class Policy(torch.nn.Module):
             values = self.value_head(states.float())[..., 0]
         return log_probs, values * batch.response_mask
 
+    @torch.no_grad()
+    def read(self, batch: TokenBatch) -> Tensor:
+        """Return log-probabilities of the response tokens, as exact as those of draws, (B, T)."""
+        return self(batch)[0]
+
 
 def trainable(model: Any, lora_rank: int) -> Any:
     """Return a copy of a model to be trained: whole and in single precision, or an adapter of it alone.

@@ -18,7 +18,8 @@ from torch.utils.data import Dataset
 
 from bonlib.cdf import snapped
 from bonlib.draws.rewards import ClassifierReward
-from bonlib.models.loaded import LoadedModel, locate
+from bonlib.models.loaded import LoadedModel
+from bonlib.models.places import locate
 from bonlib.models.texts import token_ids
 from bonlib.training.fit import Recipe, fit
 

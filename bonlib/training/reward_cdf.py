@@ -5,18 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from bonlib.cdf import ROUNDING, EmpiricalCdf, ExponentialCdf, RewardCdf, Smoothing
 from bonlib.checks import number
-
-if TYPE_CHECKING:
-    from bonlib.training.protocol import Judged
 
 Array = NDArray[np.float64]
 
@@ -91,27 +86,3 @@ class SampledCdf:
                 raise ValueError(f"prompt {prompt!r} has no samples: draw some, or take it out")
             found[here] = getattr(self._cdfs[prompt], name)(given[here])
         return found
-
-
-def known(cdf: LogCdf | None) -> LogCdf:
-    """Return it, if it is there."""
-    if cdf is None:
-        raise ValueError("cdf is None; this method needs the rewards' distribution: give a SampledCdf")
-    return cdf
-
-
-def looked_up(cdf: LogCdf | None, judged: Judged) -> tuple[Tensor, Tensor]:
-    """Return log F of responses and log(F≤ − F), the probability of a reward as good as theirs, shape (B,) each.
-
-    An estimate may not know of a response itself, whose probability under the reference is known: it is made room for.
-    """
-    about = (judged.prompts, judged.texts, judged.rewards.cpu().numpy())
-    log_strict, log_weak = (
-        torch.as_tensor(log_cdf(*about)).to(judged.ref_log_probs)
-        for log_cdf in (known(cdf).log_strict, known(cdf).log_weak)
-    )
-    log_gap = log_weak + torch.log(-torch.expm1(log_strict - log_weak))
-    log_gap = torch.where(log_weak > log_strict, log_gap, -torch.inf)
-    log_tied = torch.maximum(log_gap, judged.ref_log_probs)
-    room = torch.log1p(-log_tied.exp().clamp(max=1 - 1e-12))
-    return torch.minimum(log_strict, room), log_tied

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -172,6 +173,14 @@ class TrainingData:
             raise ValueError(
                 f"rewards has shape {self.rewards.shape}, draws {self.draws.log_probs.shape}; score each draw"
             )
+
+    def scored_draws(self, needs: int, method: object) -> tuple[Draws, NDArray[np.float64], str]:
+        """Return the stored draws, their rewards and a hash of both, if there are as many as a method needs."""
+        have = 0 if self.draws is None or self.rewards is None else self.rewards.shape[1]
+        if self.draws is None or self.rewards is None or have < needs:
+            raise ValueError(f"data has {have} scored draws a prompt; {method} learns from {needs}: draw more")
+        both = np.stack([self.rewards, self.draws.log_probs])
+        return self.draws, self.rewards, hashlib.sha256(both.tobytes()).hexdigest()
 
 
 def _finite(rewards: Any, prompts: Sequence[str]) -> NDArray[np.float64]:

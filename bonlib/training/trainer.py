@@ -25,16 +25,8 @@ from tqdm import tqdm
 from bonlib.draws.store import check_draws
 from bonlib.models.kernels import keep_freed_memory
 from bonlib.models.loaded import LoadedModel, load_language_model
-from bonlib.training.learners import (
-    Ingredients,
-    Learner,
-    OffPolicyLearner,
-    PpoLearner,
-    PromptTokens,
-    ReinforceLearner,
-)
-from bonlib.training.policy import Anchor, Policy, trainable
-from bonlib.training.protocol import OffPolicy, OnPolicy
+from bonlib.training.learner import Ingredients, PromptTokens, TrainingMethod
+from bonlib.training.policy import Policy, trainable
 from bonlib.training.run_folder import Progress, RunFolder
 from bonlib.training.settings import TrainingData, TrainSettings
 
@@ -71,7 +63,7 @@ class DivergedError(RuntimeError):
 
 def train(
     reference: LoadedModel,
-    method: OnPolicy | OffPolicy,
+    method: TrainingMethod,
     data: TrainingData,
     settings: TrainSettings,
     folder: str | os.PathLike[str],
@@ -83,7 +75,7 @@ def train(
 
     Args:
         reference: where the policy starts; it is not changed.
-        method: one of `bonlib.methods.all`.
+        method: its settings, such as `Vbon(8)`, from a file of `bonlib.methods`.
         data: prompts, rewards and draws.
         settings: how long and how fast.
         folder: of this run alone. Checkpoints go there; an interrupted run goes on from the newest and comes to the
@@ -96,20 +88,20 @@ def train(
         ValueError: if method, data and settings do not fit, or the folder holds a run with others.
         DivergedError: if a loss or gradient is not finite, or the policy runs away. The last checkpoint is kept.
     """
-    _check_kinds(reference, method, data, settings)
+    _check_kinds(reference=reference, method=method, data=data, settings=settings)
     return TrainingRun(reference, method, data, settings, Path(folder), measure, show).go()
 
 
-def _check_kinds(reference: object, method: object, data: object, settings: object) -> None:
-    if isinstance(method, type) or not (isinstance(method, OffPolicy) or hasattr(method, "returns")):
-        raise ValueError(f"method is {method!r}; give its settings, such as Vbon(n=8) of bonlib.methods.all")
-    for name, value, kind, remedy in (
-        ("reference", reference, LoadedModel, "load one with bonlib.models.loaded.load_language_model"),
-        ("data", data, TrainingData, "put prompts, reward model and draws into a TrainingData"),
-        ("settings", settings, TrainSettings, "give TrainSettings(steps=…)"),
-    ):
-        if not isinstance(value, kind):
-            raise ValueError(f"{name} is {value!r}; it must be a {kind.__name__}: {remedy}")
+def _check_kinds(**given: object) -> None:
+    kinds: dict[str, tuple[type, str]] = {
+        "reference": (LoadedModel, "load one with bonlib.models.loaded.load_language_model"),
+        "method": (TrainingMethod, "give its settings, such as Vbon(n=8) of bonlib.methods.vbon"),
+        "data": (TrainingData, "put prompts, reward model and draws into a TrainingData"),
+        "settings": (TrainSettings, "give TrainSettings(steps=…)"),
+    }
+    for name, (kind, remedy) in kinds.items():
+        if not isinstance(given[name], kind):
+            raise ValueError(f"{name} is {given[name]!r}; it must be a {kind.__name__}: {remedy}")
 
 
 class TrainingRun:
@@ -118,7 +110,7 @@ class TrainingRun:
     def __init__(
         self,
         reference: LoadedModel,
-        method: OnPolicy | OffPolicy,
+        method: TrainingMethod,
         data: TrainingData,
         settings: TrainSettings,
         folder: Path,
@@ -155,7 +147,7 @@ class TrainingRun:
         policy = Policy(
             trainable(reference.model, settings.lora_rank),
             with_values=settings.ppo is not None,
-            with_anchor=getattr(method, "asks_anchor", False),
+            with_anchor=method.asks_anchor,
         )
         self.learned = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         # The returns shrink as the policy improves, so the optimiser must forget their early size soon.
@@ -163,29 +155,22 @@ class TrainingRun:
         self.policy, self.optimiser = self.accelerator.prepare(policy, optimiser)
         self.policy.eval()  # dropout would make the policy that learns another than the one that draws
         self.loaded = replace(reference, model=policy.model, name=f"policy from {reference.name}")
-        self.learner = self._learner(policy.anchor)
+        self.learner = method.learner(
+            Ingredients(
+                data,
+                settings,
+                PromptTokens(reference, data),
+                policy=self.policy,
+                loaded=self.loaded,
+                anchor=policy.anchor,
+                reference=reference,
+                expect_finite=self._expect_finite,
+                add_up=lambda sums: self.accelerator.reduce(sums, "sum"),
+            )
+        )
         self.curve: list[dict[str, float]] = []
         self.recent: list[dict[str, float]] = []  # steps that are not in the curve yet
         self.step, self.seconds, self.responses = 0, 0.0, 0
-
-    def _learner(self, anchor: Anchor | None) -> Learner:
-        run = Ingredients(
-            self.method,
-            self.data,
-            self.settings,
-            PromptTokens(self.reference, self.data),
-            policy=self.policy,
-            loaded=self.loaded,
-            anchor=anchor,
-            reference=self.reference,
-            expect_finite=self._expect_finite,
-            add_up=lambda sums: self.accelerator.reduce(sums, "sum"),
-        )
-        if hasattr(self.method, "learner"):  # one of its own
-            return self.method.learner(run)
-        if isinstance(self.method, OffPolicy):
-            return OffPolicyLearner(run)
-        return ReinforceLearner(run) if self.settings.ppo is None else PpoLearner(run)
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
@@ -313,7 +298,7 @@ class TrainingRun:
         """What makes this run another than others."""
         return {
             "method": type(self.method).__name__,
-            **asdict(self.method),  # type: ignore[call-overload]
+            **asdict(self.method),
             "settings": self.settings.described(),
             "sampling": self.data.sampling.described(),
             "reference": self.reference.fingerprint,

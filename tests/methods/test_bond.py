@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_training import PROMPTS as TOY_PROMPTS
 
-from bonlib.course.experiments import exact_ends
+from bonlib.course.experiments import exact_runs
 from bonlib.course.experiments.enumerated import Distillation, EnumeratedPrompts, TabularPolicy, train_exactly
 from bonlib.course.making.enumerable import LENGTH, PROMPTS, enumerate_log_probs
 from bonlib.draws.samplers import SamplingSettings, TransformersSampler
@@ -26,9 +26,8 @@ from bonlib.methods.jbond import JBond, jbond_return, jbond_reward
 from bonlib.methods.vbon import vbon_return
 from bonlib.methods.vbon_bound import vbon_bound_return
 from bonlib.training import trainer
-from bonlib.training.learners import read
+from bonlib.training.on_policy import Judged
 from bonlib.training.policy import Anchor, Policy
-from bonlib.training.protocol import Judged
 from bonlib.training.settings import Ppo, TrainSettings
 
 MODEL, N = Outcomes([0.25, 0.1, 0.3, 0.15, 0.2], [3.0, 0.0, 1.0, 2.0, 4.0]), 4
@@ -223,7 +222,7 @@ def test_what_the_anchor_draws_is_its_own(language_model, training_data, tmp_pat
     own = learner.tokens.batch(judged.prompts, tokens)
     seen, rewards, answers = learner.ask_anchor(judged, own, chosen, [0, 0])
     # The anchor is where the reference is; the policy is elsewhere.
-    reference = read(Policy(language_model.model), own).double().sum(1)
+    reference = Policy(language_model.model).read(own).double().sum(1)
     torch.testing.assert_close(seen.ref_log_probs, reference, atol=1e-4, rtol=0)
     assert float((seen.log_probs - seen.ref_log_probs).abs().min()) > 0.1
     prompts = [training_data.prompts[i] for i in chosen]
@@ -306,8 +305,8 @@ def test_what_does_not_fit_is_refused(language_model, training_data, tmp_path):
 
 
 def test_estimated_divergences_are_those_of_the_exact_sums(tmp_path):
-    world, reference, sampling = exact_ends.world("letters"), exact_ends.reference(), SamplingSettings(LENGTH)
-    store, reward = SampleStore(tmp_path), exact_ends.REWARDS["letters"]()
+    world, reference, sampling = exact_runs.world("letters"), exact_runs.reference(), SamplingSettings(LENGTH)
+    store, reward = SampleStore(tmp_path), exact_runs.REWARDS["letters"]()
     draws = store.draw(TransformersSampler(reference), world.prompts, 2500, sampling, seed=0)
     rewards = store.score(reward, draws)
     policy = replace(reference, model=copy.deepcopy(reference.model))
@@ -346,14 +345,14 @@ def test_log_quantiles_of_a_good_policy_are_right_on_average_even_from_few_draws
 
 
 def test_one_run_with_a_copied_anchor_arrives_at_best_of_8():
-    prompts = EnumeratedPrompts(exact_ends.reference(), PROMPTS[:1], exact_ends.REWARDS["letters"]())
-    policy, method = TabularPolicy(prompts.ref_log_probs), Bond(**dict(exact_ends.ITERATED))
+    prompts = EnumeratedPrompts(exact_runs.reference(), PROMPTS[:1], exact_runs.REWARDS["letters"]())
+    policy, method = TabularPolicy(prompts.ref_log_probs), Bond(**dict(exact_runs.ITERATED))
     train_exactly(policy, Distillation(prompts, method, policy), steps=300, learning_rate=0.1, decay=False)
     assert prompts.judge(policy(), 8).reverse_kl[0] < 0.005
 
 
 def test_the_regulariser_holds_and_its_printed_sign_drives_away():
-    prompts = EnumeratedPrompts(exact_ends.reference(), PROMPTS[:1], exact_ends.REWARDS["letters"]())
+    prompts = EnumeratedPrompts(exact_runs.reference(), PROMPTS[:1], exact_runs.REWARDS["letters"]())
     spent = []
     for gamma in (-0.3, 0.0, 1.0):
         policy = TabularPolicy(prompts.ref_log_probs)
@@ -364,7 +363,7 @@ def test_the_regulariser_holds_and_its_printed_sign_drives_away():
 
 
 def test_repeated_distillation_of_best_of_2_arrives_at_best_of_8():
-    prompts = EnumeratedPrompts(exact_ends.reference(), PROMPTS[:1], exact_ends.REWARDS["letters"]())
+    prompts = EnumeratedPrompts(exact_runs.reference(), PROMPTS[:1], exact_runs.REWARDS["letters"]())
     policy, seen = TabularPolicy(prompts.ref_log_probs), prompts
     for rounds in (1, 2, 3):
         train_exactly(policy, Distillation(seen, Bond(2, term_b=True), policy), steps=200, learning_rate=0.1)
@@ -374,7 +373,7 @@ def test_repeated_distillation_of_best_of_2_arrives_at_best_of_8():
 
 @pytest.mark.parametrize("method", [Bond(4, term_b=True), JBond(regulariser=0.5)], ids=["bond", "jbond"])
 def test_draws_give_the_gradient_of_the_exact_sums(method):
-    prompts = EnumeratedPrompts(exact_ends.reference(), PROMPTS[:1], exact_ends.REWARDS["letters"]())
+    prompts = EnumeratedPrompts(exact_runs.reference(), PROMPTS[:1], exact_runs.REWARDS["letters"]())
     policy = TabularPolicy(0.5 * prompts.ref_log_probs)
     gradients = []
     for count in (None, 200_000):

@@ -24,7 +24,7 @@ from bonlib.methods.vbon import Vbon
 from bonlib.methods.vbon_bound import VbonBound
 from bonlib.models.loaded import load_language_model
 from bonlib.training import trainer
-from bonlib.training.protocol import Judged
+from bonlib.training.on_policy import Judged
 from bonlib.training.reward_cdf import SampledCdf
 from bonlib.training.settings import Ppo, TrainSettings
 from bonlib.training.trainer import DivergedError, train
@@ -276,12 +276,12 @@ import sys, json
 from pathlib import Path
 import torch
 from accelerate.state import PartialState
-sys.path.insert(0, {tests!r})
+sys.path[:0] = [{tests!r}, {tests!r} + "/training"]
 from test_trainer import SHORT
 from toy_training import PROMPTS, vowels
 from dataclasses import replace
-from bonlib.methods.bond import JBond
-from bonlib.methods.all import KlRl
+from bonlib.methods.jbond import JBond
+from bonlib.methods.kl_rl import KlRl
 from bonlib.training.settings import Ppo, TrainingData
 from bonlib.training.trainer import train
 from bonlib.models.loaded import load_language_model

@@ -21,8 +21,9 @@ from bonlib.methods.bond import Bond, jeffreys_loss
 from bonlib.methods.jbond import JBond
 from bonlib.models.loaded import LoadedModel
 from bonlib.training.gradients import leave_one_out, reinforce_loss
+from bonlib.training.off_policy import OffPolicy
+from bonlib.training.on_policy import Judged, OnPolicy
 from bonlib.training.policy import Anchor
-from bonlib.training.protocol import Judged, OffPolicy, OnPolicy
 from bonlib.training.reward_cdf import LogCdf
 
 Indices = NDArray[np.intp]

@@ -1,0 +1,151 @@
+"""What the loop, a method and its learner ask of each other.
+
+The loop asks the method for a learner, the learner for the shards of a step, lets it weigh them all together, and then
+asks for the loss of each.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bonlib.models.loaded import LoadedModel
+from bonlib.models.reading import TokenBatch, token_batch
+from bonlib.training.policy import Anchor
+from bonlib.training.settings import TrainingData, TrainSettings
+
+Array = NDArray[np.float64]
+Indices = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class TrainingMethod(ABC):
+    """A training method with its settings, which are the fields of the dataclass: a run is told apart by them."""
+
+    @property
+    def asks_anchor(self) -> bool:
+        """Whether a copy of the policy follows it, and draws."""
+        return False
+
+    @abstractmethod
+    def learner(self, run: Ingredients) -> Learner[Any]:
+        """Return what learns by this method."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ingredients:
+    """What a learner is made from.
+
+    Attributes:
+        data: prompts and their judges.
+        settings: sizes of a step.
+        tokens: the prompts as tokens.
+        policy: draws and learns.
+        loaded: its language model.
+        anchor: what follows the policy, where the method has one.
+        reference: where it started.
+        expect_finite: stops the run if a number is not; takes what it is, the numbers, and the prompts in question.
+        add_up: adds a tensor over processes.
+    """
+
+    data: TrainingData
+    settings: TrainSettings
+    tokens: PromptTokens
+    policy: torch.nn.Module
+    loaded: LoadedModel
+    anchor: Anchor | None
+    reference: LoadedModel
+    expect_finite: Callable[[str, Tensor, Sequence[str]], None]
+    add_up: Callable[[Tensor], Tensor]
+
+
+@dataclass(eq=False, kw_only=True)
+class Shard:
+    """A part of a step's responses, with all that their loss needs.
+
+    Attributes:
+        batch: what the policy reads, with gradients.
+        prompts: of the responses; where a method learns from others besides, of those drawn from the policy.
+        reference: log π; on policy of each token, (B, T), off policy of each example's responses, (E, roles).
+        figures: on policy, means for the curve and the progress bar.
+    """
+
+    batch: TokenBatch
+    prompts: Sequence[str]
+    reference: Tensor
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+S = TypeVar("S", bound=Shard)
+
+
+class Learner(Generic[S]):
+    """One way to learn.
+
+    Attributes:
+        epochs: gradient steps on the same shards.
+        responses: drawn, or taken from the store, at each step.
+        learned_from: a hash of stored draws, and of the CDF, that it learns from.
+    """
+
+    epochs = 1
+    responses: int
+    learned_from: str | None = None
+
+    def shard(self, step: int, place: int) -> S:
+        """Return what a step learns from, the part at one of its `settings.shards` places."""
+        raise NotImplementedError
+
+    def weigh(self, shards: Sequence[S]) -> None:
+        """Write down what has to be known of all shards of this process before the first gradient."""
+
+    def loss(self, shard: S, log_probs: Tensor, values: Tensor | None) -> Tensor:
+        """Return the mean loss of a shard, from what the policy says of its tokens, (B, T) each."""
+        raise NotImplementedError
+
+    def stepped(self, steps: int) -> None:
+        """Take note that so many steps are done."""
+
+
+class PromptTokens:
+    """The prompts as token ids, and batches of them with responses."""
+
+    def __init__(self, reference: LoadedModel, data: TrainingData) -> None:
+        room, self.pad_id = data.sampling.max_new_tokens, reference.pad_token_id
+        self.ids = dict(zip(data.prompts, reference.encode(data.prompts, room), strict=True))
+        self.device = reference.device
+
+    def batch(self, prompts: Sequence[str], responses: Sequence[Sequence[int]]) -> TokenBatch:
+        """Return prompts and responses (−1 after their end) as one batch."""
+        real = [[token for token in row if token >= 0] for row in responses]
+        return token_batch([self.ids[prompt] for prompt in prompts], real, pad_id=self.pad_id, device=self.device)
+
+
+class Rounds:
+    """An endless row of things, each of `count` once a round, in a new random order each round."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed, self.round = count, seed, -1
+        self.order = np.empty(0, np.intp)
+
+    def at(self, begin: int, count: int) -> list[int]:
+        """Return the things at `count` places of the row."""
+        return [self._one(place) for place in range(begin, begin + count)]
+
+    def _one(self, place: int) -> int:
+        which, within = divmod(place, self.count)
+        if which != self.round:
+            self.round, self.order = which, np.random.default_rng([self.seed, which]).permutation(self.count)
+        return int(self.order[within])
+
+
+def summed(log_probs: Tensor) -> Tensor:
+    """Return log-probabilities of whole responses, (B,), from those of tokens, (B, T)."""
+    return log_probs.cpu().double().sum(1)  # Apple's GPUs have no float64
