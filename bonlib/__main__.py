@@ -85,7 +85,7 @@ def _pretrain(arguments: argparse.Namespace) -> int:
     from bonlib.course.making import adapters, pretrain
     from bonlib.course.profiles import get_profile
     from bonlib.course.runner import BUILD
-    from bonlib.models.loaded import BUNDLED, locate
+    from bonlib.models.places import BUNDLED, locate
 
     names = {"language-model": "imdb-gpt2-tiny", "reward-model": "imdb-sentiment-tiny"}
     names |= {which: f"tldr-{which}" for which in ("sft", "proxy", "gold")}
@@ -122,7 +122,7 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from bonlib.course.experiments import exact_bond, exact_ends, grids, sentiment
+    from bonlib.course.experiments import exact_runs, grids, sentiment
     from bonlib.course.experiments import summarisation as tldr
     from bonlib.course.profiles import get_profile
     from bonlib.methods import METHODS
@@ -136,8 +136,8 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.sweep == "exact":
         if arguments.method:
             raise ValueError(f"method is {arguments.method[0]!r}; the sweep exact trains them all: name none")
-        exact_ends.run_all([*exact_ends.search(), *exact_ends.grid()])
-        exact_ends.run_all(exact_bond.grid(), table=exact_bond.TABLE)
+        exact_runs.run_all([*exact_runs.search(), *exact_runs.grid()])
+        exact_runs.run_all(exact_runs.bond_grid(), table=exact_runs.BOND_TABLE)
         return 0
     profile = get_profile(arguments.profile)
     unknown = [method for method in arguments.method if method not in METHODS]

@@ -9,7 +9,7 @@ from filelock import FileLock
 
 from bonlib.__main__ import main
 from bonlib.course.experiments.grids import RATES, bond_grid, budget_grid, cdf_grid, grid, rate_grid
-from bonlib.course.experiments.results import add_rows, read_rows
+from bonlib.course.experiments.results import read_rows
 from bonlib.course.experiments.sentiment import Harness, Run
 from bonlib.course.profiles import PROFILES, get_profile
 from bonlib.draws.store import SampleStore
@@ -43,13 +43,13 @@ def test_a_sweep_stores_a_row_a_run_and_makes_none_twice(harness, tmp_path, caps
     assert len(capsys.readouterr().out.splitlines()) == len(METHODS) - 1
     assert harness.run_all(runs, results=results)
     assert len(capsys.readouterr().out.splitlines()) == 1
-    rows = read_rows(results / "sentiment.csv")
+    rows = read_rows(results / "sentiment.parquet")
     assert sorted(rows["method"]) == sorted(METHODS)
     assert set(rows["run"]) == {harness.identity(run) for run in runs}
     assert rows[["reward", "win_rate", "kl", "entropy", "kl_se", "seconds", "responses"]].notna().all(axis=None)
-    assert set(read_rows(results / "sentiment_prompts.csv").groupby("run").size()) == {4}
-    assert set(read_rows(results / "sentiment_texts.csv").groupby("run").size()) == {4}
-    curves = read_rows(results / "sentiment_curves.csv")
+    assert set(read_rows(results / "sentiment.parquet", "prompts").groupby("run").size()) == {4}
+    assert set(read_rows(results / "sentiment.parquet", "texts").groupby("run").size()) == {4}
+    curves = read_rows(results / "sentiment.parquet", "curves")
     assert (curves.groupby("run")["step"].max() == 3).all()
     assert curves["test_reward"].notna().all()
 
@@ -64,7 +64,7 @@ def test_a_run_that_diverges_does_not_stop_the_others(harness, tmp_path, capsys)
     wild = Run("kl-rl-rloo", 0.1, 0, changes=(("learning_rate", 1e4), ("max_kl", 1.0)))
     assert not harness.run_all([wild, Run("dpo", 0.1, 0)], results=tmp_path / "results")
     assert "Likely cause" in capsys.readouterr().err
-    assert list(read_rows(tmp_path / "results" / "sentiment.csv")["method"]) == ["dpo"]
+    assert list(read_rows(tmp_path / "results" / "sentiment.parquet")["method"]) == ["dpo"]
 
 
 def test_the_grids_cover_what_the_notebooks_compare():
@@ -83,17 +83,6 @@ def test_a_profile_of_one_seed_and_few_steps_can_make_the_runs_of_bond():
     runs = bond_grid(PROFILES["quick"])
     assert all(run.make() for run in runs)
     assert {run.cdf for run in runs} == {"samples"}  # a quantile model takes minutes
-
-
-def test_rows_of_a_run_replace_its_older_ones(tmp_path):
-    table = tmp_path / "results" / "table.csv"
-    assert read_rows(table).empty
-    add_rows(table, "00", [{"x": 1.5}, {"x": 2.5}])
-    add_rows(table, "1e5", [{"x": 3.0, "y": "new"}])
-    add_rows(table, "00", [{"x": 4.0}])
-    rows = read_rows(table)
-    assert rows["run"].tolist() == ["1e5", "00"]  # as text, whatever it looks like
-    assert rows["x"].tolist() == [3.0, 4.0]
 
 
 @pytest.mark.parametrize(

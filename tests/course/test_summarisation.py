@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState
 from scipy.stats import pearsonr
 
 from bonlib.course.experiments.judging import Condition, copied, read_verdicts
-from bonlib.course.experiments.results import add_rows, read_rows
+from bonlib.course.experiments.results import add_run, read_rows
 from bonlib.course.experiments.summarisation import DISTRIBUTIONS, TRAINED, SummaryHarness, bundle, grid
 from bonlib.course.profiles import PROFILES, get_profile
 from bonlib.draws.store import SampleStore
@@ -51,20 +51,20 @@ def harness(profile, tmp_path):
 def test_every_method_trains_and_is_judged_once(harness, tmp_path, capsys):
     results = tmp_path / "results"
     assert harness.run_all(grid(harness.profile), results=results)
-    rows = read_rows(results / "tldr.csv")
+    rows = read_rows(results / "tldr.parquet")
     assert sorted(rows["method"]) == sorted(TRAINED)
     assert rows.set_index("method")["cdf"].dropna().to_dict() == {"vbon-bound": "exponential", "bond": "samples"}
     capsys.readouterr()
     harness.judge_all(results=results)
     conditions = len(DISTRIBUTIONS) * len(harness.sizes.temperatures) * len(harness.sizes.sampling_seeds)
     assert len(capsys.readouterr().out.splitlines()) == conditions
-    judged = read_rows(results / "tldr_judged.csv")
+    judged = read_rows(results / "tldr_judged.parquet")
     assert len(judged) == conditions * (2 + len(TRAINED))
     assert judged[["gold", "gold_se", "win", "proxy", "length", "copied"]].notna().all(axis=None)
     assert judged.loc[judged["distribution"] == "out", "rouge"].isna().all()
     assert judged.loc[judged["distribution"] == "in", "rouge"].notna().all()
-    assert set(read_rows(results / "tldr_judged_prompts.csv").groupby("run").size()) == {3}
-    curve = read_rows(results / "tldr_bon.csv")
+    assert set(read_rows(results / "tldr_judged.parquet", "prompts").groupby("run").size()) == {3}
+    curve = read_rows(results / "tldr_judged.parquet", "curves")
     assert sorted(set(curve["n"])) == [1, 2, 4, 8]
     bundle(harness, results=results, folder=tmp_path / "models")
     for method in TRAINED:
@@ -77,14 +77,14 @@ def test_every_method_trains_and_is_judged_once(harness, tmp_path, capsys):
     runs = SummaryHarness(harness.profile, harness.store, build=harness.build).judge_all(results=results)
     assert runs == set(judged["run"])
     assert not capsys.readouterr().out
-    assert len(read_rows(results / "tldr_judged.csv")) == len(judged)
+    assert len(read_rows(results / "tldr_judged.parquet")) == len(judged)
     verdicts = read_verdicts("quick", results)
     assert len(verdicts.by_prompt) == 3 * len(judged)
     assert set(verdicts.texts["method"]) == {"sft", "bon", *TRAINED}
     assert set(verdicts.curves["n"]) == {1, 2, 4, 8}
     for table in verdicts:
         assert {"distribution", "temperature", "sampling_seed", "run"} <= set(table)
-    add_rows(results / "tldr_judged.csv", "newer", judged.drop(columns="run").head(1).to_dict("records"))
+    add_run(results / "tldr_judged.parquet", "newer", judged.drop(columns="run").iloc[0].to_dict())
     with pytest.raises(ValueError, match="two rows of"):
         read_verdicts("quick", results)
     assert len(read_verdicts("quick", results, runs).by_prompt) == len(verdicts.by_prompt)

@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from bonlib.course.experiments.results import read_rows
-from bonlib.course.experiments.sentiment import RESULTS
+from bonlib.course.experiments.results import RESULTS, read_rows
 from bonlib.metrics import mean_over_prompts
 
 Array = NDArray[np.float64]
@@ -115,24 +114,20 @@ def read_verdicts(profile: str, results: Path = RESULTS, runs: Collection[str] |
 
     Args:
         profile: its name.
-        results: folder of the tables.
+        results: folder of the file.
         runs: of which rows, as `SummaryHarness.judge_all` returns them; None for all.
 
     Raises:
         ValueError: if a policy was judged twice under one condition, as when a model or a size changed in between.
     """
     about = ["method", "seed", "distribution", "temperature", "sampling_seed"]
-    judged = read_rows(results / "tldr_judged.csv")
+    file = results / "tldr_judged.parquet"
+    judged = read_rows(file)
     wanted = judged["profile"] == profile
     if runs is not None:
         wanted &= judged["run"].isin(runs)
     heads = judged.loc[wanted, ["run", *about]]
     if heads.duplicated(about).any():
         twice = dict(heads[heads.duplicated(about)].iloc[0])
-        raise ValueError(f"tldr_judged.csv of {results} has two rows of {twice}: delete those of the older models")
-    return Verdicts(
-        *(
-            read_rows(results / f"tldr_{name}.csv").merge(heads[["run", *set(heads) - {"run", *known}]], on="run")
-            for name, known in (("judged_prompts", ()), ("judged_texts", ()), ("bon", about[2:]))
-        )
-    )
+        raise ValueError(f"{file} has two rows of {twice}: delete those of the older models")
+    return Verdicts(*(read_rows(file, part).merge(heads, on="run") for part in ("prompts", "texts", "curves")))

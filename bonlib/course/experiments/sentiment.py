@@ -17,11 +17,11 @@ import pandas as pd
 import torch
 
 from bonlib.checks import number, settle, whole
-from bonlib.course.experiments.results import add_rows, claim, read_rows
+from bonlib.course.experiments.results import RESULTS, add_run, claim, done_runs
 from bonlib.course.experiments.setting import Setting, imdb_setting
 from bonlib.course.making.reviews import review_prompts
 from bonlib.course.profiles import Imdb, Profile, Summaries, Training
-from bonlib.course.runner import BUILD, ROOT, commit_of_workbook
+from bonlib.course.runner import BUILD, commit_of_workbook
 from bonlib.draws.store import Draws, SampleStore
 from bonlib.evaluate import Evaluation, TestSet, divergences, evaluate, log_quantiles
 from bonlib.methods import METHODS, get_method
@@ -29,13 +29,12 @@ from bonlib.methods.bond import Bond
 from bonlib.methods.jbond import JBond
 from bonlib.metrics import mean_over_prompts
 from bonlib.models.loaded import LoadedModel
-from bonlib.training.protocol import OffPolicy
+from bonlib.training.off_policy import OffPolicy
 from bonlib.training.quantile import QuantileModel, fit_quantile_model
 from bonlib.training.reward_cdf import LogCdf, SampledCdf
 from bonlib.training.settings import Ppo, TrainingData, TrainSettings
 from bonlib.training.trainer import DivergedError, Trained, train
 
-RESULTS = ROOT / "data" / "results"
 FEW = 32  # reference samples a prompt that a quantile model learns from
 SETTABLE = [field.name for field in fields(TrainSettings) if field.name not in ("seed", "ppo")]  # these a run decides
 TEXTS_KEPT = 4  # test prompts whose responses are kept as text
@@ -312,15 +311,15 @@ class Harness:
             "value": run.value,
             "seed": run.seed,
             "algorithm": entry.algorithm,
-            "cdf": run.cdf if told_cdf else "",
-            "m": self.samples_behind(run) if told_cdf else "",
-            "options": "; ".join(f"{name}={value}" for name, value in run.options),
+            "cdf": run.cdf if told_cdf else None,
+            "m": self.samples_behind(run) if told_cdf else None,
+            "options": "; ".join(f"{name}={value}" for name, value in run.options) or None,
             "learning_rate": settings.learning_rate,
             "steps": settings.steps,
             "decay": settings.decay,
             "responses": trained.responses,
             "seconds": trained.seconds,
-            "fit_seconds": self._fit_seconds.get(self.samples_behind(run), "") if run.cdf == "learned" else "",
+            "fit_seconds": self._fit_seconds.get(self.samples_behind(run)) if run.cdf == "learned" else None,
             **evaluation.summary(),
             **self.divergences(run, trained.policy, evaluation, self.test),
             "train_prompts": len(self.prompts),
@@ -356,16 +355,14 @@ class Harness:
         return went_well
 
     def _run_one(self, run: Run, results: Path) -> None:
-        identity, table = self.identity(run), results / f"{run.sweep}.csv"
-        if identity in set(read_rows(table)["run"]):
+        identity, table = self.identity(run), results / f"{run.sweep}.parquet"
+        if identity in done_runs(table):
             return
         trained = self.train(run)
         evaluation = self.evaluate(trained.policy)
         row = self.row(run, trained, evaluation)
-        add_rows(results / f"{run.sweep}_curves.csv", identity, trained.curve)
-        add_rows(results / f"{run.sweep}_prompts.csv", identity, _by_prompt(evaluation))
-        add_rows(results / f"{run.sweep}_texts.csv", identity, _texts(self.test, evaluation))
-        add_rows(table, identity, [row])  # the last, as it says that the run is done
+        parts = {"curves": trained.curve, "prompts": _by_prompt(evaluation), "texts": _texts(self.test, evaluation)}
+        add_run(table, identity, row, **parts)
         print(
             f"{run.method:11s} {row['setting']} = {run.value:g}, seed {run.seed}: reward {row['reward']:.3f}, win "
             f"rate {row['win_rate']:.3f}, KL {row['kl']:.2f}, {trained.seconds:.0f} s",

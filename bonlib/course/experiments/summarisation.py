@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bonlib.course.experiments.judging import Condition, Judgement, Judges, copied
-from bonlib.course.experiments.results import add_rows, claim, read_rows
-from bonlib.course.experiments.sentiment import RESULTS, TEXTS_KEPT, Harness, Run, describe_device
+from bonlib.course.experiments.results import RESULTS, add_run, claim, done_runs, read_rows
+from bonlib.course.experiments.sentiment import TEXTS_KEPT, Harness, Run, describe_device
 from bonlib.course.experiments.setting import Setting
 from bonlib.course.making.adapters import save_adapter, write_card
 from bonlib.course.making.documents import (
@@ -38,7 +38,8 @@ from bonlib.inference.best_of_n import best_of_n
 from bonlib.methods import METHODS
 from bonlib.metrics import mean_over_prompts, win_probability
 from bonlib.models.kernels import has_bfloat16
-from bonlib.models.loaded import BUNDLED, LoadedModel, load_classifier, load_language_model, pick_device
+from bonlib.models.loaded import LoadedModel, load_classifier, load_language_model, pick_device
+from bonlib.models.places import BUNDLED
 from bonlib.models.responses import Responses, concatenate
 
 Array = NDArray[np.float64]
@@ -299,13 +300,13 @@ class SummaryHarness(Harness):
         Several processes may do so at once: each takes the next condition that nobody works on.
 
         Args:
-            results: folder of the tables: tldr_judged (a row a policy and condition) with its _prompts and _texts, and
-                tldr_bon (best-of-n for many n).
+            results: folder of the file tldr_judged: a row a policy and condition, with documents, texts, and, where the
+                policy is best-of-n, a curve against n.
 
         Returns:
-            What identifies the rows of these models and sizes in the tables.
+            What identifies the rows of these models and sizes in the file.
         """
-        sizes, table = self.sizes, results / "tldr_judged.csv"
+        sizes, file = self.sizes, results / "tldr_judged.parquet"
         policies = {" ".join(map(str, key)): policy for key, policy in self.policies().items()}
         prints = {"sft": self.setting.reference.fingerprint}
         prints |= {name: policy.fingerprint for name, policy in policies.items()}
@@ -319,7 +320,7 @@ class SummaryHarness(Harness):
             runs |= set(names.values())
             with claim(self.build / "judge" / f"{_hash(sorted(names.values()))}.lock") as ours:
                 if ours:
-                    self._judge_missing(where, names, policies, results, set(read_rows(table)["run"]))
+                    self._judge_missing(where, names, policies, file, done_runs(file))
         return runs
 
     def _judge_missing(
@@ -327,7 +328,7 @@ class SummaryHarness(Harness):
         where: Condition,
         names: Mapping[str, str],
         policies: Mapping[str, LoadedModel],
-        results: Path,
+        file: Path,
         done: Collection[str],
     ) -> None:
         """Judge what has no row yet of one condition; `names` tells policies to the rows' identities."""
@@ -336,22 +337,28 @@ class SummaryHarness(Harness):
         found: dict[str, Judgement] = {}
         if missing & {"sft", "bon"}:
             found |= self.of_reference(where)
-            curve = [{**asdict(where), **row} for row in self.best_of_each_n(where)]
-            add_rows(results / "tldr_bon.csv", names["bon"], curve)
         if wanted := {name: policy for name, policy in policies.items() if name in missing}:
             found |= self.of_policies(wanted, where)
         for name, judgement in found.items():
             method, _, trained = name.partition(" ")
             head = {"profile": self.profile.name, "method": method, "seed": int(trained or 0), **asdict(where)}
-            self._write(results, names[name], head, judgement)
+            curves = self.best_of_each_n(where) if method == "bon" else []
+            self._write(file, names[name], head, judgement, curves)
         if found:
             spent, about = time.perf_counter() - begun, f"{where.distribution}, temperature {where.temperature:g}"
             print(f"{about}, seed {where.sampling_seed}: {len(found)} in {spent:.0f} s", flush=True)
 
-    def _write(self, results: Path, identity: str, head: dict[str, Any], judgement: Judgement) -> None:
+    def _write(
+        self,
+        file: Path,
+        identity: str,
+        head: dict[str, Any],
+        judgement: Judgement,
+        curves: Sequence[Mapping[str, float]],
+    ) -> None:
         table = judgement.by_prompt().round(4).dropna(axis=1)
-        prompts = [{str(name): figure for name, figure in row.items()} for row in table.to_dict("records")]
-        add_rows(results / "tldr_judged_prompts.csv", identity, [{"prompt": i, **row} for i, row in enumerate(prompts)])
+        prompts = [{"prompt": place, **dict(row)} for place, row in table.iterrows()]
+        first = head["sampling_seed"] == self.sizes.sampling_seeds[0]
         texts = [
             {
                 "prompt": i,
@@ -359,16 +366,15 @@ class SummaryHarness(Harness):
                 "gold": judgement.gold[i, 0],
                 "proxy": judgement.proxy[i, 0],
             }
-            for i in range(min(TEXTS_KEPT, len(judgement.texts)))
+            for i in range(min(TEXTS_KEPT, len(judgement.texts)) if first else 0)
         ]
-        if head["sampling_seed"] == self.sizes.sampling_seeds[0]:
-            add_rows(results / "tldr_judged_texts.csv", identity, texts)
         about = {
             "device": describe_device(self.setting.reference.device),
             "commit": self.commit,
             "date": time.strftime("%Y-%m-%d"),
         }
-        add_rows(results / "tldr_judged.csv", identity, [{**head, **judgement.summary(), **about}])
+        row = {**head, **judgement.summary(), **about}
+        add_run(file, identity, row, curves=curves, prompts=prompts, texts=texts)
 
     def _judgement(self, where: Condition, responses: Responses, rewards: Judges) -> Judgement:
         exam, shape = self.exam(where.distribution), rewards.gold.shape
@@ -404,7 +410,7 @@ def bundle(harness: SummaryHarness, *, results: Path = RESULTS, folder: Path = B
 
     Args:
         harness: trains those that are not there yet.
-        results: folder of the table that says what they were measured at.
+        results: folder of the file that says what they were measured at.
         folder: gets a folder for each.
 
     Raises:
@@ -413,7 +419,7 @@ def bundle(harness: SummaryHarness, *, results: Path = RESULTS, folder: Path = B
     base = harness.setting.reference.model.peft_config["default"].base_model_name_or_path
     runs = [run for run in grid(harness.profile) if run.seed == harness.training.seeds[0]]
     harness.run_all(runs, results=results)
-    rows = read_rows(results / f"{SWEEP}.csv").set_index("run")
+    rows = read_rows(results / f"{SWEEP}.parquet").set_index("run")
     if missing := [run.method for run in runs if harness.identity(run) not in rows.index]:
         raise ValueError(
             f"methods {', '.join(missing)} have no trained policy: what went wrong is above, or another process is at "

@@ -1,4 +1,4 @@
-"""Where each method ends on the enumerable language model: the runs behind the table of notebook 04."""
+"""Every method on the enumerable language model, where it ends and how it goes there: runs of notebooks 04, 09, 10."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from bonlib.course.experiments.enumerated import (
     TabularPolicy,
     train_exactly,
 )
-from bonlib.course.experiments.results import add_rows, claim, read_rows
+from bonlib.course.experiments.results import RESULTS, add_run, claim, done_runs
 from bonlib.course.experiments.sentiment import describe_device
 from bonlib.course.making.enumerable import LENGTH, PROMPTS, letter_sentiment, vowel_count
-from bonlib.course.runner import ROOT, commit_of_workbook
+from bonlib.course.runner import BUILD, commit_of_workbook
 from bonlib.draws.samplers import SamplingSettings
 from bonlib.exact import TiltReward, kl_divergence
 from bonlib.methods import METHODS
@@ -42,12 +42,13 @@ from bonlib.methods.bond import Bond
 from bonlib.methods.dpo import Dpo
 from bonlib.methods.jbond import JBond
 from bonlib.models.loaded import LoadedModel, load_language_model
-from bonlib.training.protocol import OffPolicy
+from bonlib.training.off_policy import OffPolicy
 from bonlib.training.reward_cdf import LogCdf, SampledCdf
 from bonlib.training.settings import TrainingData, TrainSettings
 from bonlib.training.trainer import train
 
-TABLE = ROOT / "data" / "results" / "exact_ends.csv"
+TABLE = RESULTS / "exact_methods.parquet"
+BOND_TABLE = RESULTS / "exact_bond.parquet"
 N = 8
 REWARDS = {"letters": letter_sentiment, "vowels": vowel_count}  # without and with ties
 RATES = (2e-3, 6e-3, 18e-3)
@@ -60,6 +61,7 @@ PAIRWISE = ("bonbon", "ipo", "dpo")  # there are too many pairs to list: they ha
 LEARNING_RATES = {"vbon": 6e-3, "vbon-bound": 6e-3, "ipo": 6e-3, "dpo": 2e-3}
 LEARNING_RATES |= dict.fromkeys(("kl-rl-rloo", "bon-sft", "bonbon"), 18e-3)
 LEARNING_RATES |= dict.fromkeys(("bond", "jbond"), 18e-3)  # of J-BOND, which has no end: BOND's
+BOND_STEPS, BOND_EVERY = 300, 50  # of the runs step by step; from one copy of the policy to the anchor to the next
 ITERATED = (("anchor_every", 100), ("anchor_rate", 1.0), ("n", 2))  # best-of-2 of best-of-2 of best-of-2, in 300 steps
 CURVE_POINTS = 40
 Options = tuple[tuple[str, Any], ...]
@@ -261,18 +263,17 @@ def run_all(runs: Iterable[ExactRun], *, table: Path = TABLE) -> None:
     """Do every run that has no row yet; several processes may do so at once."""
     about = {"device": describe_device(torch.device("cpu")), "commit": commit_of_workbook()}
     for run in runs:
-        with claim(ROOT / "_build" / "exact_ends" / f"{run.identity}.lock") as ours:
-            if not ours or run.identity in set(read_rows(table)["run"]):
+        with claim(BUILD / "exact_runs" / f"{run.identity}.lock") as ours:
+            if not ours or run.identity in done_runs(table):
                 continue
-            curve: Curve | None = [] if run.method in ("bond", "jbond") else None
-            row = run_exactly(run, curve) | about | {"date": time.strftime("%Y-%m-%d")}
-            row["options"] = "; ".join(f"{name}={value}" for name, value in run.options)
-            if curve:
-                add_rows(table.with_name(f"{table.stem}_curves.csv"), run.identity, curve)
-            add_rows(table, run.identity, [row])
+            curve: Curve = []
+            row = run_exactly(run, curve if run.method in ("bond", "jbond") else None)
+            row |= about | {"date": time.strftime("%Y-%m-%d"), "smoothing": run.smoothing or None}
+            row["options"] = "; ".join(f"{name}={value}" for name, value in run.options) or None
+            add_run(table, run.identity, row, curves=curve)
         print(
             f"{run.method:11s} {run.reward} {run.policy} {run.training:7s} m={run.m} {run.smoothing} "
-            f"{run.learning_rate:g} {row['options']}: KL to best-of-{run.target} {row['reverse_kl']:.4f}, "
+            f"{run.learning_rate:g} {row['options'] or ''}: KL to best-of-{run.target} {row['reverse_kl']:.4f}, "
             f"from it {row['forward_kl']:.4f}, to the reference {row['kl']:.3f}, win rate {row['win_rate']:.4f}, "
             f"{row['processor_seconds']:.0f} s",
             flush=True,
@@ -340,6 +341,37 @@ def grid() -> list[ExactRun]:
         for method in ("vbon", "vbon-bound")
     ]
     return [*ends, *by_trainer, *estimated]
+
+
+def bond_grid() -> list[ExactRun]:
+    """Return BOND's runs: each number of draws under each divergence, iterated, and J-BOND with one setting changed."""
+
+    def run(
+        method: str, seed: int = 0, training: str = "exact", count: int = ExactRun.count, **options: Any
+    ) -> ExactRun:
+        return ExactRun(
+            method,
+            training=training,
+            learning_rate=LEARNING_RATES[method],
+            steps=BOND_STEPS,
+            count=count,
+            seed=seed,
+            options=tuple(sorted(options.items())),
+            decay=False,  # it would stop methods whose target moves
+        )
+
+    return [
+        *(run("bond", n=n, jeffreys_weight=w) for n in (4, 8, 16) for w in (0.5, 0.0, 1.0)),
+        *(run("bond", n=n, anchor_rate=1.0, anchor_every=BOND_EVERY) for n in (2, 4)),
+        *(run("jbond", anchor_rate=rate) for rate in (0.01, 0.02, 0.05, 0.1)),
+        *(run("jbond", anchor_rate=0.05, regulariser=gamma) for gamma in (0.5, 1.0, 2.0, -1.0)),
+        run("jbond", anchor_rate=1.0, anchor_every=BOND_EVERY),
+        *(
+            run("jbond", seed, "samples", FEW, **options)
+            for seed in range(3)
+            for options in ({"anchor_rate": 0.02}, {"anchor_rate": 1.0, "anchor_every": BOND_EVERY})
+        ),
+    ]
 
 
 def _rate(method: str, policy: str) -> float:

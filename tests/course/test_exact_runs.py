@@ -5,13 +5,13 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from bonlib.course.experiments import exact_bond, exact_ends
-from bonlib.course.experiments.exact_ends import ExactRun, N, matching_beta, world
+from bonlib.course.experiments import exact_runs
+from bonlib.course.experiments.exact_runs import ExactRun, N, matching_beta, world
 from bonlib.course.experiments.results import read_rows
 from bonlib.exact import kl_divergence
 
 
-@pytest.mark.parametrize("reward", exact_ends.REWARDS)
+@pytest.mark.parametrize("reward", exact_runs.REWARDS)
 @pytest.mark.parametrize("kind", ["raw", "calibrated"])
 def test_a_matching_beta_spends_as_much_as_best_of_n(reward, kind):
     beta = matching_beta(reward, kind)
@@ -24,7 +24,7 @@ def test_a_matching_beta_spends_as_much_as_best_of_n(reward, kind):
 
 
 def test_no_run_is_there_twice():
-    runs = [*exact_ends.search(), *exact_ends.grid(), *exact_bond.grid()]
+    runs = [*exact_runs.search(), *exact_runs.grid(), *exact_runs.bond_grid()]
     assert len({run.identity for run in runs}) == len(runs)
 
 
@@ -50,7 +50,7 @@ def test_no_run_is_there_twice():
 )
 def test_every_method_gets_nearer_to_best_of_n(run):
     few = replace(run, steps=3, learning_rate=0.1 if run.policy == "table" else 3e-3, count=64)
-    row = exact_ends.run_exactly(few)
+    row = exact_runs.run_exactly(few)
     prompts = world(run.reward)
     start = prompts.judge(prompts.ref_log_probs, N).means()
     assert all(row[name] == value for name, value in asdict(few).items())
@@ -62,19 +62,19 @@ def test_every_method_gets_nearer_to_best_of_n(run):
 def test_a_row_is_made_once(tmp_path, capsys):
     runs = [ExactRun("vbon", policy="table", steps=1)]
     for _ in range(2):
-        exact_ends.run_all(runs, table=tmp_path / "exact_ends.csv")
+        exact_runs.run_all(runs, table=tmp_path / "exact.parquet")
     assert len(capsys.readouterr().out.splitlines()) == 1
-    assert read_rows(tmp_path / "exact_ends.csv")["run"].tolist() == [runs[0].identity]
+    assert read_rows(tmp_path / "exact.parquet")["run"].tolist() == [runs[0].identity]
 
 
 def test_a_run_that_meets_a_log_cdf_of_minus_infinity_says_so():
     run = ExactRun("vbon-bound", policy="table", training="samples", m=2, smoothing="none", steps=1)
-    assert np.isnan(exact_ends.run_exactly(run)["reverse_kl"])
+    assert np.isnan(exact_runs.run_exactly(run)["reverse_kl"])
 
 
 def test_what_makes_no_run_is_refused():
     with pytest.raises(ValueError, match="beta is None"):
-        exact_ends.run_exactly(ExactRun("dpo"))
+        exact_runs.run_exactly(ExactRun("dpo"))
     with pytest.raises(ValueError, match="training is 'exakt'; it must be one of exact"):
         ExactRun("vbon", training="exakt")
     with pytest.raises(ValueError, match="smoothing is ''"):
