@@ -308,7 +308,7 @@ register(
     marker="h",
     grid=(200, 100, 67, 40, 25),
     samples="4 responses a prompt from the policy; 8 from the anchor, for F̂ and the best of 2",
-    objective="the same, the anchor for π",
+    objective="`jeffreys_loss` with `bond_return`, both with the anchor in the place of π",
     fields="`n`, `anchor_draws`",
     source="Sessa et al., Algorithm 1",
     training={"decay": False},  # a target that moves would be stopped by it

@@ -82,7 +82,7 @@ register(
     colour="#cc78bc",
     marker="s",
     grid=(2, 8, 32, 128, 512),
-    samples="the same",
+    samples="4 responses a prompt from the policy, and M stored draws a prompt for F̂",
     objective="`vbon_bound_return`: (N−1) log F̂≤ − (log πθ − log π)",
     source="Amini et al., Theorem 2",
     place=2,

@@ -49,11 +49,11 @@ class RunFolder:
         if self.accelerator.is_main_process and not file.exists():
             replace_file(file, text.encode())
 
-    def resume(self) -> Progress | None:
-        """Put the accelerator's objects back to the last checkpoint and return the progress then, or None."""
+    def resume(self) -> Progress:
+        """Put the accelerator's objects back to the last checkpoint, if there is one, and return the progress then."""
         newest = self.newest
         if newest is None:
-            return None
+            return {}
         self.accelerator.load_state(str(newest))
         return _read(newest)
 

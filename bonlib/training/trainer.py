@@ -31,6 +31,13 @@ from bonlib.training.run_folder import Progress, RunFolder
 from bonlib.training.settings import TrainingData, TrainSettings
 
 Measure = Callable[[LoadedModel], Mapping[str, float]]
+CAUSES = {  # of divergence, by the beginning of what is said of it
+    "a return": "a return that is not finite: log F of a response is −inf (smooth the CDF), or its reward is extreme",
+    "the KL": "too weak a pull back or too long steps: raise beta, lower n, slow the anchor (rate, every), or lower "
+    "learning_rate",
+    "": "steps too long or numbers too large for the format: lower learning_rate, or take precision 'no' in another "
+    "process",
+}
 PROGRESS = ("step", "seconds", "responses", "curve", "recent")  # attributes of a run that a checkpoint keeps
 
 
@@ -175,44 +182,45 @@ class TrainingRun:
     # -- the loop --------------------------------------------------------------------------------------------------
 
     def go(self) -> Trained:
-        """Train from the newest checkpoint to the last step."""
+        """Train from the newest checkpoint to the last step, or load what is finished."""
         self.files.claim(self._about())
+        policy = self.loaded
         if self.files.finished:
-            self._go_on_from(self.files.final_progress())
+            vars(self).update(self.files.final_progress())
             dtype = str(next(self.policy.parameters()).dtype).removeprefix("torch.")
-            device = self.reference.device.type
-            return self._trained(load_language_model(self.folder / "policy", device=device, dtype=dtype))
-        self._go_on_from(self.files.resume())
-        bar = tqdm(
-            total=self.settings.steps,
+            policy = load_language_model(self.folder / "policy", device=self.reference.device.type, dtype=dtype)
+        else:
+            vars(self).update(self.files.resume())
+            self._train()
+            self.files.finish(policy, self._progress())
+        main = self.accelerator.is_main_process
+        return Trained(policy, self.curve, self.responses, self.seconds, self.folder, main)
+
+    def _train(self) -> None:
+        steps, shown = self.settings.steps, self.show and self.accelerator.is_main_process
+        # Every refresh stays in a notebook's output for good.
+        with tqdm(
+            total=steps,
             initial=self.step,
             desc=self.folder.name,
             unit="step",
-            disable=not (self.show and self.accelerator.is_main_process),
-            mininterval=5,  # every refresh stays in a notebook's output for good
+            disable=not shown,
+            mininterval=5,
             leave=False,
-        )
-        with bar:
-            while self.step < self.settings.steps:
+        ) as bar:
+            while self.step < steps:
                 begun = time.perf_counter()
                 figures = self.train_step()
                 self.recent.append(figures)
                 self.step += 1
                 self.seconds += time.perf_counter() - begun
-                last = self.step == self.settings.steps
-                if last or self.step % self.settings.measure_every == 0:
+                if self.step == steps or self.step % self.settings.measure_every == 0:
                     self.curve.append(self._point())
-                if not last and self.step % self.settings.checkpoint_every == 0:
+                if self.step < steps and self.step % self.settings.checkpoint_every == 0:
                     self.files.save(self.step, self._progress())
-                shown = [name for name in ("reward", "kl", "entropy", "loss") if name in figures]
-                bar.set_postfix({name: f"{figures[name]:.3g}" for name in shown}, refresh=False)
+                named = [name for name in ("reward", "kl", "entropy", "loss") if name in figures]
+                bar.set_postfix({name: f"{figures[name]:.3g}" for name in named}, refresh=False)
                 bar.update()
-        self.files.finish(self.loaded, self._progress())
-        return self._trained(self.loaded)
-
-    def _trained(self, policy: LoadedModel) -> Trained:
-        main = self.accelerator.is_main_process
-        return Trained(policy, self.curve, self.responses, self.seconds, self.folder, main)
 
     def _point(self) -> dict[str, float]:
         """One row of the curve: means over the steps since the last one, and what is measured now."""
@@ -246,20 +254,17 @@ class TrainingRun:
             self._expect_finite("the gradient's length", norm, prompts)
             self.optimiser.step()
             self.optimiser.zero_grad()
-        figures = {"learning_rate": rate, "gradient_norm": float(norm), "loss": total}
-        for name in shards[0].figures or {}:
-            figures[name] = float(np.mean([shard.figures[name] for shard in shards if shard.figures]))
+        figures = {"loss": total * accelerator.num_processes}
+        for name in shards[0].figures:
+            figures[name] = float(np.mean([shard.figures[name] for shard in shards]))
         if accelerator.num_processes > 1:
-            names = [name for name in figures if name not in ("learning_rate", "gradient_norm")]
-            local = torch.tensor([figures[name] for name in names], device=accelerator.device)
-            mean = accelerator.reduce(local, "mean").tolist()
-            figures |= dict(zip(names, mean, strict=True))
-            figures["loss"] *= accelerator.num_processes
+            local = torch.tensor(list(figures.values()), device=accelerator.device)
+            figures = dict(zip(figures, accelerator.reduce(local, "mean").tolist(), strict=True))
         self.responses += self.learner.responses
         self.learner.stepped(self.step + 1)
         if figures.get("kl", 0.0) > settings.max_kl:
             self._diverged(f"the KL to the reference is {figures['kl']:.0f} nats", prompts)
-        return figures
+        return {"learning_rate": rate, "gradient_norm": float(norm), **figures}
 
     # -- trouble ---------------------------------------------------------------------------------------------------
 
@@ -271,20 +276,8 @@ class TrainingRun:
         weights = [name for name, p in self.policy.named_parameters() if not bool(p.isfinite().all())]
         if weights:
             cause = f"weights that are not finite ({weights[0]}): the step before was too long, lower learning_rate"
-        elif what.startswith("a return"):
-            cause = (
-                "a return that is not finite: log F of a response is −inf (smooth the CDF), or its reward is extreme"
-            )
-        elif what.startswith("the KL"):
-            cause = (
-                "too weak a pull back or too long steps: raise beta, lower n, slow the anchor (rate, every), or lower "
-                "learning_rate"
-            )
         else:
-            cause = (
-                "steps too long or numbers too large for the format: lower learning_rate, or take precision 'no' in "
-                "another process"
-            )
+            cause = next(why for beginning, why in CAUSES.items() if what.startswith(beginning))
         prompts = list(dict.fromkeys(prompts))
         kept = self.files.newest
         raise DivergedError(
@@ -309,7 +302,3 @@ class TrainingRun:
 
     def _progress(self) -> Progress:
         return {name: getattr(self, name) for name in PROGRESS}
-
-    def _go_on_from(self, progress: Progress | None) -> None:
-        for name, value in (progress or {}).items():
-            setattr(self, name, value)
