@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bonlib.bounds import win_rate_bound
-from bonlib.estimates import Estimate
 from bonlib.methods import METHODS
 
 if TYPE_CHECKING:
@@ -144,75 +142,23 @@ def _plain(text: str) -> str:
 
 
 def trade_off(curves: Mapping[str, CURVE]) -> Figure:
-    """Draw win rate against KL, one curve an entry.
+    """Draw win rate against KL, up to 6.5 nats, one curve an entry.
 
     Args:
         curves: label to KL in nats and win rate, each of shape (points,), and keyword arguments of `Axes.plot`.
     """
-    return trade_offs({"": curves})
-
-
-def trade_offs(panels: Mapping[str, Mapping[str, CURVE]]) -> Figure:
-    """Draw win rate against KL in several panels, with titles; each as in `trade_off`, up to 6.5 nats."""
-    figure, axes = new_figure(len(panels), width=6.4 if len(panels) == 1 else 5.6)
-    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
-        draw_trade_off(axis, curves)
-        axis.set(title=title, xlim=(-0.2, min(6.5, axis.get_xlim()[1])))
+    figure, (axis,) = new_figure(width=6.4)
+    draw_trade_off(axis, curves)
+    axis.set_xlim(-0.2, min(6.5, axis.get_xlim()[1]))
     return figure
 
 
-SELECTIONS: dict[str, dict[str, Any]] = {  # how each way of choosing among N draws looks
-    "best-of-N": {"fmt": "o-", "color": COLOURS["best-of-n"]},
-    "best-of-N, all subsets": {"fmt": "s", "mfc": "white", "color": COLOURS["best-of-n"]},
-    "random-of-N": {"fmt": "o-", "color": COLOURS["random-of-n"]},
-}
-
-
-def best_of_n_figure(ns: Sequence[int], rewards: Mapping[str, Estimate], wins: Mapping[str, Estimate]) -> Figure:
-    """Draw mean reward and win rate of selected responses against N, with standard errors.
-
-    Args:
-        ns: numbers of draws.
-        rewards: name in SELECTIONS to mean reward, of shape (len(ns),).
-        wins: name in SELECTIONS to win rate against the reference, likewise.
-    """
-    figure, axes = new_figure(2)
-    for axis, table in zip(axes, (rewards, wins), strict=True):
-        for name, (mean, error) in table.items():
-            beside = 1.06 if name.endswith("subsets") else 1.0  # not on top of the groups, which it agrees with
-            axis.errorbar(np.asarray(ns) * beside, mean, yerr=error, capsize=3, label=name, **SELECTIONS[name])
-        axis.set(xscale="log", xlabel="number of draws  $N$")
-        axis.set_xticks(ns, [str(n) for n in ns])
-        axis.minorticks_off()
-    axes[1].plot(ns, win_rate_bound(ns), "--", color=COLOURS["bound"], label="$N/(N+1)$")
-    axes[0].set(ylabel="mean reward, p(positive)")
-    axes[1].set(ylabel="win rate against the reference")
-    for axis in axes:
-        axis.legend(frameon=False, loc="best")
-    return figure
-
-
-def rewards_by_prompt(rewards: ArrayLike, labels: Sequence[str]) -> Figure:
-    """Draw the rewards of a few prompts' draws, a strip each, from the hardest prompt (top) to the easiest.
-
-    Args:
-        rewards: shape (prompts, draws).
-        labels: the prompts.
-    """
-    table = np.asarray(rewards, dtype=np.float64)
-    figure, (axis,) = new_figure(width=7.4, height=0.45 * len(labels) + 1.6)
-    rng = np.random.default_rng(0)
-    for row, index in enumerate(np.argsort(-table.mean(axis=1))):
-        jitter = row + rng.uniform(-0.25, 0.25, table.shape[1])
-        axis.plot(table[index], jitter, ".", ms=4, alpha=0.5, color=COLOURS["reference"], label="a draw")
-        axis.plot(table[index].mean(), row, "|", ms=18, mew=2.5, color=COLOURS["bound"], label="mean of the draws")
-        axis.plot(table[index].max(), row, "o", ms=8, color=COLOURS["best-of-n"], label=f"best of {table.shape[1]}")
-    axis.set_yticks(range(len(labels)), [labels[i] for i in np.argsort(-table.mean(axis=1))])
-    axis.set(xlabel="reward, p(positive)", xlim=(-0.02, 1.02))
-    handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))  # each label once
-    place = {"ncols": 3, "loc": "lower right", "bbox_to_anchor": (1.0, 1.0)}
-    axis.legend(list(handles.values()), list(handles), frameon=False, fontsize=11, **place)
-    return figure
+def draw_trade_off(axis: Axes, curves: Mapping[str, CURVE]) -> None:
+    """Draw the curves of `trade_off` into axes."""
+    for label, (kl, win, style) in curves.items():
+        axis.plot(kl, win, label=label, **style)
+    axis.set(xlabel="KL to the reference  (nats)", ylabel="win rate against the reference")
+    axis.legend(frameon=False, loc="lower right")
 
 
 ESTIMATORS: dict[str, dict[str, Any]] = {  # how each estimate of log F looks: no policies, so in none of their colours
@@ -223,104 +169,6 @@ ESTIMATORS: dict[str, dict[str, Any]] = {  # how each estimate of log F looks: n
     "none": {"color": "#b8a531", "ls": ":"},
     "exponential": {"color": "#b8a531", "ls": "-."},
 }
-
-
-def log_cdf_by_samples(panels: Mapping[str, Mapping[str, CURVE]]) -> Figure:
-    """Draw estimates of log F against the reward, a panel a prompt and a curve a number of samples.
-
-    Args:
-        panels: title to label to rewards between 0 and 1, log F in nats, and keyword arguments of `Axes.plot`. The
-            axis of rewards is that of log r/(1−r), for prompts whose rewards are nearly all at one end.
-    """
-    figure, grid = new_grid(1, len(panels), (3.8 * len(panels), 4.0), sharey=True)
-    axes = grid[0]
-    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
-        for label, (rewards, log_cdf, style) in curves.items():
-            axis.plot(np.clip(rewards, 1e-6, 1 - 1e-6), log_cdf, label=label, **style)
-        axis.set(xlabel="reward $r$, p(positive)", title=title, ylim=(-7.5, 0.3), xscale="logit")
-        axis.title.set_fontsize(12)
-        ticks = (0.01, 0.1, 0.5, 0.9, 0.99)
-        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axis.minorticks_off()
-    axes[0].set_ylabel(r"$\log F_\leq(r)$  (nats)")
-    axes[0].legend(frameon=False, loc="lower right", fontsize=11)
-    return figure
-
-
-def cdf_errors(ms: ArrayLike, distance: ArrayLike, errors: Mapping[str, ArrayLike]) -> Figure:
-    """Draw how far CDFs from M samples are from the truth, against M.
-
-    Args:
-        ms: numbers of samples M, shape (points,).
-        distance: mean of sup |F̂ − F|, likewise.
-        errors: name in ESTIMATORS to root mean square error of log F̂ in nats, likewise.
-    """
-    figure, (left, right) = new_figure(2)
-    left.plot(ms, distance, "o-", color=COLOURS["estimate"], label="measured, mean over samples")
-    left.plot(
-        ms, np.sqrt(np.log(2 / 0.05) / 2 / np.asarray(ms)), "--", color=COLOURS["bound"],
-        label="95 % of samples are below this",
-    )  # fmt: skip
-    for name, values in errors.items():
-        right.plot(ms, values, marker="o", ms=4, label=name.replace("_", "-"), **ESTIMATORS[name])
-    left.set(ylabel=r"$\sup_r |\hat F_M(r) - F(r)|$")
-    right.set(ylabel=r"error of $\log \hat F_\leq$, root mean square  (nats)")
-    left.set_ylim(0.02, 1)
-    right.set_ylim(0.05, 5)
-    for axis in (left, right):
-        axis.set(xscale="log", yscale="log", xlabel="reference samples  $M$")
-        axis.set_xticks(ms, [str(m) for m in np.asarray(ms)])
-        axis.minorticks_off()
-        axis.legend(frameon=False, fontsize=10)
-    return figure
-
-
-def estimator_figure(
-    ms: ArrayLike,
-    bias: Mapping[str, ArrayLike],
-    error: Mapping[str, ArrayLike],
-    kl: Mapping[str, ArrayLike],
-    floor: float,
-) -> Figure:
-    """Draw bias and error of the estimates of log F against M, and where a policy trained on each ends.
-
-    Args:
-        ms: numbers of samples M, shape (points,).
-        bias: name in ESTIMATORS to mean error in nats, likewise.
-        error: name to root mean square error in nats, likewise.
-        kl: name to the KL from the policy trained on it to best-of-N in nats, likewise.
-        floor: that KL with the true log F.
-
-    The errors are so close to one another that they are drawn as multiples of the posterior mean's.
-    """
-    figure, axes = new_figure(3, width=4.0, height=4.0)
-    smallest = np.asarray(error["posterior"])
-    tables = {
-        "bias  (nats)": bias,
-        "rms error, posterior = 1": {name: values / smallest for name, values in error.items()},
-        "KL to best-of-N  (nats)": kl,
-    }
-    for axis, (label, table) in zip(axes, tables.items(), strict=True):
-        for name, values in table.items():
-            axis.plot(ms, values, label=name.replace("_", "-"), **ESTIMATORS[name])
-        axis.set(xscale="log", xlabel="reference samples  $M$", ylabel=label)
-        axis.set_xticks(np.asarray(ms)[::2], [str(m) for m in np.asarray(ms)[::2]])
-        axis.minorticks_off()
-    axes[0].axhline(0, color=COLOURS["bound"], lw=1)
-    axes[2].set_yscale("log")
-    axes[2].axhline(floor, color=COLOURS["bound"], lw=1)
-    axes[2].annotate(r"with the true $\log F_\leq$", (np.min(ms), floor), (0, -4), textcoords="offset points", va="top")
-    axes[2].set_ylim(bottom=floor / 8)
-    axes[0].legend(frameon=False, fontsize=11)
-    return figure
-
-
-def draw_trade_off(axis: Axes, curves: Mapping[str, CURVE]) -> None:
-    """Draw the curves of `trade_off` into axes."""
-    for label, (kl, win, style) in curves.items():
-        axis.plot(kl, win, label=label, **style)
-    axis.set(xlabel="KL to the reference  (nats)", ylabel="win rate against the reference")
-    axis.legend(frameon=False, loc="lower right")
 
 
 LINES = ("-", "--", ":", "-.")  # of settings, in turn
