@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ SOLUTIONS = NOTEBOOKS / "solutions"
 BEGIN, END, ANSWER = "# BEGIN SOLUTION", "# END SOLUTION", "# SOLUTION"
 PASSED, FAILED = "[OK]", "[not yet]"  # what the line of a check begins with
 TODO = "# your turn"
+BLOCK = re.compile(rf"^( *){BEGIN}\n.*?^ *{END}$", re.DOTALL | re.MULTILINE)
+LINE = re.compile(rf"^( *\w+ = ).*{ANSWER}$", re.MULTILINE)
 REPOSITORY = "https://github.com/bonlib/bonlib"
 INSTALL = f"""\
 # Where bonlib is not installed, as on Colab: fetch the workbook and what it needs, once for a machine.
@@ -60,16 +63,13 @@ def check_value(exercise: str, answer: Any, right: Any, *, within: float = 1e-6,
         within: largest difference of numbers that passes, in their own units.
         hint: said where the answer is wrong.
     """
-
-    def compare() -> None:
-        if isinstance(right, str):
-            _refuse_todo(answer)
-            if not isinstance(answer, str) or answer.strip().lower() != right.lower():
-                raise Wrong(f"{answer!r} is not it")
-        else:
+    with _reported(exercise, hint):
+        if not isinstance(right, str):
             _compare(answer, right, within)
-
-    _report(exercise, compare, hint)
+            return
+        _refuse_todo(answer)
+        if not isinstance(answer, str) or answer.strip().lower() != right.lower():
+            raise Wrong(f"{answer!r} is not it")
 
 
 def check_function(
@@ -91,8 +91,7 @@ def check_function(
         within: largest difference that passes, in the units of what is returned.
         hint: said where the function is wrong.
     """
-
-    def compare() -> None:
+    with _reported(exercise, hint):
         _refuse_todo(function)
         if not callable(function):
             raise Wrong(f"a function is wanted, and this is {function!r}")
@@ -109,8 +108,6 @@ def check_function(
             except Wrong as reason:
                 raise Wrong(f"{call}returns {reason}") from None
 
-    _report(exercise, compare, hint)
-
 
 def stub(source: str) -> str:
     """Return the code of a solution with what is marked cut out of it.
@@ -118,31 +115,15 @@ def stub(source: str) -> str:
     Raises:
         ValueError: if nothing is marked, or a mark has no other half.
     """
-    kept: list[str] = []
-    inside = cuts = 0
-    for line in source.splitlines():
-        mark = line.strip()
-        if mark in (BEGIN, END):
-            if inside == (mark == BEGIN):
-                raise ValueError(f"source has {mark!r} out of turn: write {BEGIN!r}, the solution and {END!r}")
-            inside = int(mark == BEGIN)
-            if inside:
-                margin = line[: len(line) - len(line.lstrip())]
-                kept += [margin + TODO, margin + "..."]
-                cuts += 1
-        elif line.rstrip().endswith(ANSWER) and not inside:
-            name = re.match(r"\s*\w+ = ", line)
-            if name is None:
-                raise ValueError(f"source has {line!r}; before {ANSWER!r} belongs an assignment to one name")
-            if kept[-2:] == [TODO, "..."]:  # how to get there is the reader's affair, too
-                del kept[-2:]
-            kept.append(f"{name.group()}...  {TODO}")
-            cuts += 1
-        elif not inside:
-            kept.append(line)
-    if inside or not cuts:
-        raise ValueError(f"source is {source[:60]!r}…; mark what to cut by {BEGIN!r} and {END!r}, or {ANSWER!r}")
-    return "\n".join(kept)
+    text, blocks = BLOCK.subn(rf"\1{TODO}\n\1...", source)
+    text, lines = LINE.subn(rf"\1...  {TODO}", text)
+    odd = [mark for mark in (BEGIN, END, ANSWER) if mark in text] or [BEGIN] * (source.count(BEGIN) - blocks)
+    if odd or not blocks + lines:
+        what = f"has {odd[0]!r} without its other half" if odd else "has nothing to cut"
+        ways = f"write {BEGIN!r}, the solution and {END!r}, or name = value  {ANSWER}"
+        raise ValueError(f"source {source[:60]!r} {what}: {ways}")
+    # The way to an answer is the reader's affair: a block right before one leaves nothing.
+    return re.sub(rf"^{TODO}\n\.\.\.\n(?=\w+ = \.\.\.)", "", text, flags=re.MULTILINE)
 
 
 def cut(notebook: Any) -> Any:
@@ -156,28 +137,6 @@ def cut(notebook: Any) -> Any:
         if is_tagged(cell, "exercise"):
             cell.source = stub(cell.source)
     return readers
-
-
-def with_stubs_first(notebook: Any) -> Any:
-    """Return a copy in which each exercise is tried as a stub before it is solved, so that one run shows both.
-
-    The cells of the first try have the tag *stub* besides their own.
-    """
-    both = copy.deepcopy(notebook)
-    cells: list[Any] = []
-    for cell, after in zip(both.cells, [*both.cells[1:], None], strict=True):
-        if is_tagged(cell, "exercise"):
-            if after is None or not is_tagged(after, "check"):
-                raise ValueError(f"notebook has no check after its exercise {cell.source[:60]!r}: tag the next cell")
-            first = copy.deepcopy(cell), copy.deepcopy(after)
-            first[0].source = stub(cell.source)
-            for trial in first:
-                trial.id += "-stub"
-                trial.metadata["tags"] = [*trial.metadata["tags"], "stub"]
-            cells += first
-        cells.append(cell)
-    both.cells = cells
-    return both
 
 
 def write_stubs(solutions: Path = SOLUTIONS, folder: Path = NOTEBOOKS) -> list[Path]:
@@ -203,14 +162,16 @@ def is_tagged(cell: Any, tag: str) -> bool:
     return tag in cell.metadata.get("tags", [])
 
 
-def _report(exercise: str, compare: Callable[[], None], hint: str) -> None:
+@contextmanager
+def _reported(exercise: str, hint: str) -> Iterator[None]:
+    """Print what becomes of a check; nothing that an answer does stops a notebook."""
     try:
-        compare()
+        yield
     except Open as reason:
         print(f"{FAILED} exercise {exercise}: {reason}")
     except Wrong as reason:
         print(f"{FAILED} exercise {exercise}: {reason}" + (f". Hint: {hint}" if hint else ""))
-    except Exception as trouble:  # of an answer that nobody thought of: a check never stops a notebook
+    except Exception as trouble:  # of an answer that nobody thought of
         print(f"{FAILED} exercise {exercise}: it cannot be checked, {type(trouble).__name__}: {trouble}")
     else:
         print(f"{PASSED} exercise {exercise}")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from bonlib.course.figures import COLOURS
-from bonlib.course.picture import Knobs, Row, readout
+from bonlib.course.picture import Knobs, readout
 from bonlib.exact import Array, Outcomes
 
 PRESETS: dict[str, Outcomes] = {
@@ -23,7 +22,6 @@ KNOBS: dict[str, tuple[str, str, list[float]]] = {  # family to its knob, how th
     "KL-RL": ("beta", "β", [float(f"{0.5 * 10 ** (0.05 * place):.3g}") for place in range(32, -29, -1)]),
     "rewind": ("acceptance", "α", [float(f"{0.25 * 10 ** (0.05 * place):.3g}") for place in range(12, -49, -1)]),
 }
-START = {"best-of-n": 4.0, "KL-RL": 0.5, "rewind": 0.25}
 
 
 def frames(outcomes: Outcomes) -> dict[str, Any]:
@@ -33,31 +31,24 @@ def frames(outcomes: Outcomes) -> dict[str, Any]:
         The reference, and by family: its colour, the symbol of its knob, where the slider starts, its curve of KL and
         win rate, and for each place of the slider the policy and a row of the readout.
     """
-    families = {}
-    for family, (knob, symbol, places) in KNOBS.items():
-        rows, policies = [], []
-        for place in places:
-            knobs = Knobs(**{knob: place})
-            rows += readout(outcomes, knobs, [family])
-            policies.append(_short(knobs.policy(family, outcomes)))
-        curve = Knobs().curve(family, outcomes)
-        families[family] = {
-            "colour": COLOURS[family],
+    shown = {}
+    for name, (knob, symbol, places) in KNOBS.items():
+        settings = [Knobs(**{knob: place}) for place in places]
+        rows = [readout(outcomes, knobs, [name])[0]._asdict() for knobs in settings]
+        curve = Knobs().curve(name, outcomes)
+        shown[name] = {
+            "colour": COLOURS[name],
             "symbol": symbol,
-            "start": places.index(START[family]),
-            "rows": [_cells(row) for row in rows],
-            "policies": policies,
+            "start": places.index(getattr(Knobs(), knob)),
+            "rows": [row | {key: _digits(row[key]) for key in ("kl", "win_rate", "reward")} for row in rows],
+            "policies": [_short(knobs.policy(name, outcomes)) for knobs in settings],
             "curve": [_short(curve.kl), _short(curve.win_rate)],
         }
-    return {"reference": _short(outcomes.probs), "families": families}
+    return {"reference": _short(outcomes.probs), "families": shown}
 
 
-def _cells(row: Row) -> dict[str, Any]:
-    return {**row._asdict(), "kl": _digits(row.kl), "win_rate": _digits(row.win_rate), "reward": _digits(row.reward)}
-
-
-def _short(values: ArrayLike | Array) -> list[float]:
-    return [_digits(value) for value in np.asarray(values, dtype=np.float64)]
+def _short(values: Array) -> list[float]:
+    return [_digits(value) for value in values]
 
 
 def _digits(value: float) -> float:

@@ -1,13 +1,13 @@
-"""Runs the notebooks in order, headless, and gathers what they made into one page."""
+"""Runs the notebooks in order, headless, and notes what became of each; `bonlib.course.site` makes pages of them."""
 
 from __future__ import annotations
 
 import ast
 import base64
 import hashlib
-import html
 import json
 import math
+import re
 import shutil
 import subprocess
 import time
@@ -30,22 +30,22 @@ class Report:
 
     Attributes:
         name: file name without its ending.
-        title: its first heading.
         status: "ok" or "failed".
         seconds: wall-clock time.
         error: for a failed one, the cell (its place in the notebook, from 1, and first line) and the message.
         figures: pictures it drew, as paths in the build folder.
+        checks: assert statements of the cells that ran to their end.
         source: hash of the notebook, the library, the models and the parameters that it ran with.
         commit: version of the workbook that it ran with.
         date: when it ran.
     """
 
     name: str
-    title: str
     status: str
     seconds: float
     error: str = ""
     figures: list[str] = field(default_factory=list)
+    checks: int = 0
     source: str = ""
     commit: str = ""
     date: str = ""
@@ -75,9 +75,9 @@ def run_notebooks(
     folder: Path = NOTEBOOKS,
     build: Path | None = None,
 ) -> list[Report]:
-    """Execute notebooks through papermill, write the executed copies, their pages and an index, and say how each went.
+    """Execute notebooks through papermill, write the executed copies, their figures and reports, and say how each went.
 
-    A notebook that fails stops neither the others nor the index.
+    A notebook that fails does not stop the others.
 
     Args:
         profile: sizes, models and device.
@@ -95,7 +95,7 @@ def run_notebooks(
     build.mkdir(parents=True, exist_ok=True)
     values = {"profile": profile.name, **(parameters or {})}
     log = build / "reports.json"
-    past = _read_reports(log)
+    past = read_reports(build)
     reports = []
     for number, path in enumerate(paths, 1):
         source = _source_hash(path, values)
@@ -111,7 +111,6 @@ def run_notebooks(
         past[path.stem] = report
         known = [past[name] for name in sorted(past) if (folder / f"{name}.ipynb").exists()]
         replace_file(log, json.dumps([asdict(row) for row in known], indent=1).encode())
-        (build / "index.html").write_text(_index_page(profile, known), encoding="utf-8")
     return reports
 
 
@@ -126,7 +125,7 @@ def plan(only: Sequence[str] = (), parameters: Mapping[str, Any] | None = None, 
     if "profile" in (parameters or {}):
         raise ValueError("parameter 'profile' is set by the run: choose it with --profile")
     for path in paths:
-        known = _parameters(path)
+        known = parameters_of(path)
         for name, value in (parameters or {}).items():
             if name not in known:
                 raise ValueError(f"parameter {name!r} is not one of {path.stem}, which has {', '.join(sorted(known))}")
@@ -175,13 +174,8 @@ def publish(reports: Sequence[Report], build: Path, profile: Profile, folder: Pa
     notes.write_text(json.dumps(dict(sorted(runs.items())), indent=1) + "\n")
 
 
-def parameter_names(path: Path) -> set[str]:
-    """Return the names that a notebook's parameters cell assigns."""
-    return set(_parameters(path))
-
-
-def _parameters(path: Path) -> dict[str, Any]:
-    """What a notebook's parameters cell assigns: plain literals, by name."""
+def parameters_of(path: Path) -> dict[str, Any]:
+    """Return what a notebook's parameters cell assigns: plain literals, by name."""
     import papermill
 
     found = papermill.inspect_notebook(str(path))
@@ -192,16 +186,16 @@ def _is_named(path: Path, word: str) -> bool:
     return word in (path.stem, path.stem.split("_")[0])
 
 
-def _read_reports(log: Path) -> dict[str, Report]:
+def read_reports(build: Path) -> dict[str, Report]:
+    """Return the reports of the runs into a folder, by notebook."""
     try:
-        return {row["name"]: Report(**row) for row in json.loads(log.read_text())}
+        return {row["name"]: Report(**row) for row in json.loads((build / "reports.json").read_text())}
     except (OSError, ValueError, TypeError, KeyError):  # none yet, or of another version: then nothing is known
         return {}
 
 
 def _is_complete(report: Report, build: Path) -> bool:
-    outputs = [f"{report.name}.ipynb", f"{report.name}.html", *report.figures]
-    return all((build / output).exists() for output in outputs)
+    return all((build / output).exists() for output in (f"{report.name}.ipynb", *report.figures))
 
 
 def _source_hash(path: Path, values: Mapping[str, Any]) -> str:
@@ -237,19 +231,13 @@ def _execute(path: Path, build: Path, values: Mapping[str, Any], source: str) ->
     executed = nbformat.read(target if target.exists() else path, as_version=4)
     if error:
         error = f"{_culprit(executed)}: {error}"
-    figures: list[str] = []
-    try:
-        figures = _save_figures(executed, build, path.stem)
-        _write_page(executed, build / f"{path.stem}.html")
-    except Exception as failure:  # a page that cannot be made is this notebook's failure, not the run's
-        error = error or f"its page: {type(failure).__name__}: {failure}"
     return Report(
         name=path.stem,
-        title=_title(executed, path.stem),
         status="failed" if error else "ok",
         seconds=round(seconds, 1),
         error=error,
-        figures=figures,
+        figures=_save_figures(executed, build, path.stem),
+        checks=_count_checks(executed),
         source=source,
         commit=commit_of_workbook(),
         date=time.strftime("%Y-%m-%d"),
@@ -290,12 +278,9 @@ def _culprit(executed: Any) -> str:
     return f"cell {place + 1} ({first_line[:60]})"
 
 
-def _title(notebook: Any, fallback: str) -> str:
-    for cell in notebook.cells:
-        for line in cell.source.splitlines():
-            if cell.cell_type == "markdown" and line.startswith("# "):
-                return str(line[2:].strip())
-    return fallback
+def _count_checks(executed: Any) -> int:
+    ran = [cell.source for cell in executed.cells if cell.metadata.get("papermill", {}).get("status") == "completed"]
+    return len(re.findall(r"^\s*assert ", "\n".join(ran), flags=re.MULTILINE))
 
 
 def _save_figures(notebook: Any, build: Path, name: str) -> list[str]:
@@ -314,43 +299,3 @@ def _save_figures(notebook: Any, build: Path, name: str) -> list[str]:
                 file.write_bytes(base64.b64decode(picture))
                 saved.append(f"figures/{file.name}")
     return saved
-
-
-def _write_page(notebook: Any, target: Path) -> None:
-    from nbconvert import HTMLExporter
-
-    page, _ = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True).from_notebook_node(notebook)
-    target.write_text(page, encoding="utf-8")
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Best-of-N workbook, {profile}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-article {{ border-top: 1px solid #ccc; padding: 1rem 0 }} h2 {{ margin: 0; font-size: 1.2rem }}
-.thumbs {{ display: flex; flex-wrap: wrap; gap: .5rem; margin-top: .5rem }}
-img {{ height: 9rem; border: 1px solid #ddd }}
-.failed {{ color: #b00020; font-weight: bold }} .meta {{ color: #555 }}
-</style>
-<h1>Best-of-N workbook</h1><p class="meta">Profile {profile}; {total:.1f} minutes in all.</p>
-{articles}
-</html>
-"""
-
-
-def _index_page(profile: Profile, reports: Sequence[Report]) -> str:
-    articles = []
-    for report in reports:
-        thumbs = "".join(
-            f'<a href="{src}"><img src="{src}" alt="{html.escape(Path(src).stem)}" loading="lazy"></a>'
-            for src in report.figures
-        )
-        trouble = f'<p class="failed">{html.escape(report.error)}</p>' if report.error else ""
-        articles.append(
-            f'<article><h2><a href="{report.name}.html">{html.escape(report.title)}</a></h2>'
-            f'<p class="meta"><span class="{report.status}">{report.status}</span>, {report.seconds / 60:.1f} minutes, '
-            f'<a href="{report.name}.ipynb">executed notebook</a></p>{trouble}'
-            f'<div class="thumbs">{thumbs}</div></article>'
-        )
-    total = sum(report.seconds for report in reports) / 60
-    return _PAGE.format(profile=html.escape(profile.name), total=total, articles="\n".join(articles))

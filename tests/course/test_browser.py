@@ -25,7 +25,6 @@ from playwright.sync_api import Page, expect, sync_playwright
 from bonlib.course.frames import KNOBS, PRESETS
 from bonlib.course.picture import FAMILIES, Knobs, PoliciesPicture
 from bonlib.course.runner import BUILD, NOTEBOOKS
-from bonlib.course.site import build_site
 from bonlib.exact import Outcomes, kl_divergence
 
 pytestmark = pytest.mark.slow
@@ -258,12 +257,6 @@ def test_the_sliders_alone_behind_voila(page, tmp_path):
         page.goto("about:blank")  # it would miss its server
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
-    return build_site(folder / "nothing_run", folder / "site", api=False).folder
-
-
 @pytest.fixture
 def offline(page):
     """A page that may read files and nothing else."""
@@ -275,7 +268,7 @@ def offline(page):
 
 
 def test_the_sites_sliders_need_no_server(offline, site):
-    offline.goto((site / "sliders.html").as_uri())
+    offline.goto((site.folder / "sliders.html").as_uri())
     for name, n, beta in (("three outcomes", 4, 0.5), ("a fair coin", 6, 0.5), ("eight, the best rare", 10, 0.25)):
         offline.get_by_label("outcomes").select_option(name)
         offline.get_by_label("N", exact=True).fill(str(KNOBS["best-of-n"][2].index(n)))
@@ -297,12 +290,17 @@ def test_the_sites_sliders_need_no_server(offline, site):
 
 
 def test_the_sites_mathematics_and_search_need_no_network(offline, site):
-    for path in sorted((site / "notebooks").glob("*.html")):
+    for path in sorted((site.folder / "notebooks").glob("*.html")):
         offline.goto(path.as_uri())
         expect(offline.locator("mjx-container").first).to_be_attached()
         offline.wait_for_function("MathJax.startup.promise.then(() => true)")
         assert offline.locator("[data-mml-node='merror']").count() == 0, path.name
-    offline.goto((site / "notebooks" / "01_two_outcomes.html").as_uri())
+    offline.goto((site.folder / "notebooks" / "01_two_outcomes.html").as_uri())
+    offline.screenshot(path=SCREENSHOTS / "site_notebook.png")
+    folded = offline.locator("details.above-input").first
+    expect(folded.locator("pre")).to_be_hidden()
+    folded.locator("summary").click()
+    expect(folded.locator("pre")).to_be_visible()
     offline.get_by_role("link", name="(1)").first.click()
     assert offline.url.endswith("#equation-1")
     offline.get_by_role("textbox", name="Search").first.fill("rewind")

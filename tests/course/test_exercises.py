@@ -14,7 +14,6 @@ from bonlib.course.exercises import (
     is_tagged,
     readers_text,
     stub,
-    with_stubs_first,
     write_stubs,
 )
 from bonlib.course.runner import NOTEBOOKS, find_notebooks
@@ -60,12 +59,13 @@ def test_the_way_to_an_answer_is_not_shown_by_dots_of_its_own():
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("x = 1", "mark what to cut"),
-        ("# BEGIN SOLUTION\nx = 1", "mark what to cut"),
-        ("# END SOLUTION", "out of turn"),
-        ("# BEGIN SOLUTION\n# BEGIN SOLUTION", "out of turn"),
-        ("print(x)  # SOLUTION", "belongs an assignment"),
-        ("low, high = 1, 2  # SOLUTION", "belongs an assignment"),
+        ("x = 1", "has nothing to cut: write"),
+        ("# BEGIN SOLUTION\nx = 1", "'# BEGIN SOLUTION' without its other half"),
+        ("# END SOLUTION", "'# END SOLUTION' without its other half"),
+        ("# BEGIN SOLUTION\n# BEGIN SOLUTION", "without its other half"),
+        ("# BEGIN SOLUTION\n# BEGIN SOLUTION\n# END SOLUTION", "'# BEGIN SOLUTION' without its other half"),
+        ("print(x)  # SOLUTION", "'# SOLUTION' without its other half"),
+        ("low, high = 1, 2  # SOLUTION", "'# SOLUTION' without its other half"),
     ],
 )
 def test_a_mark_without_its_other_half_is_refused(source, message):
@@ -80,15 +80,10 @@ def notebook_with(*cells):
     return nbformat.v4.new_notebook(cells=made)
 
 
-def test_a_stub_is_tried_before_it_is_solved():
+def test_readers_get_stubs_after_a_cell_that_installs():
     notebook = notebook_with(("x = 1  # SOLUTION", "exercise"), ("check(x)", "check"), ("y = 2",))
-    sources = [cell.source for cell in with_stubs_first(notebook).cells[1:]]
-    assert sources == ["x = ...  # your turn", "check(x)", "x = 1  # SOLUTION", "check(x)", "y = 2"]
-    nbformat.validate(with_stubs_first(notebook))
     readers = cut(notebook)
     assert [cell.source for cell in readers.cells[1:]] == [INSTALL, "x = ...  # your turn", "check(x)", "y = 2"]
-    with pytest.raises(ValueError, match="no check after its exercise"):
-        with_stubs_first(notebook_with(("x = 1  # SOLUTION", "exercise"), ("y = 2",)))
 
 
 def test_stubs_are_written_where_they_changed(tmp_path):

@@ -1,6 +1,5 @@
 """The site: pages, cross-references and alternative texts; and that it works in a browser that reaches no network."""
 
-import json
 import re
 
 import nbformat
@@ -17,29 +16,20 @@ from bonlib.exact import kl_divergence
 LINKS = Links({"win rate": "term-win-rate"}, papers(ROOT / "CITATION.cff"), {"kl_bound": "bonlib.bounds.kl_bound"})
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """The site of the notebooks, one of which has been run."""
-    folder = tmp_path_factory.mktemp("site")
-    executed = folder / "quick"
-    executed.mkdir()
-    path = find_notebooks(["01"])[0]
-    notebook = nbformat.read(path, as_version=4)
-    drawn = next(cell for cell in notebook.cells if cell.metadata.get("figure") == "T1_kl_of_a_coin")
-    picture = {
-        "image/png": "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-    }
-    drawn.outputs = [nbformat.v4.new_output("display_data", picture | {"text/plain": "Figure. KL against n."})]
-    nbformat.write(notebook, executed / path.name)
-    report = {"name": path.stem, "title": "01 · Two", "seconds": 3.0, "status": "ok", "date": "today", "commit": "abc"}
-    (executed / "reports.json").write_text(json.dumps([report]))
-    return build_site(executed, folder / "site")
-
-
 @pytest.mark.slow
 def test_the_site_has_every_page_and_sphinx_does_not_complain(site):
     assert site.warnings == []
-    for page in ("index", "sliders", "GLOSSARY", "METHODS", "papers", "times", "search", "api/bonlib.exact"):
+    for page in (
+        "index",
+        "sliders",
+        "GLOSSARY",
+        "METHODS",
+        "ARCHITECTURE",
+        "papers",
+        "times",
+        "search",
+        "api/bonlib.exact",
+    ):
         assert f"{page}.html" in site.pages
     for path in find_notebooks():
         assert f"notebooks/{path.stem}.html" in site.pages
@@ -74,7 +64,41 @@ def test_a_page_has_results_alternative_texts_solutions_and_links(site):
     assert 'id="equation-1"' in page
     assert 'href="../GLOSSARY.html#term-win-rate"' in page
     assert 'href="../papers.html#paper-beirami"' in page
-    assert "3</p>" in (site.folder / "times.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_table_of_times_says_what_ran_what_failed_and_what_did_not_run(site):
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", (site.folder / "times.html").read_text()))
+    assert "01 · Two outcomes: how far does best-of-n really go? 0.1 ok 9 today abc" in text
+    assert "2.0 failed : cell 4 (x = 'a|b'): ValueError: *no* $ 3 today abc" in text
+    assert text.count("not run") == len(find_notebooks()) - 2
+    assert "folder quick : 2.1 minutes in all" in text
+
+
+@pytest.mark.slow
+def test_the_page_of_a_failed_notebook_says_so_and_shows_its_error(site):
+    page = (site.folder / "notebooks" / "02_three_outcomes.html").read_text()
+    assert "<strong>failed</strong>" in page
+    assert "a deliberate error" in page
+
+
+@pytest.mark.slow
+def test_progress_log_lines_and_the_cell_that_installs_leave_no_trace_and_long_code_is_folded(site):
+    page = (site.folder / "notebooks" / "01_two_outcomes.html").read_text()
+    assert "sampling: 100%" not in page
+    assert "git clone" not in page
+    assert "injected" not in page
+    assert re.search(r'<details class="[^"]*above-input', page)
+
+
+@pytest.mark.slow
+def test_a_site_replaces_a_site_and_nothing_else(site, tmp_path):
+    (tmp_path / "mine.txt").write_text("dear to me")
+    with pytest.raises(ValueError, match="which holds something else than a site: name an empty folder"):
+        build_site(site.folder.parent, tmp_path)
+    assert {path.name for path in site.folder.parent.iterdir()} == {
+        "site", "reports.json", "01_two_outcomes.ipynb", "02_three_outcomes.ipynb"
+    }  # fmt: skip
 
 
 def test_a_text_that_has_not_been_made_is_no_page(tmp_path, monkeypatch):
@@ -85,7 +109,7 @@ def test_a_text_that_has_not_been_made_is_no_page(tmp_path, monkeypatch):
     for models in (False, True):
         if models:
             (tmp_path / "MODELS.md").write_text("# Models")
-        page = site_module._first_page(LINKS, [], api=False)
+        page = site_module._first_page(LINKS, [])
         assert ("\nMODELS\n" in page) == models
         assert "\nMETHODS\n" in page
 
@@ -132,7 +156,6 @@ def test_what_a_page_leaves_out():
     widget = {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "Tab()"}
     cells[-1].outputs = [
         nbformat.v4.new_output("display_data", widget),
-        nbformat.v4.new_output("stream", name="stderr", text="warning"),
         nbformat.v4.new_output("stream", text="kept"),
     ]
     solved = nbformat.v4.new_notebook(

@@ -11,15 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from bonlib.course.frames import PRESETS, frames
-from bonlib.course.runner import NOTEBOOKS, ROOT, find_notebooks
+from bonlib.course.runner import ROOT, Report, find_notebooks, read_reports
 from bonlib.course.site.links import Links, api_names, modules, papers, terms
-from bonlib.course.site.pages import notebook_page
+from bonlib.course.site.pages import failure, notebook_page
 
 STATIC = Path(__file__).parent / "static"
-TEXTS = ("METHODS.md", "MODELS.md", "data/README.md")  # beside the glossary, and README, which becomes the first page
+# Beside the glossary, and README, which becomes the first page.
+TEXTS = ("GUIDE.md", "METHODS.md", "MODELS.md", "data/README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
 CONFIGURATION: dict[str, Any] = {
     "project": "The best-of-N workbook",
     "extensions": ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"],
@@ -33,6 +35,7 @@ CONFIGURATION: dict[str, Any] = {
     "html_theme_options": {"footer_icons": []},
     "mathjax_path": "mathjax/tex-svg.js",  # one file, and no fonts to fetch
     "nb_execution_mode": "off",
+    "nb_output_stderr": "remove",  # progress bars and log lines
     "nb_ipywidgets_js": {},
     "myst_enable_extensions": ["dollarmath", "html_image"],
     "myst_heading_anchors": 3,
@@ -66,48 +69,49 @@ class Site:
     warnings: list[str]
 
 
-def build_site(executed: Path, out: Path, *, notebooks: Path = NOTEBOOKS, api: bool = True) -> Site:
+def build_site(executed: Path, out: Path | None = None) -> Site:
     """Build the site from a folder of executed notebooks; one that has not been run is shown without its results.
 
     Args:
         executed: as `run_notebooks` left it, with reports.json.
-        out: folder of the site, replaced.
-        notebooks: the course, with its solutions beside it.
-        api: whether to make the reference of the library from its docstrings, which takes the longest.
+        out: folder of the site, replaced once the new one is whole; `site` in `executed` if None.
 
     Raises:
         ValueError: if `out` holds something else, which would be lost.
         ModuleNotFoundError: if Sphinx is not installed.
     """
     if importlib.util.find_spec("sphinx") is None:
-        raise ModuleNotFoundError('Sphinx is not installed: `pip install -e ".[site]"`, or `make site`')
+        raise ModuleNotFoundError('Sphinx is not installed: `pip install "bonlib[course]"`')
+    out = out or executed / "site"
     if out.exists() and any(out.iterdir()) and not (out / ".buildinfo").exists():
         raise ValueError(f"out is {out}, which holds something else than a site: name an empty folder")
-    source = out.parent / f"{out.name}-source"
-    for folder in (source, out):
-        shutil.rmtree(folder, ignore_errors=True)
-    write_source(source, executed, notebooks, api)
-    warnings = _run_sphinx(source, out)
-    (out / "_static" / "mathjax").mkdir()
-    shutil.copy(_mathjax() / "tex-svg.js", out / "_static" / "mathjax")
+    with TemporaryDirectory() as scratch:
+        source, built = Path(scratch, "source"), Path(scratch, "site")
+        write_source(source, executed)
+        warnings = [line.replace(f"{source}/", "") for line in _run_sphinx(source, built)]
+        (built / "_static" / "mathjax").mkdir()
+        shutil.copy(_mathjax() / "tex-svg.js", built / "_static" / "mathjax")
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.move(built, out)
     files = [file for file in out.rglob("*") if file.is_file()]
     pages = sorted(str(file.relative_to(out)) for file in files if file.suffix == ".html")
     return Site(out, pages, sum(file.stat().st_size for file in files) / 1e6, warnings)
 
 
-def write_source(source: Path, executed: Path, notebooks: Path, api: bool) -> None:
+def write_source(source: Path, executed: Path) -> None:
     """Write what Sphinx reads, in folders as the workbook has them, so that links lead where they did."""
     import nbformat
 
-    links = Links(terms(ROOT / "GLOSSARY.md"), papers(ROOT / "CITATION.cff"), api_names() if api else {})
-    reports = _reports(executed)
-    paths = find_notebooks(folder=notebooks)
-    _write(source / "index.md", _first_page(links, paths, api))
+    links = Links(terms(ROOT / "GLOSSARY.md"), papers(ROOT / "CITATION.cff"), api_names())
+    reports = read_reports(executed)
+    paths = find_notebooks()
+    _write(source / "index.md", _first_page(links, paths))
     _write(source / "GLOSSARY.md", links.marked((ROOT / "GLOSSARY.md").read_text(encoding="utf-8")))
     for name in _texts():
         _write(source / name, links.of_text((ROOT / name).read_text(encoding="utf-8"), name))
     for card in sorted((ROOT / "data" / "models").glob("*/README.md")):
-        _write(source / card.relative_to(ROOT), "---\norphan: true\n---\n" + _without_header(card.read_text()))
+        about = re.sub(r"\A---\n.*?\n---\n", "", card.read_text(), flags=re.DOTALL)  # metadata for the hub
+        _write(source / card.relative_to(ROOT), f"---\norphan: true\n---\n{about}")
     for name in ("LICENSE", "CITATION.cff"):
         shutil.copy(ROOT / name, source)
     shutil.copytree(ROOT / "figures", source / "figures")
@@ -115,18 +119,24 @@ def write_source(source: Path, executed: Path, notebooks: Path, api: bool) -> No
         ran = executed / path.name
         page = notebook_page(
             nbformat.read(ran if ran.exists() else path, as_version=4),
-            nbformat.read(notebooks / "solutions" / path.name, as_version=4),
+            nbformat.read(path.parent / "solutions" / path.name, as_version=4),
             reports.get(path.stem),
             partial(links.of_text, page=f"notebooks/{path.name}"),
         )
         _write(source / "notebooks" / path.name, nbformat.writes(page))
     _write(source / "papers.md", links.papers_page())
-    _write(source / "times.md", _times_page(reports, executed.name))
-    _write(source / "sliders.md", _sliders_page())
-    if api:
-        for module in modules():
-            _write(source / "api" / f"{module}.md", _api_page(module))
-        _write(source / "api" / "index.md", _api_index())
+    _write(source / "times.md", _times_page(reports, paths, executed.name))
+    data = json.dumps({name: frames(outcomes) for name, outcomes in PRESETS.items()}, separators=(",", ":"))
+    sliders = (Path(__file__).parent / "sliders.md").read_text(encoding="utf-8")
+    _write(source / "sliders.md", sliders.replace("@frames@", data))
+    for module in modules():
+        options = "   :members:\n   :show-inheritance:\n"
+        _write(
+            source / "api" / f"{module}.md", f"# {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n{options}```\n"
+        )
+    about = "Every public class and function of `bonlib`: what it does, arguments with shapes and units, its source."
+    names = "\n".join(modules())
+    _write(source / "api" / "index.md", f"# The library\n\n{about}\n\n```{{toctree}}\n:maxdepth: 1\n\n{names}\n```\n")
 
 
 def _run_sphinx(source: Path, out: Path) -> list[str]:
@@ -134,9 +144,9 @@ def _run_sphinx(source: Path, out: Path) -> list[str]:
     from sphinx.util.docutils import docutils_namespace, patch_docutils
 
     complaints = io.StringIO()
-    trees = out.parent / f"{out.name}-doctrees"
+    trees = out.with_name("doctrees")
     with patch_docutils(), docutils_namespace():  # so that a second site can be built in the same process
-        sphinx = Sphinx(source, None, out, trees, "html", CONFIGURATION, status=None, warning=complaints, freshenv=True)
+        sphinx = Sphinx(source, None, out, trees, "html", CONFIGURATION, status=None, warning=complaints)
         sphinx.connect("autodoc-skip-member", _is_named_by_number)
         sphinx.build()
     lines = re.sub(r"\x1b\[[0-9;]*m", "", complaints.getvalue()).splitlines()
@@ -156,23 +166,18 @@ def _mathjax() -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / "static" / "mathjax"
 
 
-def _reports(executed: Path) -> dict[str, Mapping[str, Any]]:
-    log = executed / "reports.json"
-    return {row["name"]: row for row in json.loads(log.read_text())} if log.exists() else {}
-
-
 def _texts() -> list[str]:
     """Those of the texts that are there: the table of models is made by the tests of all architectures."""
     return [name for name in TEXTS if (ROOT / name).exists()]
 
 
-def _first_page(links: Links, paths: list[Path], api: bool) -> str:
+def _first_page(links: Links, paths: list[Path]) -> str:
     text = links.of_text((ROOT / "README.md").read_text(encoding="utf-8"), "index.md")
     text = re.sub(r"^\[!\[.*\n", "", text, flags=re.MULTILINE)  # badges are pictures of other sites
     texts = [name.removesuffix(".md") for name in _texts()]
     parts = {
-        "The course": ["sliders", *(f"notebooks/{path.stem}" for path in paths)],
-        "To look up": ["GLOSSARY", *texts[:-1], "papers", "times", texts[-1], *(["api/index"] if api else [])],
+        "The course": ["sliders", *(f"notebooks/{path.stem}" for path in paths), "times"],
+        "To look up": ["GLOSSARY", *texts, "papers", "api/index"],
     }
     trees = "\n".join(
         f"```{{toctree}}\n:hidden:\n:caption: {caption}\n:maxdepth: 1\n\n" + "\n".join(names) + "\n```\n"
@@ -181,44 +186,27 @@ def _first_page(links: Links, paths: list[Path], api: bool) -> str:
     return f"{text}\n\n{trees}"
 
 
-def _times_page(reports: Mapping[str, Mapping[str, Any]], profile: str) -> str:
-    if not reports:
-        return "# Run times\n\nNo notebook had been run when this site was built."
-    minutes = sum(row["seconds"] for row in reports.values()) / 60
-    rows = [
-        f"| [{row['title']}](notebooks/{name}.ipynb) | {row['seconds']:.0f} | {row['status']} | {row['date']} "
-        f"| `{row['commit']}` |"
-        for name, row in sorted(reports.items())
-    ]
+def _times_page(reports: Mapping[str, Report], paths: list[Path], profile: str) -> str:
+    """A row a notebook; empty link texts become the titles of the pages."""
+    rows = []
+    for path in paths:
+        row, link = reports.get(path.stem), f"[](notebooks/{path.name})"
+        if row is None:
+            rows.append(f"| {link} | | not run | | | |")
+            continue
+        result = failure(row).replace("|", "\\|") or "ok"
+        cells = f"{row.seconds / 60:.1f}", result, row.checks, row.date, f"`{row.commit}`"
+        rows.append(f"| {link} | " + " | ".join(map(str, cells)) + " |")
+    total = f"{sum(row.seconds for row in reports.values()) / 60:.1f} minutes in all" if reports else "nothing was run"
     lines = [
-        "# Run times\n",
-        f"Of the runs whose results these pages show, profile `{profile}`: {minutes:.1f} minutes in all, less where",
-        "draws were stored. What each profile takes from an empty store stands on the [first page](index.md).\n",
-        "| notebook | seconds | result | date | version |",
-        "|---|---|---|---|---|",
+        "# Times and checks\n",
+        f"Of the runs whose results these pages show, folder `{profile}`: {total}, less where draws were stored.",
+        "*Checks* are the assertions of a notebook in the cells that ran to their end. What each profile takes from an",
+        "empty store stands on the [first page](index.md).\n",
+        "| notebook | minutes | result | checks | date | version |",
+        "|---|---|---|---|---|---|",
     ]
     return "\n".join([*lines, *rows]) + "\n"
-
-
-def _sliders_page() -> str:
-    data = json.dumps({name: frames(outcomes) for name, outcomes in PRESETS.items()}, separators=(",", ":"))
-    return (Path(__file__).parent / "sliders.md").read_text(encoding="utf-8").replace("@frames@", data)
-
-
-def _api_page(module: str) -> str:
-    return f"# {module}\n\n```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n   :show-inheritance:\n```\n"
-
-
-def _api_index() -> str:
-    about = (
-        "Every public class and function of `bonlib`: what it does, its arguments with shapes and units, its source."
-    )
-    return "\n".join(["# The library\n", about, "\n```{toctree}\n:maxdepth: 1\n", *modules(), "```\n"])
-
-
-def _without_header(text: str) -> str:
-    """Model cards begin with metadata for the hub."""
-    return re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.DOTALL)
 
 
 def _write(path: Path, text: str) -> None:

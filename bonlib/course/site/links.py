@@ -81,7 +81,7 @@ class Links:
 
     def _to_module(self, match: re.Match[str]) -> str:
         name = "bonlib." + match[1].replace("/", ".")
-        return f"](api/{name}.md)" if self.api else "](index.md)"
+        return f"](api/{name}.md)"
 
 
 def terms(glossary: Path) -> dict[str, str]:
@@ -128,7 +128,10 @@ def modules() -> list[str]:
 
 
 def api_names() -> dict[str, str]:
-    """Return the names of public classes, their methods, and functions as the text has them, to their full names."""
+    """Return the names of public classes, their methods, and functions as the text has them, to their full names.
+
+    Functions of the front door are written `bon.load`; `load` alone may be anything.
+    """
     found: dict[str, str] = {}
     for module in modules():
         found[module] = module
@@ -136,7 +139,8 @@ def api_names() -> dict[str, str]:
             if name.startswith("_") or getattr(thing, "__module__", "") != module:
                 continue
             if inspect.isclass(thing) or inspect.isfunction(thing):
-                found.setdefault(name, f"{module}.{name}")
+                bon = "bon." if module == "bonlib.front" and inspect.isfunction(thing) else ""
+                found.setdefault(bon + name, f"{module}.{name}")
             if inspect.isclass(thing):
                 methods = (m for m, value in vars(thing).items() if inspect.isfunction(value) and not m.startswith("_"))
                 found |= {f"{name}.{method}": f"{module}.{name}.{method}" for method in methods}

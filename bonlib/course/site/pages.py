@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from bonlib.course.exercises import BEGIN, END, is_tagged
+from bonlib.course.runner import Report
 
 LEFT_OUT = {"injected-parameters", "papermill-error-cell-tag", "check"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
-def notebook_page(
-    notebook: Any, solutions: Any, report: Mapping[str, Any] | None, with_links: Callable[[str], str]
-) -> Any:
+def notebook_page(notebook: Any, solutions: Any, report: Report | None, with_links: Callable[[str], str]) -> Any:
     """Return a copy of a notebook to be shown rather than run.
 
     Args:
@@ -57,12 +56,15 @@ def alternative_text(output: Any) -> str:
     return given or ("" if text.startswith("<") else " ".join(text.split()))
 
 
+def failure(report: Report) -> str:
+    """Return where and how a notebook failed, in Markdown, or an empty string."""
+    error = report.error.partition("\n")[0].replace("`", "'")
+    return f"**failed**: `{error}`" if error else ""
+
+
 def _show_results(cell: Any) -> None:
-    outputs = [
-        output for output in cell.outputs if WIDGET not in output.get("data", {}) and output.get("name") != "stderr"
-    ]
-    cell.outputs = outputs
-    for output in outputs:
+    cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
+    for output in cell.outputs:
         if "image/png" in output.get("data", {}):
             cell.metadata["mystnb"] = {"image": {"alt": alternative_text(output) or "see the caption"}}
 
@@ -86,8 +88,8 @@ def _link_once(page: Any, with_links: Callable[[str], str]) -> None:
     nbformat.validate(page)
 
 
-def _ran(report: Mapping[str, Any] | None) -> str:
+def _ran(report: Report | None) -> str:
     if report is None:
         return "\n\n*This notebook had not been run when the page was made.*"
-    when = f"{report['seconds']:.0f} seconds on {report['date']}, version {report['commit']}"
-    return f"\n\n*The results on this page: {when}.*"
+    when = f"{report.seconds:.0f} seconds on {report.date}, version {report.commit}"
+    return f"\n\n*The results on this page: {when}.*\n\n{failure(report)}"
