@@ -9,7 +9,9 @@ from platformdirs import user_cache_path
 
 from bonlib.models.gguf import PACKAGED, packaged_file, unpacked
 
-BUNDLED = Path(__file__).resolve().parents[2] / "data" / "models"
+_PACKAGE = Path(__file__).resolve().parents[1]
+# A wheel carries some of the models inside the package; a checkout has one copy of all of them.
+BUNDLED = _PACKAGE / "bundled" if (_PACKAGE / "bundled").is_dir() else _PACKAGE.parent / "data" / "models"
 CONFIGS = ("config.json", "adapter_config.json")
 
 
@@ -45,15 +47,7 @@ def locate(name: str | os.PathLike[str]) -> str:
 
 
 def locate_base(folder: Path, name: str) -> str:
-    """Return where the model below an adapter is; a relative path may start at the adapter's folder or above it.
-
-    Args:
-        folder: of the adapter.
-        name: of the model, as the adapter's configuration has it.
-
-    Raises:
-        FileNotFoundError: if it is nowhere.
-    """
+    """Return where the model below an adapter is; a relative path may start at the adapter's folder or above it."""
     start = next((above for above in (folder, *folder.absolute().parents) if _holds_a_model(above / name)), None)
     try:
         return locate(name)
@@ -67,11 +61,7 @@ def locate_base(folder: Path, name: str) -> str:
 
 
 def lasting_name(where: str) -> str:
-    """Return a name by which a model is found from any working directory, and a bundled one on any machine.
-
-    Args:
-        where: a path to its folder, or a hub name, which stays as it is.
-    """
+    """Return a name by which a model is found from any working directory, and a bundled one on any machine."""
     folder = Path(where).expanduser()
     if not folder.is_dir():
         return where
