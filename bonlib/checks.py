@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Sequence
 from numbers import Real
@@ -79,6 +80,14 @@ def flag(name: str, value: object) -> bool:
     return given
 
 
+def literal(text: str) -> Any:
+    """Return what a text of the command line stands for in Python, such as a number; the text itself if it is none."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
 def strings(name: str, values: object, least: int = 0) -> list[str]:
     """Return a list of texts.
 
@@ -103,6 +112,18 @@ def strings(name: str, values: object, least: int = 0) -> list[str]:
                 f"{name}[{place}] is {item!r}, with half of a character (a lone surrogate): read its file as UTF-8 anew"
             )
     return [str(item) for item in items]
+
+
+def shown(value: object) -> str:
+    """Return a value as one short line, for a message."""
+    line = " ".join(repr(value).split())
+    return line if len(line) <= 80 else f"{line[:79]}…"
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's kind and message as one line, for the message of another."""
+    text = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {text if len(text) <= 300 else f'{text[:300]}…'}"
 
 
 def settle(settings: object, **values: object) -> None:

@@ -14,7 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bonlib.course.profiles import PROFILES, Profile
+import click
+
+from bonlib.course.profiles import PROFILES, Profile, get_profile
 
 if TYPE_CHECKING:
     from bonlib.draws.samplers import TransformersSampler
@@ -203,7 +205,7 @@ def _reviews(profile: Profile) -> str:
 
 
 def _model(name: str) -> str:
-    from bonlib.models.loaded import locate
+    from bonlib.models.places import locate
 
     where = Path(locate(name))
     if not where.is_dir():
@@ -235,7 +237,8 @@ def _device(profile: Profile) -> str:
 
 def _seconds_for(profile: Profile, draws: int, sampler: TransformersSampler | None) -> float | None:
     from bonlib.draws.samplers import SamplingSettings, TransformersSampler
-    from bonlib.models.loaded import load_language_model, locate
+    from bonlib.models.loaded import load_language_model
+    from bonlib.models.places import locate
 
     if sampler is None:
         name = profile.language_model
@@ -254,3 +257,19 @@ def _seconds_for(profile: Profile, draws: int, sampler: TransformersSampler | No
 
 def _duration(seconds: float) -> str:
     return f"about {seconds:.0f} s" if seconds < 90 else f"about {seconds / 60:.0f} minutes"
+
+
+@click.command("check")
+@click.option("--profile", "name", default="quick")
+def check_command(name: str) -> int:
+    """Say what is missing, and which profile fits."""
+    profile, ok = get_profile(name), True
+    for finding in findings(profile):
+        print(finding, flush=True)
+        ok &= finding.ok
+    if ok:
+        print(f"profile {profile.name}: {sampling_cost(profile)}", flush=True)
+    machine = this_machine()
+    print(machine, *profile_lines(machine), sep="\n")
+    print(f"the largest profile that fits is {fitting_profile(machine)}")
+    return 0 if ok else 1

@@ -22,13 +22,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import click
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from platformdirs import user_cache_path
 from tqdm import tqdm
 
-from bonlib.checks import number, strings, whole
+from bonlib.checks import literal, number, strings, whole
 from bonlib.draws.rewards import RewardModel, check_reward_model, checked_score
 from bonlib.draws.samplers import Sampler, SamplingSettings, TransformersSampler
 from bonlib.models.loaded import LoadedModel
@@ -381,3 +382,22 @@ def _keys(responses: Responses, by_tokens: bool) -> list[Hashable]:
         return list(responses.texts)
     tokens = (row[row >= 0].tobytes() for row in responses.token_ids)
     return list(zip(responses.texts, tokens, strict=True))
+
+
+def _days(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
+    return None if text is None else number("--prune: prune", literal(text), least=0)
+
+
+@click.command("store")
+@click.option("--root", type=Path, help="folder, instead of BONLIB_STORE or the user's cache folder")
+@click.option("--prune", callback=_days, metavar="DAYS", help="delete draws not asked for in so many days (0: all)")
+def store_command(root: Path | None, prune: float | None) -> None:
+    """Show what the store of draws holds, or prune it."""
+    if root and not root.expanduser().is_dir():
+        raise ValueError(f"--root is {str(root)!r}, where there is no store: check the spelling")
+    store = SampleStore(root and root.expanduser())
+    if prune is not None:
+        print(f"freed {store.prune(prune) / 1e6:.1f} MB")
+    for row in store.describe():
+        print("  ".join(f"{key}={value}" for key, value in row.items()))
+    print(f"{store.root}: {store.size() / 1e6:.1f} MB")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import click
+
 from bonlib.models import classifiers, decoding, reading
-from bonlib.models.loaded import LoadedModel
+from bonlib.models.loaded import LoadedModel, load_classifier, load_language_model
 from bonlib.models.ways import NEEDS, TASKS, WAYS, UnfitModelError, inner, proven
 
 assert classifiers  # these enter their tasks on import
@@ -48,3 +50,16 @@ def _mark(model: Any, way: str, task: str, kept: frozenset[str]) -> str:
     if way in kept:
         return "yes"
     return "left out" if NEEDS.get(way, way) in {*kept, way} else "-"
+
+
+@click.command("explain")
+@click.argument("model")
+@click.option("--classifier", is_flag=True, help="it is a reward model, not a language model")
+@click.option("--revision", help="commit, tag or branch of the hub")
+def explain_command(model: str, classifier: bool, revision: str | None) -> None:
+    """Say which fast ways are right for a MODEL.
+
+    MODEL is a bundled name, a folder, a GGUF file or a hub name.
+    """
+    load = load_classifier if classifier else load_language_model
+    print(explain(load(model, revision=revision)))

@@ -28,8 +28,8 @@ def nothing_is_loaded(monkeypatch):
     def loaded(*arguments, **options):
         raise AssertionError("a model was loaded")
 
-    for module in ("setting", "tldr"):
-        monkeypatch.setattr(f"bonlib.course.{module}.load_language_model", loaded)
+    for module in ("setting", "summarisation"):
+        monkeypatch.setattr(f"bonlib.course.experiments.{module}.load_language_model", loaded)
     monkeypatch.setattr("bonlib.course.runner._execute", loaded)
 
 

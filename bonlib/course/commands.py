@@ -1,0 +1,133 @@
+"""The commands that run the notebooks and make pages of them, and what commands of the course read their options by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bonlib.checks import literal
+
+Reader = Callable[[click.Context, click.Parameter, Any], Any]
+
+
+def folder(context: click.Context, option: click.Parameter, text: str | None) -> Path | None:
+    """Read an option that names a folder, which need not be there yet."""
+    path = Path(text).expanduser() if text else None
+    if path and path.exists() and not path.is_dir():
+        raise ValueError(f"--{option.name}: {text!r} is a file: name a folder")
+    return path
+
+
+def checked(check: Callable[..., Any], **limits: float) -> Reader:
+    """Return a reader of an option's number by `bonlib.checks.number` or `whole`, which say what is wrong with it."""
+
+    def read(context: click.Context, option: click.Parameter, text: str | None) -> Any:
+        return None if text is None else check(f"--{option.name}: {option.name}", literal(text), **limits)
+
+    return read
+
+
+def assignments(option: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Return what an option that is given several times assigns, by name.
+
+    Args:
+        option: how it is written, for messages.
+        texts: each name=value.
+
+    Raises:
+        ValueError: if one has another form, or a name comes twice.
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise ValueError(f"{option} is {text!r}; it must have the form name=value")
+        if name in found:
+            raise ValueError(f"{option} has {name!r} twice: leave one out")
+        found[name] = literal(value)
+    return found
+
+
+@click.command("run")
+@click.option("--profile", default="quick", help="quick (default), laptop, gpu or paper")
+@click.option("--only", default="", help="numbers or names of notebooks, separated by commas")
+@click.option("--resume", is_flag=True, help="skip notebooks that already ran well, unchanged since")
+@click.option("-p", "--parameter", "parameters", multiple=True, metavar="NAME=VALUE", help="for the notebooks")
+@click.option("--build", callback=folder, help="folder for the results, instead of _build/PROFILE")
+@click.option("--publish", "publishes", is_flag=True, help="copy the figures to figures/, for README")
+@click.option("--without-gpu", is_flag=True, help="run a profile that wants a GPU without one")
+def run_command(
+    profile: str,
+    only: str,
+    resume: bool,
+    parameters: Sequence[str],
+    build: Path | None,
+    publishes: bool,
+    without_gpu: bool,
+) -> int:
+    """Execute the notebooks, and make pages of them."""
+    from bonlib.course.check import missing_gpu, sampling_cost
+    from bonlib.course.profiles import get_profile
+    from bonlib.course.runner import BUILD, plan, publish, run_notebooks
+    from bonlib.course.site import build_site
+
+    sizes, names, values = get_profile(profile), only.split(",") if only else (), assignments("-p", parameters)
+    plan(names, values)
+    trouble = missing_gpu(sizes)
+    if trouble and not without_gpu:
+        raise ValueError(trouble)
+    place = (build or BUILD / sizes.name).resolve()
+    print(f"profile {sizes.name}: {sampling_cost(sizes)}", flush=True)
+    reports = run_notebooks(sizes, only=names, resume=resume, parameters=values, build=place)
+    if publishes:
+        publish(reports, place, sizes)
+    failed = [report for report in reports if report.status != "ok"]
+    index = build_site(place).folder / "index.html"
+    print(f"{len(reports) - len(failed)} of {len(reports)} notebooks ran well; open {index}")
+    for report in failed:
+        print(f"FAILED {report.name}, {report.error}")
+    return 1 if failed else 0
+
+
+@click.command("site")
+@click.option("--profile", default="quick", help="whose run")
+@click.option("--build", callback=folder, help="folder of executed notebooks, instead of _build/PROFILE")
+@click.option("--out", callback=folder, help="folder for the pages, instead of site in that folder")
+def site_command(profile: str, build: Path | None, out: Path | None) -> int:
+    """Make the pages of the last run again."""
+    import sys
+
+    from bonlib.course.profiles import get_profile
+    from bonlib.course.runner import BUILD
+    from bonlib.course.site import build_site
+
+    executed = build or BUILD / get_profile(profile).name
+    if not any(executed.glob("*.ipynb")):
+        raise ValueError(
+            f"--build is {str(executed)!r}, without an executed notebook: make some with `python -m bonlib run`, or "
+            "name the folder of another run"
+        )
+    site = build_site(executed, out)
+    print(*site.warnings, sep="\n", file=sys.stderr)
+    print(f"{len(site.pages)} pages, {site.megabytes:.1f} MB; open {site.folder / 'index.html'}")
+    return 1 if site.warnings else 0
+
+
+@click.command("stubs")
+def stubs_command() -> None:
+    """Cut the exercises out of notebooks/solutions."""
+    from bonlib.course.exercises import write_stubs
+
+    for path in write_stubs():
+        print(f"wrote {path}")
+
+
+@click.command("methods")
+def methods_command() -> None:
+    """Write the table of METHODS.md."""
+    from bonlib.course.methods_page import write_methods_page
+
+    print(f"wrote {write_methods_page()}")

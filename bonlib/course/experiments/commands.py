@@ -1,0 +1,130 @@
+"""The commands that train policies and judge them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bonlib.checks import number, whole
+from bonlib.course.commands import assignments, checked, folder
+
+FIELD = "a field of TrainSettings, or of the method"
+SWEEPS = ("learning_rates", "sentiment", "cdf", "budget", "bond", "tldr", "exact")
+
+
+@click.command("train")
+@click.argument("methods", nargs=-1, metavar="[METHOD]...")
+@click.option("--profile", default="quick")
+@click.option("--n", callback=checked(number), metavar="NUMBER", help="number of draws N to imitate")
+@click.option("--beta", callback=checked(number), metavar="NUMBER", help="KL coefficient, or DPO's β")
+@click.option(
+    "--every", callback=checked(number), metavar="NUMBER", help="steps between moves of the anchor (bond-iterative)"
+)
+@click.option(
+    "--rate",
+    callback=checked(number),
+    metavar="NUMBER",
+    help="share of weights that it takes up (jbond)",
+)
+@click.option("--seed", callback=checked(whole, most=2**32 - 1), metavar="NUMBER", help="of training, 0 if not given")
+@click.option("--set", "fields", multiple=True, metavar="NAME=VALUE", help=FIELD)
+@click.option("--out", callback=folder, help="folder of the run, instead of one under _build/train")
+@click.option("--sweep", type=click.Choice(SWEEPS), help="many runs, into data/results")
+def train_command(
+    methods: Sequence[str],
+    profile: str,
+    seed: int | None,
+    fields: Sequence[str],
+    out: Path | None,
+    sweep: str | None,
+    **values: float | None,
+) -> int:
+    """Train a policy, or a whole sweep; resumes.
+
+    METHOD is a name from METHODS.md; a sweep takes several, or all of its own if there is none.
+    """
+    from bonlib.course.experiments import exact_runs, grids, sentiment
+    from bonlib.course.experiments.summarisation import SummaryHarness
+    from bonlib.course.experiments.summarisation import grid as tldr_grid
+    from bonlib.course.profiles import get_profile
+    from bonlib.methods import METHODS, get_method
+    from bonlib.training.trainer import DivergedError
+
+    given = [f"--{name}" for name, value in {**values, "seed": seed}.items() if value is not None]
+    if sweep and (given or fields or out):
+        wrong = ", ".join(["--set", "--out", *(f"--{name}" for name in (*values, "seed"))])
+        raise ValueError(f"a sweep has its own settings, seeds and folders: leave out {wrong}")
+    if sweep == "exact":
+        if methods:
+            raise ValueError(f"method is {methods[0]!r}; the sweep exact trains them all: name none")
+        exact_runs.run_all([*exact_runs.search(), *exact_runs.grid()])
+        exact_runs.run_all(exact_runs.bond_grid(), table=exact_runs.BOND_TABLE)
+        return 0
+    for method in methods:
+        get_method(method)
+    harness = (SummaryHarness if sweep == "tldr" else sentiment.Harness)(get_profile(profile))
+    if sweep:
+        grid = {
+            "sentiment": grids.grid,
+            "learning_rates": grids.rate_grid,
+            "cdf": grids.cdf_grid,
+            "budget": grids.budget_grid,
+            "bond": grids.bond_grid,
+            "tldr": tldr_grid,
+        }[sweep]
+        if not (runs := grid(harness.profile, methods)):
+            raise ValueError(f"method is {methods[0]!r}; the sweep {sweep} has no runs of it")
+        return 0 if harness.run_all(runs) else 1
+    if len(methods) != 1:
+        raise ValueError(f"name one method of {', '.join(METHODS)}, or a --sweep")
+    setting = get_method(methods[0]).setting
+    value, unused = values[setting], [name for name in given if name not in (f"--{setting}", "--seed")]
+    if value is None:
+        raise ValueError(f"the setting of {methods[0]} is {setting}: give --{setting}")
+    if unused:
+        raise ValueError(
+            f"the setting of {methods[0]} is {setting}, not {unused[0]}: other fields of it are given by --set"
+        )
+    assigned = assignments("--set", fields)
+    changes, options = (
+        tuple(sorted((name, it) for name, it in assigned.items() if (name in sentiment.SETTABLE) == of_training))
+        for of_training in (True, False)
+    )
+    run = sentiment.Run(methods[0], value, seed or 0, changes=changes, options=options)
+    # All that can be wrong is found before a model is loaded or anything is drawn.
+    _about(f"--{setting}", sentiment.Run(methods[0], value, 0).make)
+    _about("--set", run.check_names)
+    _about("--set has a value of the wrong kind", lambda: (run.make(), harness.settings(run)))
+    harness.check(run)
+    try:
+        trained = harness.train(run, folder=out)
+    except DivergedError as error:
+        print(f"bonlib: {error}", file=sys.stderr)
+        return 1
+    if trained.main_process:
+        for name, figure in harness.row(run, trained, harness.evaluate(trained.policy)).items():
+            print(f"{name:15s} {figure:.4g}" if isinstance(figure, float) else f"{name:15s} {figure}")
+        print(f"policy in {trained.folder / 'policy'}")
+    return 0
+
+
+def _about(beginning: str, check: Callable[[], Any]) -> None:
+    """Make a check whose complaint begins with the option that it is about."""
+    try:
+        check()
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{beginning}: {error}") from error
+
+
+@click.command("judge")
+@click.option("--profile", default="laptop")
+def judge_command(profile: str) -> None:
+    """Judge the policies of notebook 12; resumes."""
+    from bonlib.course.experiments.summarisation import SummaryHarness
+    from bonlib.course.profiles import get_profile
+
+    SummaryHarness(get_profile(profile)).judge_all()
