@@ -1,0 +1,82 @@
+"""Every method registers itself, looks like no other, and trains and resumes without further ado."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from toy_training import SHORT, weights_of
+
+from bonlib import methods
+from bonlib.methods import METHODS, get_method
+from bonlib.methods.registry import register
+from bonlib.training.off_policy import OffPolicy
+from bonlib.training.on_policy import OnPolicy
+from bonlib.training.settings import Ppo
+from bonlib.training.trainer import TrainingRun
+
+BRIEF = replace(SHORT, steps=2, group=2, measure_every=1, checkpoint_every=1)
+GIVEN = {"n": 4, "every": 1}  # of the settings that count something; others are a tenth
+
+
+def settings_of(entry):
+    return entry.make(GIVEN.get(entry.setting, 0.1))
+
+
+def test_every_file_registers_a_method():
+    files = {path.stem for path in Path(methods.__file__).parent.glob("[a-z]*.py")} - {"registry"}
+    assert {entry.make.__module__.rpartition(".")[2] for entry in METHODS.values()} == files
+    assert next(iter(METHODS)) == "vbon"
+
+
+@pytest.mark.parametrize("field", ["label", "colour", "marker", "place"])
+def test_no_two_methods_look_alike(field):
+    assert len({getattr(entry, field) for entry in METHODS.values()}) == len(METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_what_tables_and_sweeps_ask_for(name):
+    entry = get_method(name)
+    method = settings_of(entry)
+    assert isinstance(method, OffPolicy if entry.algorithm == "offline" else OnPolicy)
+    assert all(asdict(entry.make(value)) for value in entry.grid)
+    assert set(entry.decides or [entry.setting]) <= set(asdict(method))
+    assert replace(BRIEF, **entry.training)
+    assert entry.samples
+    assert entry.objective
+    assert entry.source
+
+
+@pytest.mark.usefixtures("one_accelerator")
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_trains_two_steps_and_resumes(name, language_model, training_data, tmp_path):
+    def begin(folder):
+        changes = {"ppo": Ppo() if entry.algorithm == "ppo" else None, "decay": entry.training.get("decay", True)}
+        settings = replace(BRIEF, **changes)
+        return TrainingRun(language_model, settings_of(entry), training_data, settings, folder, None, False)
+
+    entry = METHODS[name]
+    whole = begin(tmp_path / "whole").go()
+    halves = begin(tmp_path / "halves")
+    train_step = halves.train_step
+
+    def interrupted():
+        if halves.step == 1:
+            raise KeyboardInterrupt
+        return train_step()
+
+    halves.train_step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        halves.go()
+    resumed = begin(tmp_path / "halves").go()
+    assert [row["step"] for row in resumed.curve] == [1, 2]
+    assert torch.equal(weights_of(whole.policy), weights_of(resumed.policy))
+    assert not torch.equal(weights_of(whole.policy), weights_of(language_model))
+
+
+def test_a_name_is_given_once_and_an_unknown_one_is_named():
+    about = {field: getattr(METHODS["dpo"], field) for field in ("make", "setting", "algorithm", "grid", "source")}
+    with pytest.raises(ValueError, match="name is 'dpo', which another method has"):
+        register(name="dpo", label="x", colour="x", marker="x", samples="x", objective="x", **about)
+    with pytest.raises(ValueError, match="method is 'ppo'; it must be one of vbon, "):
+        get_method("ppo")
