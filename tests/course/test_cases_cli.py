@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import TEXTS
+from corpus import TEXTS
 
 from bonlib.__main__ import main
 from bonlib.course.making import pretrain

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import TEXTS
+from corpus import TEXTS
 from safetensors.torch import load_file
 
 from bonlib.course.making import pretrain

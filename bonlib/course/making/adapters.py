@@ -278,11 +278,6 @@ def documents_for(which: str, source: str = SCITLDR, revision: str | None = None
 def make_finetuned(folder: Path, scratch: Path, source: str = SCITLDR, revision: str | None = None) -> None:
     """Train the adapter of the summarising reference and write its card; resumes. Arguments as in `documents_for`."""
     finetune(folder, scratch, documents_for("sft", source, revision))
-    describe_finetuned(folder, source, revision)
-
-
-def describe_finetuned(folder: Path, source: str = SCITLDR, revision: str | None = None) -> None:
-    """Measure the summarising reference on held-out abstracts and write its card; arguments as in `documents_for`."""
     heldout = documents_for("heldout", source, revision)
     figures = {
         "perplexity of people's summaries, a token, held out": summary_perplexity(folder, heldout),
@@ -303,16 +298,8 @@ def make_reward_model(which: str, folder: Path, scratch: Path, sft: Path, source
         revision: likewise.
     """
     recipe = {"proxy": PROXY, "gold": GOLD}[which]
-    train_reward_model(folder, scratch, _examples(which, recipe, scratch.parent, sft, source, revision), recipe)
-    describe_reward_model(which, folder, scratch, sft, source, revision)
-
-
-def describe_reward_model(
-    which: str, folder: Path, scratch: Path, sft: Path, source: str, revision: str | None
-) -> None:
-    """Measure a reward model on held-out abstracts and write its card; arguments as in `make_reward_model`."""
-    recipe = {"proxy": PROXY, "gold": GOLD}[which]
     examples = _examples(which, recipe, scratch.parent, sft, source, revision)
+    train_reward_model(folder, scratch, examples, recipe)
     heldout = _examples("heldout", GOLD, scratch.parent, sft, source, revision)
     reward_model = ClassifierReward(load_classifier(folder, dtype="bfloat16"), batch_size=64)
     figures = {f"{name}, held out": value for name, value in judged(reward_model, heldout).items()}

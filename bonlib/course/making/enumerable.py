@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bonlib.course.making.pretrain import card
 from bonlib.course.making.reviews import load_reviews
 from bonlib.draws.rewards import FunctionReward
 from bonlib.exact import Array
@@ -301,9 +302,7 @@ def _write_card(folder: Path, notes: dict[str, Any], figures: dict[str, float]) 
         **{f"nats a symbol, {name}, held out": f"{value:.3f}" for name, value in figures.items()},
         "limits": "made to be listed, not to be read: it knows no more than a few letters of context",
     }
-    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    front = "---\nlicense: apache-2.0\nlanguage: en\nlibrary_name: transformers\n---\n"
-    (folder / "README.md").write_text(f"{front}\n# {folder.name}\n\n| | |\n|---|---|\n{table}\n")
+    (folder / "README.md").write_text(card(folder.name, "transformers", list(rows.items())))
 
 
 # -- exact sums --------------------------------------------------------------------------------------------------------
