@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on the hub
 import hypothesis
 import pytest
 import torch
+from corpus import TEXTS
 from toy_training import DOCUMENTS, EXAMPLES, PROMPTS, vowels
 
 from bonlib.course.making.pretrain import train_tokenizer
@@ -15,13 +16,6 @@ from bonlib.models.loaded import LoadedModel, load_classifier, load_language_mod
 
 hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is no fault of the code
 hypothesis.settings.load_profile("patient")
-
-TEXTS = [
-    "the film was good and the end was sad",
-    "a bad film, a very bad film indeed",
-    "I saw this with my mother and we laughed",
-    "nobody knows why this was made",
-] * 8
 
 
 def pytest_addoption(parser):
@@ -141,3 +135,66 @@ def reward_folders(tmp_path_factory, llama_folder):
         train_reward_model(folder, folder / "scratch", EXAMPLES, RewardRecipe(**settings, seed=seed, base=base))
         found.append(folder)
     return found
+
+
+@pytest.fixture(scope="session")
+def llama(language_model, tmp_path_factory):
+    """A causal model with another way of telling positions, and a head with one output."""
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    torch.manual_seed(2)
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, num_labels=1, pad_token_id=1, initializer_range=0.4,
+    )  # fmt: skip
+    return LoadedModel(LlamaForSequenceClassification(config).eval(), language_model.tokenizer, "random llama")
+
+
+@pytest.fixture(scope="session")
+def papers_folders(tmp_path_factory):
+    """GPT-2 without a padding token and a DistilBERT judge: the papers' architectures with random weights."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import (
+        DistilBertConfig,
+        DistilBertForSequenceClassification,
+        GPT2Config,
+        GPT2LMHeadModel,
+        PreTrainedTokenizerFast,
+    )
+
+    torch.manual_seed(0)
+    policy, judge = (tmp_path_factory.mktemp("papers") / name for name in ("gpt2-imdb", "distilbert-imdb"))
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=300, special_tokens=["<|endoftext|>"]))
+    PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<|endoftext|>", eos_token="<|endoftext|>").save_pretrained(
+        policy
+    )
+    config = GPT2Config(vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(policy)
+
+    pieces = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    pieces.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    pieces.train_from_iterator(TEXTS, trainers.WordPieceTrainer(vocab_size=200, special_tokens=special))
+    pieces.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=pieces, unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(judge)
+    DistilBertForSequenceClassification(
+        DistilBertConfig(
+            vocab_size=200,
+            max_position_embeddings=64,
+            dim=32,
+            n_layers=1,
+            n_heads=2,
+            hidden_dim=64,
+            num_labels=2,
+            id2label={0: "NEGATIVE", 1: "POSITIVE"},
+            pad_token_id=0,
+        )
+    ).save_pretrained(judge)
+    return policy, judge

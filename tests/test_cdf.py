@@ -1,64 +1,19 @@
-"""Estimated reward CDFs: counted right, biased as theory says; and the mean best-of-n reward over all subsets."""
-
-import itertools
+"""The CDF counted from samples, and ties that rounding told apart."""
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+import torch
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import digamma
 from scipy.stats import betabinom, binom
 
-from bonlib.cdf import EmpiricalCdf, ExponentialCdf
-from bonlib.estimates import best_of_n_kl, best_of_n_reward, best_of_n_weights
-from bonlib.exact import Outcomes, kl_divergence
-
-REWARDS = st.lists(st.floats(-5, 5), min_size=1, max_size=8)
-
-
-@given(REWARDS, st.data())
-def test_it_is_the_mean_over_all_subsets(rewards, data):
-    n = data.draw(st.integers(1, len(rewards)))
-    want = np.mean([max(subset) for subset in itertools.combinations(rewards, n)])
-    assert best_of_n_reward(rewards, n).value == pytest.approx(want, abs=1e-12)
-
-
-@settings(max_examples=30)
-@given(REWARDS.filter(lambda rewards: len(rewards) > 1), st.data())
-def test_its_error_is_the_jackknifes(rewards, data):
-    m, n = len(rewards), data.draw(st.integers(1, len(rewards) - 1))
-    left_out = [best_of_n_reward(np.delete(rewards, j), n).value for j in range(m)]
-    assert best_of_n_reward(rewards, n).standard_error == pytest.approx(np.sqrt((m - 1) * np.var(left_out)), abs=1e-9)
-
-
-def test_it_is_unbiased_and_its_error_is_honest():
-    model = Outcomes([0.5, 0.3, 0.2], [0.0, 1.0, 3.0])
-    draws = np.random.default_rng(0).choice(model.rewards, p=model.probs, size=(4000, 40))
-    for n in (1, 4, 16):
-        value, error = best_of_n_reward(draws, n)
-        assert value.shape == error.shape == (4000,)
-        assert value.mean() == pytest.approx(model.mean_reward(model.best_of(n)), abs=5 * value.std() / np.sqrt(4000))
-        ratio = np.sqrt(np.mean(error**2)) / value.std()
-        assert 0.9 < ratio < (1.1 if n < 16 else 1.5)  # the jackknife errs on the safe side as n nears m
-
-
-def test_with_as_many_draws_as_samples_it_is_the_maximum_and_claims_no_error():
-    estimate = best_of_n_reward([[3.0, 1.0, 2.0]], 3)
-    assert estimate.value[0] == pytest.approx(3.0)
-    assert np.isnan(estimate.standard_error[0])
-
-
-@pytest.mark.parametrize("n", [0, 4, 1.5])
-def test_bad_n_is_named(n):
-    with pytest.raises(ValueError, match="n is"):
-        best_of_n_reward([1.0, 2.0, 3.0], n)
-
-
-@pytest.mark.parametrize("samples", [[1.0, np.nan], [np.inf, 0.0], 3.0])
-def test_bad_samples_are_named(samples):
-    with pytest.raises(ValueError, match="samples"):
-        best_of_n_reward(samples, 1)
-
+from bonlib.cdf import EmpiricalCdf, ExponentialCdf, snapped
+from bonlib.estimates import best_of_n_kl, best_of_n_weights, best_of_n_win_rate
+from bonlib.methods.dpo import Dpo
+from bonlib.methods.jbond import jbond_reward
+from bonlib.metrics import win_probability
+from bonlib.training.quantile import leave_one_out_cdf
 
 SMOOTHINGS = ["posterior", "add_one", "add_half", "clamp", "none"]
 
@@ -170,63 +125,69 @@ def test_bad_arguments_of_a_cdf_are_named():
         ExponentialCdf(1.0, -1.0)
 
 
-@given(st.lists(st.integers(0, 4), min_size=1, max_size=7), st.data())
-def test_best_of_n_weights_count_the_subsets(rewards, data):
-    n = data.draw(st.integers(1, len(rewards)))
-    counted = np.zeros(len(rewards))
-    subsets = list(itertools.combinations(range(len(rewards)), n))
-    for subset in subsets:
-        best = max(rewards[i] for i in subset)
-        winners = [i for i in range(len(rewards)) if rewards[i] == best and i in subset]
-        for i in winners:
-            counted[i] += 1 / len(winners) / len(subsets)
-    weights = best_of_n_weights(rewards, n)
-    np.testing.assert_allclose(weights, counted, atol=1e-12)
-    assert weights @ np.array(rewards) == pytest.approx(float(best_of_n_reward(rewards, n).value))
+PROBS, LEVELS = np.array([0.8, 0.1, 0.1]), np.array([0.5, 0.0, 1.0])
+WHICH = np.random.default_rng(0).choice(3, p=PROBS, size=64)
 
 
-@pytest.mark.parametrize(
-    ("probs", "known"),
-    [
-        (np.full(10, 0.1), True),  # heavy outcomes
-        (np.full(10, 0.1), False),
-        (np.array([0.5, 0.3, 0.15, 0.05]), True),
-        (np.append(np.full(3000, 0.5 / 3000), 0.5), True),  # nearly continuous, with a heavy best
-        (np.append(np.full(3000, 0.98 / 3000), 0.02), True),
-        (np.full(20_000, 1 / 20_000), True),  # nearly continuous
-    ],
+def blurred(rewards, size=1e-8):
+    """Every second reward a little higher, as from another batch."""
+    rewards = np.array(rewards, dtype=np.float64)
+    rewards[..., ::2] += size
+    return rewards
+
+
+def test_ties_survive_rounding():
+    rewards = blurred(LEVELS[WHICH])
+    assert EmpiricalCdf(rewards, "none").weak(0.5 - 1e-8) == pytest.approx(59 / 64)
+    assert win_probability([[0.5 - 1e-8]], [rewards])[0, 0] == pytest.approx(0.523, abs=1e-3)
+    for options in ({}, {"responses": WHICH}):
+        found = best_of_n_kl(rewards, 8, log_probs=np.log(PROBS)[WHICH], **options)
+        assert found == pytest.approx(0.7240, abs=1e-4)
+    exact = EmpiricalCdf(rewards, "none", rounding=0.0).weak(0.5 - 1e-8)
+    assert exact == pytest.approx(8 / 64)  # who wants every digit has them
+
+
+@given(
+    st.lists(st.integers(1, 9), min_size=2, max_size=9),
+    st.sampled_from([1e-9, 1.0, 1e9]),
+    st.integers(0, 2**32),
+    st.booleans(),
 )
-def test_the_estimated_kl_of_best_of_n_is_right_on_average(probs, known):
-    model, rng = Outcomes(probs, np.arange(len(probs))), np.random.default_rng(0)
-    drawn = rng.choice(len(probs), p=probs, size=(200, 400))
-    log_probs = np.log(probs)[drawn] if known else None
-    for n in (1, 5, 40, 200):
-        found = best_of_n_kl(drawn, n, log_probs=log_probs, responses=drawn if known else None)
-        exact = kl_divergence(model.best_of(n), model.probs)
-        assert found.shape == (200,)
-        # Known probabilities make it nearly exact, until n nears m; counting them costs accuracy and scatter.
-        assert found.mean() == pytest.approx(exact, abs=0.01 + 0.05 * (n == 200) if known else 0.06)
-        assert not known or found.std() < 0.05
-    assert best_of_n_kl(drawn[0], 5, log_probs=None if log_probs is None else log_probs[0]).shape == ()
+def test_rounding_changes_nothing_that_is_told_of_rewards_of_any_size(levels, scale, seed, outlier):
+    clean = np.array([*levels, 2, 5, -1e9 if outlier else 9], dtype=np.float64) * scale
+    noise = np.random.default_rng(seed).uniform(-2e-7, 2e-7, len(clean)) * scale
+    noisy, other = clean + noise, clean + noise[::-1]
+    for told in (
+        lambda r, asked: EmpiricalCdf(r, "none").weak(asked),
+        lambda r, asked: EmpiricalCdf(r, "none").strict(asked),
+        lambda r, asked: win_probability([asked], [r]),
+        lambda r, asked: best_of_n_weights(r, 2),
+        lambda r, asked: best_of_n_kl(r, 2),
+        lambda r, asked: best_of_n_win_rate(r, 2),
+        lambda r, asked: leave_one_out_cdf([r]),
+        lambda r, asked: Dpo(0.1, generations=3, pairs=3).examples(np.array([r]), seed=0)[1],
+    ):
+        np.testing.assert_allclose(told(noisy, other), told(clean, clean), rtol=1e-12)
 
 
-def test_bad_log_probs_and_numbers_of_draws_are_named():
-    with pytest.raises(ValueError, match=r"n is 4; with 3 samples"):
-        best_of_n_kl([1.0, 2.0, 3.0], 4)
-    with pytest.raises(ValueError, match="samples must be an array of finite rewards"):
-        best_of_n_weights([1.0, np.inf], 1)
-    for bad in ([0.1, -1.0], [-1.0], [np.nan, -1.0]):
-        with pytest.raises(ValueError, match="log_probs has shape"):
-            best_of_n_kl([1.0, 2.0], 1, log_probs=bad)
+def test_dense_rewards_do_not_hang_together():
+    rewards = np.random.default_rng(0).random(1_000_000)
+    found = snapped(rewards)
+    assert (rewards - found).min() >= 0
+    assert (rewards - found).max() <= 1e-6
+    assert len(np.unique(found)) > 400_000
+    np.testing.assert_array_equal(snapped([1.0, 1.0 + 1e-9], rounding=0.0), [1.0, 1.0 + 1e-9])
+    with pytest.raises(ValueError, match="rounding is -1"):
+        snapped([1.0, 2.0], rounding=-1)
 
 
-def test_ties_of_different_responses_are_counted():
-    """Their probabilities are known one by one; what counts is that of the tie."""
-    assert best_of_n_kl(np.zeros(32), 8, log_probs=np.full(32, -9.0) - np.arange(32)) == pytest.approx(0)
-    rng = np.random.default_rng(0)
-    probs, levels = rng.dirichlet(np.ones(200)), rng.integers(5, size=200)
-    drawn = rng.choice(200, p=probs, size=(100, 400))
-    found = best_of_n_kl(levels[drawn], 16, log_probs=np.log(probs)[drawn])
-    model = Outcomes(probs, levels)
-    assert found.mean() == pytest.approx(kl_divergence(model.best_of(16), model.probs), abs=0.04)
-    np.testing.assert_allclose(found, best_of_n_kl(levels[drawn], 16), atol=1e-9)
+def test_jbond_takes_rounding_for_a_tie():
+    rewards = torch.tensor([0.5 - 1e-8, 0.4], dtype=torch.float64)
+    anchor = torch.tensor([[0.5, 0.7], [0.5, 0.7]], dtype=torch.float64)
+    assert jbond_reward(rewards, anchor).tolist() == [0.0, pytest.approx(-np.log(16))]
+
+
+def test_an_outlier_makes_no_ties_of_other_rewards():
+    for penalty in (-1e3, -1e6, -1e9, 1e12):
+        assert EmpiricalCdf([0.0, 1.0, penalty], "none").weak(0.5) == (np.array([0.0, 1.0, penalty]) <= 0.5).mean()
+        assert len(np.unique(snapped([0.0, 1.0, 0.0, 1.0, penalty, penalty]))) == 3

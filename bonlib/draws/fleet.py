@@ -1,4 +1,4 @@
-"""Drawing and scoring by several processes or machines at once, over Ray Data, into one store.
+"""Drawing and scoring by several processes or machines at once, the actors of a Ray cluster, into one store.
 
 The store does the work that matters: a chunk's random numbers follow from its key alone, so it does not matter who
 draws it, and whatever is there is not drawn again. Here the prompts are only shared out.
@@ -16,7 +16,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,23 +34,14 @@ MAX_LOSSES = 10  # of actors at the same prompts: more, and it is the work that 
 
 @dataclass(frozen=True)
 class FleetReport:
-    """What a job has done.
+    """What a job has done."""
 
-    Attributes:
-        prompts: that have all their draws, and their rewards if a reward model was given.
-        chunks: that hold these draws.
-        drawn: how many of the chunks were drawn meanwhile, by lost actors too (and by another job on the same store).
-        tokens: of the responses that this job drew.
-        lost: how often an actor was lost and another one took over its prompts.
-        seconds: at work, of each process that finished some prompts, by host and process number; loading is left out.
-    """
-
-    prompts: int
-    chunks: int
-    drawn: int
-    tokens: int
-    lost: int
-    seconds: dict[str, float]
+    prompts: int  # that have all their draws, and their rewards if a reward model was given
+    chunks: int  # that hold these draws
+    drawn: int  # how many of the chunks were drawn meanwhile, by lost actors too (and by another job on the same store)
+    tokens: int  # of the responses that this job drew
+    lost: int  # how often an actor was lost and another one took over its prompts
+    seconds: dict[str, float]  # at work, of each process that finished prompts, by host and number; without loading
 
 
 def draw_everywhere(
@@ -105,43 +96,38 @@ def draw_everywhere(
     ):
         if value < least:
             raise ValueError(f"{name} is {value}; it must be at least {least}")
-    ray = _import_ray()
+    try:
+        import ray
+        from ray.util import ActorPool
+    except ImportError as error:
+        raise ModuleNotFoundError('draw_everywhere needs Ray: pip install -e ".[ray]"') from error
     root = store.root.absolute()  # actors may have another working directory
     root.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(prompts), prompts_at_once)
-    shares = [{"number": n, "prompts": list(prompts[s : s + prompts_at_once])} for n, s in enumerate(starts)]
-    done: Counter[str] = Counter()
-    seconds: Counter[str] = Counter()
+    shares = [(number, list(prompts[start : start + prompts_at_once])) for number, start in enumerate(starts)]
+    done, seconds = Counter[str](), Counter[str]()
     with (
         tempfile.TemporaryDirectory(prefix="fleet-", dir=root) as journal,
         _cluster(ray, actors, cpus_per_actor, gpus_per_actor),
         tqdm(total=len(prompts), desc="drawing", unit="prompt", mininterval=5, leave=False) as progress,
     ):
         Path(journal, "begun").touch()
-        worker = {
-            "store": SampleStore(root),
-            "request": {"count": count, "settings": settings, "seed": seed, "chunk_size": chunk_size},
-            "make_sampler": make_sampler,
-            "make_reward": make_reward,
-            "threads": max(1, int(cpus_per_actor)),
-            "journal": Path(journal),
-        }
-        for row in _rows(ray, shares, worker, actors, cpus_per_actor, gpus_per_actor):
-            if row["error"]:
-                raise pickle.loads(row["error"])
-            done.update({name: row[name] for name in ("prompts", "chunks", "drawn", "tokens", "lost")})
-            seconds[row["process"]] += row["seconds"]
-            progress.update(row["prompts"])
+        # Ray starts a lost actor again and repeats its task without limit; MAX_LOSSES ends it, and says why.
+        limits = {"num_cpus": cpus_per_actor, "num_gpus": gpus_per_actor, "max_restarts": -1, "max_task_retries": -1}
+        request = {"count": count, "settings": settings, "seed": seed, "chunk_size": chunk_size}
+        worker = SampleStore(root), request, make_sampler, make_reward, max(1, int(cpus_per_actor)), Path(journal)
+        crew = [ray.remote(**limits)(_Worker).remote(*worker) for _ in range(min(actors, len(shares)))]
+        try:
+            for row in ActorPool(crew).map_unordered(lambda actor, share: actor.work.remote(*share), shares):
+                if row["error"]:
+                    raise pickle.loads(row["error"])
+                done.update({name: row[name] for name in ("prompts", "chunks", "drawn", "tokens", "lost")})
+                seconds[row["process"]] += row["seconds"]
+                progress.update(row["prompts"])
+        finally:
+            for actor in crew:
+                ray.kill(actor)
     return FleetReport(**done, seconds=dict(seconds))
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise ModuleNotFoundError('draw_everywhere needs Ray: pip install -e ".[ray]"') from error
-    return ray
 
 
 @contextmanager
@@ -172,69 +158,29 @@ def _cluster(ray: Any, actors: int, cpus: float, gpus: float) -> Iterator[None]:
         ray.shutdown()
 
 
-def _rows(
-    ray: Any, shares: list[dict[str, Any]], worker: dict[str, Any], actors: int, cpus: float, gpus: float
-) -> Iterator[dict[str, Any]]:
-    """Yield what the actors return for each share, in the order in which they finish."""
-    # One block a share, so that Ray Data neither splits nor joins them.
-    dataset = ray.data.from_items(shares, override_num_blocks=len(shares))
-    dataset.context.enable_progress_bars = False
-    dataset.context.execution_no_progress_timeout_s = -1  # a share may well take longer than its half an hour
-    # Ray Data starts a lost actor again and retries its task, both without limit, and has no lasting way to say so:
-    # map() takes `max_restarts` and `max_task_retries` no more. Hence MAX_LOSSES, and a test that kills an actor.
-    results = dataset.map(
-        _Worker,
-        fn_constructor_kwargs=worker,
-        # A second share waiting at an actor could not go to one that is idle.
-        compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
-        num_cpus=cpus,
-        num_gpus=gpus,
-    )
-    with _fewer_messages(), closing(iter(results.iter_rows())) as rows:
-        yield from rows
-
-
-@contextmanager
-def _fewer_messages() -> Iterator[None]:
-    """Let Ray Data tell of trouble only."""
-    levels = {"ray.data": logging.WARNING, "ray.data._internal.progress": logging.ERROR}
-    before = {name: logging.getLogger(name).level for name in levels}
-    for name, level in levels.items():
-        logging.getLogger(name).setLevel(level)
-    try:
-        yield
-    finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)
-
-
+@dataclass
 class _Worker:
     """What an actor holds, and does with a share of the prompts."""
 
-    def __init__(
-        self,
-        store: SampleStore,
-        request: dict[str, Any],
-        make_sampler: Callable[[], Sampler],
-        make_reward: Callable[[], RewardModel] | None,
-        threads: int,
-        journal: Path,
-    ) -> None:
-        self.store, self.request, self.threads, self.journal = store, request, threads, journal
-        self.make_sampler, self.make_reward = make_sampler, make_reward
-        self.models: tuple[Sampler, RewardModel | None] | None = None
-        self.process = f"{socket.gethostname()}/{os.getpid()}"
-
-    def __call__(self, share: dict[str, Any]) -> dict[str, Any]:
-        row = {"prompts": 0, "chunks": 0, "drawn": 0, "tokens": 0, "lost": 0, "seconds": 0.0, "error": b""}
-        try:
-            row |= self.work(int(share["number"]), [str(prompt) for prompt in share["prompts"]])
-        except Exception as error:  # carried as a value: Ray would hand back one of its own, a page long
-            row["error"] = self.carried(error)
-        return {**row, "process": self.process}
+    store: SampleStore
+    request: dict[str, Any]
+    make_sampler: Callable[[], Sampler]
+    make_reward: Callable[[], RewardModel] | None
+    threads: int
+    journal: Path
+    models: tuple[Sampler, RewardModel | None] | None = None
 
     def work(self, number: int, prompts: list[str]) -> dict[str, Any]:
-        lost = self.losses(number, prompts)
+        row = {"prompts": 0, "chunks": 0, "drawn": 0, "tokens": 0, "lost": 0, "seconds": 0.0, "error": b""}
+        row["process"] = process = f"{socket.gethostname()}/{os.getpid()}"
+        try:
+            row["lost"] = self.losses(number, prompts)
+            row |= self.fill(prompts)
+        except Exception as error:  # carried as a value: Ray would hand back one of its own, a page long
+            row["error"] = _carried(error, process)
+        return row
+
+    def fill(self, prompts: list[str]) -> dict[str, Any]:
         # Models are made here and not in __init__, so that what goes wrong takes the same way, exception or death.
         if self.models is None:
             torch.set_num_threads(self.threads)
@@ -249,14 +195,8 @@ class _Worker:
         since = (self.journal / "begun").stat().st_mtime_ns
         drawn = np.array([[path.stat().st_mtime_ns >= since for path in paths] for paths in draws.chunks])
         mine = np.repeat(drawn, self.request["chunk_size"], axis=1)[:, : self.request["count"]]
-        return {
-            "prompts": len(prompts),
-            "chunks": drawn.size,
-            "drawn": int(drawn.sum()),
-            "tokens": int(draws.lengths[mine].sum()),
-            "lost": lost,
-            "seconds": seconds,
-        }
+        done = {"prompts": len(prompts), "chunks": drawn.size, "drawn": int(drawn.sum())}
+        return {**done, "tokens": int(draws.lengths[mine].sum()), "seconds": seconds}
 
     def losses(self, number: int, prompts: list[str]) -> int:
         """Return how many actors were lost at these prompts, from a file that outlives them."""
@@ -276,12 +216,13 @@ class _Worker:
             )
         return lost
 
-    def carried(self, error: Exception) -> bytes:
-        """Return an exception as bytes, with the place where it was raised as a note."""
-        error.add_note(f"In {self.process}:\n{''.join(traceback.format_exception(error))}")
-        try:
-            content = pickle.dumps(error)
-            pickle.loads(content)
-        except Exception:  # an exception of the user's that takes other arguments than it has
-            content = pickle.dumps(RuntimeError("".join(traceback.format_exception(error))))
-        return content
+
+def _carried(error: Exception, process: str) -> bytes:
+    """An exception as bytes, with the place where it was raised as a note."""
+    error.add_note(f"In {process}:\n{''.join(traceback.format_exception(error))}")
+    try:
+        content = pickle.dumps(error)
+        pickle.loads(content)
+    except Exception:  # an exception of the user's that takes other arguments than it has
+        content = pickle.dumps(RuntimeError("".join(traceback.format_exception(error))))
+    return content

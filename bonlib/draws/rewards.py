@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from bonlib.checks import flag, number, plain, whole
+from bonlib.checks import flag, number, plain, shown, whole
 from bonlib.models.classifiers import scores
 from bonlib.models.loaded import LoadedModel
 from bonlib.models.responses import Responses
@@ -165,7 +165,7 @@ class ClassifierReward:
 
 def _check_loaded(loaded: object) -> None:
     if not isinstance(loaded, LoadedModel):
-        raise ValueError(f"loaded is {_shown(loaded)}; it must be a classifier: give load_classifier(NAME)")
+        raise ValueError(f"loaded is {shown(loaded)}; it must be a classifier: give load_classifier(NAME)")
 
 
 def _key(text: str) -> bytes:
@@ -228,13 +228,13 @@ class FunctionReward:
 
     def __init__(self, function: Callable[[str, str], Any], *, name: str = "") -> None:
         if not callable(function) or isinstance(function, type):
-            raise ValueError(f"function is {_shown(function)}; it must be a function of a prompt and a response")
+            raise ValueError(f"function is {shown(function)}; it must be a function of a prompt and a response")
         if not isinstance(name, str):
             raise ValueError(f"name is {name!r}; it must be a text that stands for the function in the store")
         about = repr(_code(function))
         if not name and _UNSEEN in about:
             raise ValueError(
-                f"name is empty, and {_shown(function)} holds an object that no hash tells apart: give a name"
+                f"name is empty, and {shown(function)} holds an object that no hash tells apart: give a name"
             )
         code = hashlib.sha256(about.encode("utf-8", "surrogatepass")).hexdigest()[:12]
         self.function = function
@@ -363,12 +363,19 @@ def checked_score(reward_model: RewardModel, prompts: Sequence[str], responses: 
         rewards = reward_model.score_responses(prompts, responses)
     else:
         rewards = reward_model.score(prompts, texts)
-    values = _as_array(rewards, prompts, texts)
-    if values.shape != (len(responses),):
+    if hasattr(rewards, "detach"):
+        rewards = rewards.detach().cpu().double().numpy()
+    try:
+        items = None if isinstance(rewards, str | bytes | dict) or getattr(rewards, "ndim", 1) > 1 else list(rewards)
+    except TypeError:
+        items = None
+    if items is None or len(items) != len(texts):
+        found = f"shape {rewards.shape}" if isinstance(rewards, np.ndarray) else shown(rewards)
         raise ValueError(
-            f"the reward model returned shape {values.shape} for {len(responses)} responses, the first to prompt "
-            f"{_shown(next(iter(prompts), None))}; it must return one number each, shape ({len(responses)},)"
+            f"the reward model returned {found} for {len(texts)} responses, the first to prompt "
+            f"{shown(next(iter(prompts), None))}; it must return one number each"
         )
+    values = np.array([_as_number(*each) for each in zip(items, prompts, texts, strict=True)], dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(values))
     if bad.size:
         first = int(bad[0])
@@ -385,26 +392,7 @@ def check_reward_model(reward_model: object) -> None:
         remedy = "SentimentReward(load_classifier(NAME)) or ClassifierReward(load_classifier(NAME))"
         if callable(reward_model) and not isinstance(reward_model, torch.nn.Module | type):
             remedy = "FunctionReward(function, name=NAME)"
-        raise ValueError(f"reward_model is {_shown(reward_model)}; it must be a reward model: give {remedy}")
-
-
-def _as_array(rewards: Any, prompts: Sequence[str], texts: Sequence[str]) -> Rewards:
-    """What a reward model returned as numbers: of NumPy, of torch on any device, with a gradient, or a list."""
-    if hasattr(rewards, "detach"):
-        rewards = rewards.detach().cpu().double().numpy()
-    if isinstance(rewards, np.ndarray) and rewards.dtype.kind in "biuf":
-        return rewards.astype(np.float64)
-    try:
-        items = None if isinstance(rewards, str | bytes | dict) else list(rewards)
-    except TypeError:
-        items = None
-    if items is None or len(items) != len(texts):
-        found = f"{_shown(rewards)}" if items is None else f"{len(items)} rewards"
-        raise ValueError(
-            f"the reward model returned {found} for {len(texts)} responses, the first to prompt "
-            f"{_shown(next(iter(prompts), None))}; it must return one number each"
-        )
-    return np.array([_as_number(*each) for each in zip(items, prompts, texts, strict=True)], dtype=np.float64)
+        raise ValueError(f"reward_model is {shown(reward_model)}; it must be a reward model: give {remedy}")
 
 
 def _as_number(reward: Any, prompt: str, text: str) -> float:
@@ -412,13 +400,7 @@ def _as_number(reward: Any, prompt: str, text: str) -> float:
     value = plain(reward.reshape(()) if getattr(reward, "shape", None) in ((1,), (1, 1)) else reward)
     if not isinstance(value, Real):
         raise ValueError(
-            f"the reward of prompt {prompt!r}, response {text!r} is {_shown(value)}; it must be one number: let the "
+            f"the reward of prompt {prompt!r}, response {text!r} is {shown(value)}; it must be one number: let the "
             "reward function return that alone"
         )
     return float(value)
-
-
-def _shown(value: Any) -> str:
-    """A value as one short line."""
-    line = " ".join(repr(value).split())
-    return line if len(line) <= 80 else line[:79] + "…"

@@ -5,24 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bonlib.checks import strings
 
-if TYPE_CHECKING:
-    pass
-
 
 def checked_text(name: str, value: object, *, blank: bool = False) -> str:
-    """Return a text, after checking that it is a string of whole characters, with a word in it.
-
-    Args:
-        name: what to call it in the message.
-        value: the text.
-        blank: whether it may do without a word.
+    """Return a text, after checking that it is one of whole characters, with a word in it unless it may be blank.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: which calls it `name`.
     """
     if not isinstance(value, str):
         raise ValueError(f"{name} is {value!r}; it must be a string: drop or mend that row")
@@ -37,14 +29,10 @@ def checked_text(name: str, value: object, *, blank: bool = False) -> str:
 
 
 def checked_texts(name: str, value: object) -> list[str]:
-    """Return those of some texts that have a word in them, after checking that each is a string.
-
-    Args:
-        name: what to call them in the message.
-        value: a list of texts; a string counts as a list of one.
+    """Return those of some texts, or of a single one, that have a word in them.
 
     Raises:
-        ValueError: if none is left, or one is no string.
+        ValueError: if none is left, or one is no string; it calls them `name`.
     """
     texts = [text for text in strings(name, [value] if isinstance(value, str) else value) if text.strip()]
     if not texts:
@@ -53,15 +41,14 @@ def checked_texts(name: str, value: object) -> list[str]:
 
 
 def read_jsonl(path: str | Path, kind: type = dict) -> list[Any]:
-    """Return the rows of a file of JSON lines; blank lines and a byte-order mark are passed over.
+    """Return the rows of a file of JSON lines, in UTF-8; blank lines and a byte-order mark are passed over.
 
     Args:
-        path: of the file, in UTF-8.
+        path: of the file.
         kind: what each line is: dict for a JSON object, list for an array.
 
     Raises:
         ValueError: if a line is something else; the message names file and line.
-        FileNotFoundError: if there is no such file.
     """
     return [row for _, row in numbered_rows(path, kind)]
 

@@ -125,7 +125,6 @@ class TransformersSampler:
         )
 
     def _batch(self, encoded: Sequence[list[int]], settings: SamplingSettings, seed: int) -> Responses:
-        tokenizer = self.loaded.tokenizer
         decoded = decode(
             self.loaded.model,
             encoded,
@@ -135,14 +134,11 @@ class TransformersSampler:
             pad_id=self.loaded.pad_token_id,
             generator=torch.Generator().manual_seed(seed),
         )
-        lengths = decoded.lengths.cpu().numpy()
-        rows = [row[:length] for row, length in zip(decoded.tokens.cpu().tolist(), lengths, strict=True)]
-        texts = response_texts(tokenizer, encoded, rows)
-        if settings.stop:
-            for place, (prompt, row) in enumerate(zip(encoded, rows, strict=True)):
-                texts[place], lengths[place] = stopped(tokenizer, prompt, row, texts[place], settings.stop)
+        drawn = zip(decoded.tokens.cpu().tolist(), decoded.lengths.tolist(), strict=True)
+        rows = [row[:length] for row, length in drawn]
+        texts, lengths = stopped_texts(self.loaded.tokenizer, encoded, rows, settings.stop)
         token_ids = decoded.tokens.cpu().numpy().astype(np.int32)
-        kept = np.arange(token_ids.shape[1]) < lengths[:, None]
+        kept = np.arange(token_ids.shape[1]) < np.array(lengths)[:, None]
         token_ids[~kept] = -1
         log_probs, sampling_log_probs = (
             np.where(kept, table.cpu().double().numpy(), 0.0).sum(axis=1)
@@ -151,18 +147,23 @@ class TransformersSampler:
         return Responses(np.array(texts, dtype=object), token_ids, log_probs, sampling_log_probs)
 
 
-def stopped(tokenizer: Any, prompt: list[int], response: list[int], text: str, stop: Sequence[str]) -> tuple[str, int]:
-    """Return a response up to the first of some strings, as text without it, and how many tokens make it whole.
+def stopped_texts(
+    tokenizer: Any, prompts: Sequence[list[int]], responses: Sequence[list[int]], stop: Sequence[str]
+) -> tuple[list[str], list[int]]:
+    """Return responses up to the first of some strings, as texts without it, and how many tokens make each whole.
 
     What is drawn after the string changes nothing: the same tokens come with the same probability as if drawing had
     stopped there.
     """
-    found = [(place, string) for string in stop if (place := text.find(string)) >= 0]
-    if not found:
-        return text, len(response)
-    begin = min(place for place, _ in found)
-    for length in range(1, len(response)):
-        (part,) = response_texts(tokenizer, [prompt], [response[:length]])
-        if any(string in part for string in stop):
-            return text[:begin], length
-    return text[:begin], len(response)
+    texts, lengths = response_texts(tokenizer, prompts, responses), list(map(len, responses))
+    for place, text in enumerate(texts):
+        begins = [begin for string in stop if (begin := text.find(string)) >= 0]
+        if begins:
+            texts[place] = text[: min(begins)]
+            response = responses[place]
+            for length in range(1, len(response)):
+                (part,) = response_texts(tokenizer, [prompts[place]], [response[:length]])
+                if any(string in part for string in stop):
+                    lengths[place] = length
+                    break
+    return texts, lengths

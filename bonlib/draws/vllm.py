@@ -19,10 +19,11 @@ import torch
 from numpy.typing import NDArray
 
 from bonlib.checks import whole
-from bonlib.draws.samplers import SamplingSettings, stopped
-from bonlib.models.loaded import end_token_ids, locate
+from bonlib.draws.samplers import SamplingSettings, stopped_texts
+from bonlib.models.loaded import end_token_ids
+from bonlib.models.places import locate
 from bonlib.models.responses import Responses
-from bonlib.models.texts import encode_prompts, response_texts
+from bonlib.models.texts import encode_prompts
 
 _KINDS = (".safetensors", ".json", ".txt", ".model", ".jinja")  # files that a model is made of
 # Defaults for what the user has not set. An engine in the process itself is gone when the sampler is; on a CPU it would
@@ -39,7 +40,7 @@ class VllmSampler:
     """Draws from a causal language model through vLLM's engine.
 
     Args:
-        name: bundled model, folder or hub name; see `bonlib.models.loaded.locate`.
+        name: bundled model, folder or hub name; see `bonlib.models.places.locate`.
         revision: hub branch, tag or commit; the commit it stands for is recorded. Ignored for folders.
         dtype: "auto" (that of the weights), "float32" or "bfloat16".
         engine: further arguments of `vllm.LLM`, such as `{"gpu_memory_utilization": 0.5}`.
@@ -134,12 +135,10 @@ class VllmSampler:
         }
         outputs = self._run(encoded, [{**common, "seed": int(row_seed)} for row_seed in seeds])
         completions = [output.outputs[0] for output in outputs]
-        responses = [list(completion.token_ids) for completion in completions]
-        texts = response_texts(self.tokenizer, encoded, responses)
-        if settings.stop:  # vLLM's own would need its texts, which are not always ours
-            for place, (prompt, response) in enumerate(zip(encoded, responses, strict=True)):
-                texts[place], length = stopped(self.tokenizer, prompt, response, texts[place], settings.stop)
-                responses[place] = response[:length]
+        # vLLM's own stop strings would need its texts, which are not always ours.
+        drawn = [list(completion.token_ids) for completion in completions]
+        texts, lengths = stopped_texts(self.tokenizer, encoded, drawn, settings.stop)
+        responses = [response[:length] for response, length in zip(drawn, lengths, strict=True)]
         sampling_log_probs = np.array(
             [_summed(c.logprobs[: len(r)], r) for c, r in zip(completions, responses, strict=True)]
         )
@@ -161,12 +160,8 @@ class VllmSampler:
         """Log-probabilities of responses under the model as it is, by reading them once more."""
         wholes = [prompt + response for prompt, response in zip(prompts, responses, strict=True)]
         outputs = self._run(wholes, [{"max_tokens": 1, "prompt_logprobs": 0}] * len(wholes))
-        return np.array(
-            [
-                _summed(output.prompt_logprobs[-len(response) :], response)
-                for output, response in zip(outputs, responses, strict=True)
-            ]
-        )
+        pairs = zip(outputs, responses, strict=True)
+        return np.array([_summed(output.prompt_logprobs[-len(response) :], response) for output, response in pairs])
 
     def _run(self, prompts: Sequence[list[int]], parameters: Sequence[dict[str, Any]]) -> Any:
         from vllm import SamplingParams

@@ -13,9 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bonlib.models.decoding import padded_on_the_left, share_cache
+from bonlib.models.decoding import mask_and_positions, padded, share_cache
 from bonlib.models.kernels import cpu_kernels
-from bonlib.models.loaded import takes
 from bonlib.models.ways import TASKS, Probe, Task, Ways, inner, proven
 
 
@@ -75,9 +74,7 @@ def _scores_of(
     model: Any, beginnings: list[tuple[int, ...]], rest: list[list[int]], pooled: bool, pad_id: int
 ) -> Tensor:
     device = next(model.parameters()).device
-    width = max(map(len, rest))
-    ids = torch.tensor([ids + [pad_id] * (width - len(ids)) for ids in rest], device=device)
-    mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids in rest], device=device)
+    ids, mask = padded(rest, pad_id, device)
     options: dict[str, Any] = {"attention_mask": mask}
     if not pooled:
         logits: Tensor = model(ids, **options).logits
@@ -86,20 +83,14 @@ def _scores_of(
     if any(beginnings):
         distinct = list(dict.fromkeys(beginnings))
         row_of = torch.tensor([distinct.index(beginning) for beginning in beginnings], device=device)
-        before, before_mask = padded_on_the_left(distinct, pad_id, device)
-        cache = layers(before, use_cache=True, **_told(layers, before_mask, before.shape[1])).past_key_values
-        share_cache(cache, row_of, room=width)
-        options = {"past_key_values": cache, **_told(layers, torch.cat([before_mask[row_of], mask], 1), width)}
+        before, before_mask = padded(distinct, pad_id, device, left=True)
+        told = mask_and_positions(layers, before_mask, before.shape[1])
+        cache = layers(before, use_cache=True, **told).past_key_values
+        share_cache(cache, row_of, room=ids.shape[1])
+        whole_mask = torch.cat([before_mask[row_of], mask], 1)
+        options = {"past_key_values": cache, **mask_and_positions(layers, whole_mask, ids.shape[1])}
     states = layers(ids, **options).last_hidden_state
     return inner(model).score(states[torch.arange(len(rest)), mask.sum(1) - 1])
-
-
-def _told(model: Any, mask: Tensor, width: int) -> dict[str, Tensor]:
-    """Mask, and positions of the last `width` tokens for models that take them."""
-    options = {"attention_mask": mask}
-    if takes(model, "position_ids"):
-        options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -width:]
-    return options
 
 
 @contextmanager

@@ -15,22 +15,14 @@ import torch
 from torch import Tensor
 
 from bonlib.models.kernels import cpu_kernels
-from bonlib.models.loaded import takes
-from bonlib.models.ways import TASKS, Probe, Task, Ways, proven
+from bonlib.models.ways import TASKS, Probe, Task, Ways, proven, takes
 
 # Given the next-token logits of some rows (B, V), which rows these are, and the step: a token a row, and which go on.
 Choose = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
 class Law(NamedTuple):
-    """What the next token is drawn from.
-
-    Attributes:
-        temperature: divides the logits, above 0.
-        top_p: the smallest set of next tokens with at least this probability is kept, in (0, 1].
-        top_k: so many of the likeliest tokens are kept; 0 for all.
-        min_p: tokens less likely than this share of the likeliest one's probability are left out, in [0, 1).
-    """
+    """What the next token is drawn from: the fields of `SamplingSettings` that say so, which explains them."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -39,19 +31,12 @@ class Law(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """What the loop returns for a batch of B prompts and at most T new tokens.
+    """What the loop returns for a batch of B prompts and at most T new tokens."""
 
-    Attributes:
-        tokens: (B, T) token ids; the padding token after the end token.
-        lengths: (B,) tokens of each response, the end token included.
-        log_probs: (B, T) log-probability of each token under the model as it is, 0 after the end.
-        sampling_log_probs: (B, T) the same under the distribution that was sampled from.
-    """
-
-    tokens: Tensor
-    lengths: Tensor
-    log_probs: Tensor
-    sampling_log_probs: Tensor
+    tokens: Tensor  # (B, T) token ids; the padding token after the end token
+    lengths: Tensor  # (B,) tokens of each response, the end token included
+    log_probs: Tensor  # (B, T) of each token under the model as it is, 0 after the end
+    sampling_log_probs: Tensor  # (B, T) the same under the distribution that was sampled from
 
 
 def decode(
@@ -102,23 +87,12 @@ def decode(
 def follow(
     model: Any, prompts: Sequence[Sequence[int]], choose: Choose, *, steps: int, pad_id: int, ways: Ways
 ) -> None:
-    """Read prompts, and then token by token whatever is chosen to come next.
-
-    Args:
-        model: a `transformers` causal language model.
-        prompts: B lists of token ids, none empty.
-        choose: is asked for the next token of each row that goes on.
-        steps: at most so many times.
-        pad_id: token to fill up with.
-        ways: those that are right for this model.
-    """
+    """Read prompts, B lists of token ids, and then token by token, at most `steps` of them, what is chosen to come."""
     device = next(model.parameters()).device
     with torch.inference_mode("inference" in ways), torch.no_grad(), cpu_kernels(model, ways):
         for places in alike(list(map(len, prompts)), "left", ways):
-            rows, chosen = torch.tensor(places, device=device), [tuple(prompts[place]) for place in places]
-            (_follow_with_cache if "cache" in ways else _follow_without)(
-                model, chosen, rows, choose, steps=steps, pad_id=pad_id, shared="shared" in ways
-            )
+            rows = torch.tensor(places, device=device)
+            _follow(model, [tuple(prompts[place]) for place in places], rows, choose, steps, pad_id, ways)
 
 
 def alike(lengths: Sequence[int], side: str, ways: Ways) -> Iterator[list[int]]:
@@ -132,26 +106,20 @@ def alike(lengths: Sequence[int], side: str, ways: Ways) -> Iterator[list[int]]:
             yield [place for place, each in enumerate(lengths) if each == length]
 
 
-def _follow_with_cache(
-    model: Any,
-    prompts: Sequence[tuple[int, ...]],
-    rows: Tensor,
-    choose: Choose,
-    *,
-    steps: int,
-    pad_id: int,
-    shared: bool,
+def _follow(
+    model: Any, prompts: Sequence[tuple[int, ...]], rows: Tensor, choose: Choose, steps: int, pad_id: int, ways: Ways
 ) -> None:
+    cached, shared = "cache" in ways, "shared" in ways
     to_read = list(dict.fromkeys(prompts)) if shared else prompts
-    ids, mask = padded_on_the_left(to_read, pad_id, rows.device)
-    forward = _forward_with_cache(model, padded=not bool(mask.all()))
+    ids, mask = padded(to_read, pad_id, rows.device, left=True)
+    forward = _forward(model, cached=cached, padded=not bool(mask.all()))
     logits, cache = forward(ids, mask, None)
     if shared:
         place = {prompt: i for i, prompt in enumerate(to_read)}
         row_of = torch.tensor([place[prompt] for prompt in prompts], device=rows.device)
         share_cache(cache, row_of, room=steps)
         logits, mask = logits[row_of], mask[row_of]
-    running = torch.arange(len(rows), device=rows.device)  # those rows of the cache whose response goes on
+    running = torch.arange(len(rows), device=rows.device)  # those rows whose response goes on
     for step in range(steps):
         chosen, going_on = choose(logits if len(running) == len(logits) else logits[running], rows[running], step)
         left = int(going_on.sum())
@@ -159,65 +127,57 @@ def _follow_with_cache(
             return
         if left < len(running):
             chosen, running = chosen[going_on], running[going_on]
-            if shared:
-                select_rows(cache, running)
+            if shared or not cached:
+                if cached:
+                    select_rows(cache, running)
+                else:
+                    ids = ids[running]
                 rows, mask = rows[running], mask[running]
                 running = torch.arange(left, device=rows.device)
         following = chosen
         if left < len(mask):  # a cache that cannot be cut: finished rows read padding, and nobody asks what they say
             following = torch.full_like(mask[:, 0], pad_id).index_copy_(0, running, chosen)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        logits, cache = forward(following[:, None], mask, cache)
+        ids = following[:, None] if cached else torch.cat([ids, following[:, None]], dim=1)
+        logits, cache = forward(ids, mask, cache)
 
 
-def _forward_with_cache(model: Any, *, padded: bool) -> Callable[[Tensor, Tensor, Any], tuple[Tensor, Any]]:
+def _forward(model: Any, *, cached: bool, padded: bool) -> Callable[[Tensor, Tensor, Any], tuple[Tensor, Any]]:
+    """A pass over some tokens behind a cache, or over whole texts without one: logits of the next token, and cache."""
     name = "past_key_values" if takes(model, "past_key_values") else "cache_params"
-    takes_positions = takes(model, "position_ids")
+    told: dict[str, Any] = {"use_cache": cached} if cached or takes(model, "use_cache") else {}
+    if not cached and takes(model, "logits_to_keep"):
+        told["logits_to_keep"] = 1
 
     def forward(tokens: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
-        options: dict[str, Any] = {name: cache}
-        if padded:  # without padding the model works out both for itself, and attends without a mask
-            options["attention_mask"] = mask
-            if takes_positions:
-                options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
-        out = model(tokens, use_cache=True, **options)
-        return out.logits[:, -1].float(), out[name]
+        # Without padding the model works out mask and positions for itself, and attends without a mask.
+        options = told | (mask_and_positions(model, mask, tokens.shape[1]) if padded else {})
+        out = model(tokens, **options, **({name: cache} if cached else {}))
+        return out.logits[:, -1].float(), out[name] if cached else None
 
     return forward
 
 
-def _follow_without(
-    model: Any,
-    prompts: Sequence[tuple[int, ...]],
-    rows: Tensor,
-    choose: Choose,
-    *,
-    steps: int,
-    pad_id: int,
-    shared: bool,
-) -> None:
-    ids, mask = padded_on_the_left(prompts, pad_id, rows.device)
-    padded = not bool(mask.all())
-    options: dict[str, Any] = {"use_cache": False} if takes(model, "use_cache") else {}
-    options |= {"logits_to_keep": 1} if takes(model, "logits_to_keep") else {}
-    for step in range(steps):
-        if padded:
-            options["attention_mask"] = mask
-            if takes(model, "position_ids"):
-                options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-        chosen, going_on = choose(model(ids, **options).logits[:, -1].float(), rows, step)
-        if not bool(going_on.any()):
-            return
-        ids = torch.cat([ids, chosen[:, None]], dim=1)[going_on]
-        mask, rows = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)[going_on], rows[going_on]
+def mask_and_positions(model: Any, mask: Tensor, width: int) -> dict[str, Tensor]:
+    """Return a mask, and the positions of the last `width` tokens for models that take them, as options."""
+    options = {"attention_mask": mask}
+    if takes(model, "position_ids"):
+        options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, -width:]
+    return options
 
 
-def padded_on_the_left(texts: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def padded(
+    texts: Sequence[Sequence[int]], pad_id: int, device: torch.device, *, left: bool = False
+) -> tuple[Tensor, Tensor]:
     """Return texts as one table of token ids, and 1 where there is one, (B, L) each."""
     width = max(map(len, texts))
-    ids = torch.tensor([[pad_id] * (width - len(text)) + list(text) for text in texts], device=device)
-    mask = torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in texts], device=device)
-    return ids, mask
+
+    def filled(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+        pads = [[fill] * (width - len(row)) for row in rows]
+        both = zip(pads, rows, strict=True)
+        return torch.tensor([[*pad, *row] if left else [*row, *pad] for pad, row in both], device=device)
+
+    return filled(texts, pad_id), filled([[1] * len(text) for text in texts], 0)
 
 
 def said_plainly(model: Any, probe: Probe) -> list[Tensor]:
@@ -226,12 +186,7 @@ def said_plainly(model: Any, probe: Probe) -> list[Tensor]:
 
 
 def plain_logits(model: Any, text: Sequence[int]) -> Tensor:
-    """Return what a model says after each token of a text, (L, V), read in the plainest way; gradients flow.
-
-    Args:
-        model: a `transformers` causal language model.
-        text: token ids.
-    """
+    """Return what a causal model says after each token of a text, (L, V), in the plainest way; gradients flow."""
     ids = torch.tensor([list(text)], device=next(model.parameters()).device)
     options = {"use_cache": False} if takes(model, "use_cache") else {}
     logits: Tensor = model(ids, **options).logits[0].float()
@@ -303,7 +258,8 @@ def _roomy_layer() -> Any:
             super().__init__()
             self.lazy_initialization(layer.keys, layer.values)
             self._length = layer.keys.shape[2]
-            self._kept = [_with_room(kept[rows], room) for kept in (layer.keys, layer.values)]
+            kept = (kept[rows] for kept in (layer.keys, layer.values))
+            self._kept = [torch.cat([k, k.new_empty(*k.shape[:2], room, k.shape[3])], dim=2) for k in kept]
             self._show()
 
         def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -321,10 +277,6 @@ def _roomy_layer() -> Any:
             self.keys, self.values = (kept[:, :, : self._length] for kept in self._kept)
 
     return RoomyLayer
-
-
-def _with_room(kept: Tensor, room: int) -> Tensor:
-    return torch.cat([kept, kept.new_empty(*kept.shape[:2], room, kept.shape[3])], dim=2)
 
 
 def draw(logits: Tensor, uniforms: Tensor, law: Law) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
+from bonlib.checks import one_line
 from bonlib.models.texts import token_ids
 from bonlib.models.ways import UnfitModelError, inner
 
 LENGTH = 16  # tokens of the text by which a model is checked; the second half of them is changed
-ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-9}  # of a causal model's logits before a change, in their spread
-COARSE = 2e-2  # of those in half precision
+FINE = {torch.float32: 1e-5, torch.float64: 1e-9}  # of a causal model's logits before a change, in their spread
+COARSE = 2e-2  # the same in half precision
 
 
 def check_causal(loaded: Any) -> None:
@@ -27,9 +28,7 @@ def check_causal(loaded: Any) -> None:
     model, name = loaded.model, _class_of(loaded.model)
     ordinary = _ordinary_ids(loaded)
     length = min(LENGTH, loaded.context)
-    texts = torch.tensor(
-        [[ordinary[(7 * place + shift) % len(ordinary)] for place in range(length)] for shift in (0, 1)]
-    )
+    texts = torch.tensor([[ordinary[(7 * i + shift) % len(ordinary)] for i in range(length)] for shift in (0, 1)])
     texts[1, : length // 2] = texts[0, : length // 2]
     first, other = (_plain_pass(model, text) for text in texts)
     if first.ndim != 2 or len(first) < length:
@@ -41,7 +40,7 @@ def check_causal(loaded: Any) -> None:
     before = slice(len(first) - length, len(first) - length + length // 2)
     spread = first.std().clamp(min=torch.finfo(torch.float32).tiny)
     change = float((first[before] - other[before]).abs().max() / spread)
-    if change > ROUNDING.get(model.dtype, COARSE):
+    if change > FINE.get(model.dtype, COARSE):
         _refuse_random(name, first, _plain_pass(model, texts[0]))
         raise UnfitModelError(
             f"{name} is not causal: what it says of a word changes with the words after it, as in masked models; take "
@@ -137,9 +136,3 @@ def check_tokenizer(loaded: Any) -> None:
             f"{beyond[first]!r} ({first}, the model has {known}): take the model's own tokenizer, or "
             "`model.resize_token_embeddings(len(tokenizer))` and train them"
         )
-
-
-def one_line(error: Exception, longest: int = 300) -> str:
-    """Return an error's kind and message without line breaks."""
-    text = " ".join(str(error).split()) or "no message"
-    return f"{type(error).__name__}: {text if len(text) <= longest else f'{text[:longest]}…'}"

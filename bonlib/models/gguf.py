@@ -14,13 +14,7 @@ from platformdirs import user_cache_path
 
 
 class Packaged(NamedTuple):
-    """A model inside a package of the index.
-
-    Attributes:
-        module: name under which the package is installed.
-        file: the model in the module's folder.
-        install: what installs it.
-    """
+    """A model inside a package of the index: module, the file in its folder, and what installs it."""
 
     module: str
     file: str
@@ -38,14 +32,7 @@ PACKAGED = {
 
 
 def packaged_file(name: str) -> Path:
-    """Return where the GGUF file of a packaged model is.
-
-    Args:
-        name: a key of `PACKAGED`.
-
-    Raises:
-        FileNotFoundError: if its package is not installed.
-    """
+    """Return where the GGUF file of a packaged model is; a FileNotFoundError says how to install its package."""
     module, file, install = PACKAGED[name]
     spec = importlib.util.find_spec(module)  # found, never imported: its own dependencies need not be there
     path = Path(spec.origin).parent / file if spec and spec.origin else None
@@ -59,9 +46,6 @@ def unpacked(file: Path) -> Path:
 
     The folder lies in the user's cache and is named by the file's content. Quantised weights are multiplied out, which
     rounds each of them to bfloat16, far below the error that the quantisation made.
-
-    Args:
-        file: of a causal language model whose architecture `transformers` can read.
     """
     with file.open("rb") as content:
         key = hashlib.file_digest(content, "sha256").hexdigest()[:12]

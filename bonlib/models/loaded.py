@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 import sys
@@ -20,14 +19,9 @@ from bonlib.models.fitness import check_causal, check_classifier, check_tokenize
 from bonlib.models.kernels import keep_freed_memory
 from bonlib.models.loading import Kind, load_files
 from bonlib.models.peft_folders import adapter_settings, virtual_tokens
-from bonlib.models.places import BUNDLED, locate
-from bonlib.models.texts import chat_prompt, encode_prompts
-from bonlib.models.ways import inner, vocabulary
-
-__all__ = [
-    "BUNDLED", "LoadedModel", "chat_prompt", "check_causal", "end_token_ids", "load_classifier", "load_language_model",
-    "locate", "pick_device", "pick_dtype", "takes", "without_bars",
-]  # fmt: skip
+from bonlib.models.places import locate
+from bonlib.models.texts import encode_prompts
+from bonlib.models.ways import vocabulary
 
 _WITHOUT_EFFECT = {"_name_or_path", "name_or_path", "transformers_version", "dtype", "architectures"}
 _CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_target_positions")  # by any name
@@ -58,8 +52,8 @@ class LoadedModel:
     def context(self) -> int:
         """How many tokens of text the model can attend to."""
         config = self.model.config.get_text_config()
-        named = [getattr(config, name, None) for name in _CONTEXTS]
-        limits = [int(limit) for limit in named if isinstance(limit, int) and limit > 0][:1]
+        named = (getattr(config, name, None) for name in _CONTEXTS)
+        limits = [limit for limit in named if isinstance(limit, int) and limit > 0][:1]
         # RoBERTa and its kin count positions from behind that of the padding.
         limits += [
             len(table.weight) - table.padding_idx - 1
@@ -107,32 +101,16 @@ class LoadedModel:
         return end_token_ids(getattr(self.model, "generation_config", None), self.tokenizer, self.vocabulary)
 
     def encode(self, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
-        """Return the token ids of each prompt; errors as of `bonlib.models.texts.encode_prompts`.
-
-        Args:
-            prompts: at least one.
-            max_new_tokens: tokens to leave room for.
-        """
+        """Return the token ids of each prompt; arguments and errors as of `bonlib.models.texts.encode_prompts`."""
         return encode_prompts(self.tokenizer, self.context, prompts, max_new_tokens, vocabulary=self.vocabulary)
 
 
 def end_token_ids(generation_config: Any, tokenizer: Any, vocabulary: int = sys.maxsize) -> list[int]:
-    """Return the tokens that end a response: those of the generation settings, then the tokenizer's.
-
-    Args:
-        generation_config: of the model, or None.
-        tokenizer: of the model.
-        vocabulary: tokens that the model knows; it never gives others.
-    """
+    """Return the tokens that end a response: those of the generation settings and the tokenizer, if they are known."""
     ends = getattr(generation_config, "eos_token_id", None)
     named = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
     named.append(getattr(tokenizer, "eos_token_id", None))
     return [int(end) for end in dict.fromkeys(named) if end is not None and 0 <= end < vocabulary]
-
-
-def takes(model: Any, name: str) -> bool:
-    """Return whether a model's forward pass takes an argument; an adapter hides those of the model it is on."""
-    return name in inspect.signature(inner(model).forward).parameters
 
 
 def pick_device(wanted: str | int | torch.device = "auto") -> str:
@@ -170,9 +148,9 @@ def pick_dtype(wanted: str | torch.dtype, device: str) -> torch.dtype:
         ValueError: if `wanted` is none of them.
     """
     formats = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if isinstance(wanted, str) and wanted == "auto":
+    if wanted == "auto":
         return torch.bfloat16 if device.startswith("cuda") else torch.float32
-    name = str(wanted).removeprefix("torch.") if isinstance(wanted, str | torch.dtype) else ""
+    name = str(wanted).removeprefix("torch.")
     if name not in formats:
         raise ValueError(f"dtype is {wanted!r}; it must be 'auto', 'float32' or 'bfloat16'")
     return formats[name]
@@ -197,9 +175,7 @@ def load_language_model(
         FileNotFoundError: if the model is not there, or the hub cannot be reached.
         ValueError: if it is no causal language model of text, or its files are not whole.
     """
-    loaded = _load("causal", name, revision, device, dtype)
-    check_causal(loaded)
-    return loaded
+    return _load("causal", name, revision, device, dtype)
 
 
 def load_classifier(
@@ -223,9 +199,7 @@ def load_classifier(
         FileNotFoundError: as in `load_language_model`.
         ValueError: if it is no classifier of text, its head was never trained, or its files are not whole.
     """
-    loaded = _load("classifier", name, revision, device, dtype, outputs)
-    check_classifier(loaded)
-    return loaded
+    return _load("classifier", name, revision, device, dtype, outputs)
 
 
 def _load(
@@ -239,8 +213,9 @@ def _load(
     keep_freed_memory()
     device = pick_device(device)
     with without_bars():
-        found = load_files(kind, locate(name), pick_dtype(dtype, device), revision=revision, outputs=outputs)
-    model, tokenizer, commit = found
+        model, tokenizer, commit = load_files(
+            kind, locate(name), pick_dtype(dtype, device), revision=revision, outputs=outputs
+        )
     if tokenizer.pad_token_id is None:  # GPT-2 has none; padded places are masked, so any token will do
         tokenizer.pad_token = tokenizer.eos_token
     loaded = LoadedModel(model.to(device).eval(), tokenizer, os.fspath(name), commit)
@@ -248,6 +223,7 @@ def _load(
     text_config = model.config.get_text_config()
     if getattr(text_config, "pad_token_id", None) is None and tokenizer.pad_token_id is not None:
         text_config.pad_token_id = loaded.pad_token_id
+    (check_causal if kind == "causal" else check_classifier)(loaded)
     return loaded
 
 

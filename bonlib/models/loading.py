@@ -11,15 +11,16 @@ from typing import Any, Literal
 
 import torch
 
-from bonlib.models.fitness import one_line
-from bonlib.models.peft_folders import head_outputs, load_adapter
+from bonlib.checks import one_line
+from bonlib.models.peft_folders import TOKENIZER_FILES, Shapes, put_on, read_adapter
 from bonlib.models.places import locate_base
 from bonlib.models.ways import UnfitModelError
 
 Kind = Literal["causal", "classifier"]
 Files = tuple[Any, Any, str | None]  # model, tokenizer and, from the hub, the commit
 _JUDGES = re.compile(r"For(\w*Classification|QuestionAnswering|MultipleChoice)$")
-TASKS = {"causal": "a causal language model", "classifier": "a sequence classifier"}
+_ODD = 7919  # outputs that no layer has by chance
+KINDS = {"causal": "a causal language model", "classifier": "a sequence classifier"}
 
 
 def load_files(
@@ -45,12 +46,14 @@ def load_files(
         FileNotFoundError: if something is not there, or the hub cannot be reached.
         ValueError: if the model cannot be what it is asked to be, or weights are missing.
     """
+    from transformers import AutoConfig
+
     pinned: Any = None
     if not Path(where).is_dir():
         where, pinned = _from_hub(where, revision)
     if (Path(where) / "adapter_config.json").is_file():
         return _load_with_adapter(kind, Path(where), dtype, outputs, getattr(pinned, "resolved", None))
-    config = _said_once(where, _auto("AutoConfig").from_pretrained, where, revision=pinned, trust_remote_code=False)
+    config = _said_once(where, AutoConfig.from_pretrained, where, revision=pinned, trust_remote_code=False)
     _refuse_what_cannot_be(kind, where, config)
     options: dict[str, Any] = {"revision": pinned, "dtype": dtype, "trust_remote_code": False}
     # Pickled weights can run code on loading, hence safetensors only; the hub offers a conversion of most others.
@@ -64,7 +67,7 @@ def load_files(
 
     model, mismatched, missing = load() if outputs is None else load(num_labels=outputs)
     if mismatched and kind == "classifier" and outputs is None:
-        last = mismatched.get(f"{last_layer(model, model.config.num_labels)}.weight")
+        last = mismatched.get(f"{_last_layer(model, model.config.num_labels)}.weight")
         if last:  # some configurations do not keep the number of labels
             model, mismatched, missing = load(num_labels=last[0][0])
     if mismatched and outputs is None:
@@ -80,17 +83,11 @@ def load_files(
 
 
 def load_tokenizer(where: str, revision: Any = None) -> Any:
-    """Load the tokenizer of a model.
+    """Load the tokenizer of a folder or a hub name; a FileNotFoundError says if there is none."""
+    from transformers import AutoTokenizer
 
-    Args:
-        where: a folder, or a hub name.
-        revision: of the hub.
-
-    Raises:
-        FileNotFoundError: if there is none.
-    """
     try:
-        tokenizer = _auto("AutoTokenizer").from_pretrained(where, revision=revision, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(where, revision=revision, trust_remote_code=False)
         # Without files, one without words is made up from the configuration.
         reason = "" if len(tokenizer) > len(set(tokenizer.all_special_ids)) else "its vocabulary is empty"
     except Exception as error:  # each class of tokenizers raises its own
@@ -156,7 +153,7 @@ def _refuse_what_cannot_be(kind: Kind, where: str, config: Any) -> None:
         )
     if type(config) not in _auto_model(kind)._model_mapping:
         raise UnfitModelError(
-            f"{named}, of which transformers has no {TASKS[kind].removeprefix('a ')}: take {TASKS[kind]} of text, such "
+            f"{named}, of which transformers has no {KINDS[kind].removeprefix('a ')}: take {KINDS[kind]} of text, such "
             f"as {'gpt2 or llama' if kind == 'causal' else 'distilbert'}"
         )
 
@@ -172,9 +169,8 @@ def _refuse_missing(model: Any, where: str, missing: list[str], supplied: list[s
         lacking = [key for key in lacking if not is_head(key)]
     if not lacking:
         return
-    named = f"{where!r} as {type(model).__name__} lacks the weights {lacking[0]!r}" + (
-        f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-    )
+    more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+    named = f"{where!r} as {type(model).__name__} lacks the weights {lacking[0]!r}{more}"
     if hasattr(model.config, "num_labels") and all(map(is_head, lacking)) and "Classification" in type(model).__name__:
         raise UnfitModelError(
             f"{named}: its head was never trained, and its rewards would be random; take a trained classifier, or "
@@ -188,19 +184,17 @@ def _settle_head(model: Any, missing: Iterable[str], outputs: int) -> None:
 
     Were it random, no two loads would have one fingerprint: an adapter keeps the head that it replaces.
     """
-    owners = dict.fromkeys(key.rpartition(".")[0] for key in missing)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        for name in owners:
+        for name in dict.fromkeys(key.rpartition(".")[0] for key in missing):
             if hasattr(model.get_submodule(name), "reset_parameters"):
                 model.get_submodule(name).reset_parameters()
-        last = model.get_submodule(last_layer(model, outputs))
-        for weight in last.parameters():
+        for weight in model.get_submodule(_last_layer(model, outputs)).parameters():
             weight.zero_()
 
 
-def last_layer(model: Any, outputs: int) -> str:
-    """Return the name of the layer of a classifier that gives its outputs."""
+def _last_layer(model: Any, outputs: int) -> str:
+    """The name of the layer of a classifier that gives its outputs."""
     body = f"{model.base_model_prefix}."
     layers = [
         name
@@ -218,45 +212,41 @@ def _load_with_adapter(kind: Kind, folder: Path, dtype: torch.dtype, outputs: in
             f"outputs is {outputs}, but {str(folder)!r} is an adapter, which has the head it was trained with: leave "
             "outputs out, or merge the adapter into its model first (`merge_and_unload`)"
         )
-
-    def load_base(name: str, revision: str | None, saved: dict[str, list[int]]) -> Files:
-        where = locate_base(folder, name)
-        if (Path(where) / "adapter_config.json").is_file():
-            raise ValueError(
-                f"adapter {str(folder)!r} stands on {name!r}, which is an adapter too: merge that one into its model "
-                "first (`merge_and_unload`)"
-            )
-        heads = None
-        if kind == "classifier":
-            heads = _saved_outputs(where, revision, saved)
-        return load_files(kind, where, dtype, revision=revision, outputs=heads, supplied=saved)
-
+    config, shapes = read_adapter(kind, folder)
+    base, revision = config["base_model_name_or_path"], config.get("revision")
+    where = locate_base(folder, base)
+    if (Path(where) / "adapter_config.json").is_file():
+        raise ValueError(
+            f"adapter {str(folder)!r} stands on {base!r}, which is an adapter too: merge that one into its model "
+            "first (`merge_and_unload`)"
+        )
+    heads = _saved_outputs(where, revision, shapes) if kind == "classifier" else None
     with _quiet_reports():
-        model, tokenizer, base_commit = load_adapter(kind, folder, load_base, load_tokenizer)
+        model, tokenizer, base_commit = load_files(
+            kind, where, dtype, revision=revision, outputs=heads, supplied=shapes
+        )
+        if any((folder / name).is_file() for name in TOKENIZER_FILES):
+            tokenizer = load_tokenizer(str(folder))
+        model = put_on(model, folder, config, shapes, base_commit)
     return model, tokenizer, commit or base_commit
 
 
-def _saved_outputs(where: str, revision: str | None, saved: dict[str, list[int]]) -> int | None:
+def _saved_outputs(where: str, revision: str | None, shapes: Shapes) -> int | None:
     """How many outputs the head has that an adapter's file holds; None if it holds none."""
-    config = _said_once(where, _auto("AutoConfig").from_pretrained, where, revision=revision, num_labels=_ODD)
+    from transformers import AutoConfig
+
+    config = _said_once(where, AutoConfig.from_pretrained, where, revision=revision, num_labels=_ODD)
     _refuse_what_cannot_be("classifier", where, config)
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        name = last_layer(_auto_model("classifier").from_config(config), _ODD)
-    return head_outputs(name, saved)
-
-
-_ODD = 7919  # outputs that no layer has by chance
-
-
-def _auto(name: str) -> Any:
-    import transformers
-
-    return getattr(transformers, name)
+        name = _last_layer(_auto_model("classifier").from_config(config), _ODD)
+    return next((shape[0] for key, shape in shapes.items() if key.endswith(f".{name}.weight")), None)
 
 
 def _auto_model(kind: Kind) -> Any:
-    return _auto("AutoModelForCausalLM" if kind == "causal" else "AutoModelForSequenceClassification")
+    import transformers
+
+    return transformers.AutoModelForCausalLM if kind == "causal" else transformers.AutoModelForSequenceClassification
 
 
 @contextmanager

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bonlib.models.fitness import one_line
+from bonlib.checks import one_line
 from bonlib.models.places import lasting_name
 
 Shapes = dict[str, list[int]]
@@ -22,29 +22,17 @@ _TOLD = {
 }  # fmt: skip
 
 
-def load_adapter(
-    kind: str,
-    folder: Path,
-    load_base: Callable[[str, str | None, Shapes], tuple[Any, Any, str | None]],
-    load_tokenizer: Callable[[str], Any],
-) -> tuple[Any, Any, str | None]:
-    """Load a model with an adapter on it, from the folder of the adapter.
+def read_adapter(kind: str, folder: Path) -> tuple[dict[str, Any], Shapes]:
+    """Return the settings of an adapter, and the shapes of its weights by their names in its file.
 
     Args:
-        kind: "causal" or "classifier".
-        folder: with adapter_config.json and adapter_model.safetensors; its own tokenizer is taken if it is there.
-        load_base: loads the model below, given its name, its revision and the shapes of the weights that the adapter
-            has; it returns the model, its tokenizer and its commit.
-        load_tokenizer: loads that of a folder.
-
-    Returns:
-        Model, tokenizer, and the commit of the model below.
+        kind: what the model is asked to be, "causal" or "classifier".
+        folder: with adapter_config.json and adapter_model.safetensors.
 
     Raises:
-        FileNotFoundError: if a file is missing.
-        ValueError: if a weight of the adapter is missing or has no place, or it is of another kind of model.
+        FileNotFoundError: if there are no weights.
+        ValueError: if it names no model, or is of another kind.
     """
-    import peft
     from safetensors import safe_open
 
     config = json.loads((folder / "adapter_config.json").read_text())
@@ -64,19 +52,28 @@ def load_adapter(
         remedy = {"CAUSAL_LM": "load_language_model", "SEQ_CLS": "load_classifier"}.get(task, "peft itself")
         raise ValueError(f"adapter {str(folder)!r} was trained for {task}, not as a {kind} model: take {remedy}")
     with safe_open(weights, "pt") as file:
-        saved: Shapes = {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-    model, tokenizer, commit = load_base(config["base_model_name_or_path"], config.get("revision"), saved)
-    if any((folder / name).is_file() for name in TOKENIZER_FILES):
-        tokenizer = load_tokenizer(str(folder))
-    kept = set(config.get("modules_to_save") or ())
-    own_embeddings = _resize_embeddings(model, folder, saved, kept)
+        return config, {key: list(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+
+
+def put_on(model: Any, folder: Path, config: dict[str, Any], shapes: Shapes, commit: str | None) -> Any:
+    """Return a model, of some commit of the hub, with an adapter on it, whose settings and shapes `read_adapter` gave.
+
+    Raises:
+        ValueError: if a weight of the adapter is missing or has no place.
+    """
+    import peft
+
+    own_embeddings = _resize_embeddings(model, folder, shapes, config.get("modules_to_save") or ())
     where = model.name_or_path
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "Found missing adapter keys")
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)  # a property by its old name
         try:
             adapted = peft.PeftModel.from_pretrained(model, str(folder), torch_device="cpu")
-            unplaced = [] if config_of(adapted).is_prompt_learning else _unplaced(adapted, folder)
+            unplaced = []
+            if not config_of(adapted).is_prompt_learning:  # `peft` passes over weights that have no place
+                again = adapted.load_adapter(str(folder), adapted.active_adapter, torch_device="cpu")
+                unplaced = list(again.unexpected_keys)
         except (UserWarning, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"adapter {str(folder)!r} does not fit the model that it names, {where!r}, or is not whole "
@@ -91,7 +88,7 @@ def load_adapter(
     config_of(adapted).revision = commit
     adapted.keeps_embeddings = own_embeddings  # those that are not the model's below must be saved with the adapter
     _keep_heads_precise(adapted)
-    return adapted, tokenizer, commit
+    return adapted
 
 
 def config_of(model: Any) -> Any:
@@ -125,21 +122,8 @@ def adapter_settings(model: Any) -> dict[str, Any]:
     return {name: sorted(value) if isinstance(value, set) else value for name, value in found.items()}
 
 
-def head_outputs(last: str, saved: Mapping[str, list[int]]) -> int | None:
-    """Return how many outputs a classifier's head has in an adapter's file; None if the file has none.
-
-    Args:
-        last: name of the head's last layer in the model below.
-        saved: shapes of the adapter's weights.
-    """
-    return next((shape[0] for key, shape in saved.items() if key.endswith(f".{last}.weight")), None)
-
-
 def unfreeze_adapter(model: Any) -> None:
-    """Have exactly those weights of a model with an adapter trained that `peft` would train, in single precision.
-
-    Args:
-        model: with an adapter, changed in place.
+    """Have exactly those weights trained that `peft` would train, in single precision; changes the model in place.
 
     Raises:
         ValueError: if nothing would be trained.
@@ -162,13 +146,7 @@ def unfreeze_adapter(model: Any) -> None:
 
 
 def save_peft_folder(model: Any, folder: Path, commit: str | None) -> None:
-    """Write a model with an adapter, so that its folder finds the model below from anywhere.
-
-    Args:
-        model: with an adapter.
-        folder: where it goes.
-        commit: of the model below, if it came from the hub.
-    """
+    """Write an adapter, so that its folder finds the model below, of this commit of the hub, from anywhere."""
     for config in model.peft_config.values():
         base = config.base_model_name_or_path
         if base:
@@ -178,24 +156,20 @@ def save_peft_folder(model: Any, folder: Path, commit: str | None) -> None:
     model.save_pretrained(folder, save_embedding_layers=getattr(model, "keeps_embeddings", False))
 
 
-def _unplaced(model: Any, folder: Path) -> list[str]:
-    """Weights of an adapter's file that have no place in the model; `peft` passes over them."""
-    return list(model.load_adapter(str(folder), model.active_adapter, torch_device="cpu").unexpected_keys)
-
-
 def _resize_embeddings(model: Any, folder: Path, saved: Shapes, kept: Iterable[str]) -> bool:
     """Give a model as many tokens as its adapter was saved with; return whether the adapter has embeddings itself."""
     try:
         layers = {"input": model.get_input_embeddings(), "output": model.get_output_embeddings()}
     except (NotImplementedError, AttributeError):
         return False
-    names = {
-        side: next((name for name, module in model.named_modules() if module is layer), None)
-        for side, layer in layers.items()
-        if layer is not None
-    }
-    found = {side: _saved_as(name, saved) for side, name in names.items() if name is not None}
-    kept_apart = {side for side, name in names.items() if name and name.rpartition(".")[2] in kept}
+    found, kept_apart = dict[str, str | None](), set[str]()
+    for side, layer in layers.items():
+        name = next((name for name, module in model.named_modules() if module is layer and layer is not None), None)
+        if name is not None:
+            ends = f".{name}.weight", f".{name}.base_layer.weight"
+            found[side] = next((key for key in saved if key.endswith(ends)), None)
+            if name.rpartition(".")[2] in kept:
+                kept_apart.add(side)
     rows = [saved[key][0] for key in found.values() if key is not None]
     before = layers["input"].weight.shape[0]
     if rows and max(rows) != before:
@@ -214,20 +188,16 @@ def _resize_embeddings(model: Any, folder: Path, saved: Shapes, kept: Iterable[s
     return any(key is not None for side, key in found.items() if side not in kept_apart)
 
 
-def _saved_as(name: str, saved: Shapes) -> str | None:
-    return next((key for key in saved if key.endswith((f".{name}.weight", f".{name}.base_layer.weight"))), None)
-
-
 def _keep_heads_precise(model: Any) -> None:
     """Keep an adapter's head in single precision, or it would round different rewards to equal ones."""
     body = model.get_base_model()
     if not hasattr(body.config, "num_labels") or model.dtype == torch.float32:
         return
+
+    def in_single_precision(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(each.float() if isinstance(each, torch.Tensor) else each for each in inputs)
+
     for name, layer in body.named_children():
         if name != body.base_model_prefix and hasattr(layer, "modules_to_save"):
             layer.float()
-            layer.register_forward_pre_hook(_in_single_precision)
-
-
-def _in_single_precision(_: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(each.float() if isinstance(each, torch.Tensor) else each for each in inputs)
+            layer.register_forward_pre_hook(in_single_precision)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -18,32 +18,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bonlib.models.decoding import alike, said_plainly
+from bonlib.models.decoding import alike, padded, said_plainly
 from bonlib.models.kernels import cpu_kernels, plain_attention
-from bonlib.models.loaded import LoadedModel, takes
+from bonlib.models.loaded import LoadedModel
 from bonlib.models.responses import Responses
-from bonlib.models.ways import TASKS, Probe, Task, Ways, inner, proven
+from bonlib.models.ways import TASKS, Probe, Task, Ways, inner, proven, takes
 
 Indices = NDArray[np.intp]
 
 
 class Layout(NamedTuple):
-    """Where the tokens of a batch are.
+    """Where the tokens of a batch are: R rows, each a prompt and then one response or several, padded on the right."""
 
-    Attributes:
-        ids: (R, L) rows of token ids: a prompt, and then one response or several, padded on the right.
-        lengths: (R,) tokens of each row.
-        rows: (B,) the row of each response.
-        before: (B, T) column of the token before each of a response's tokens, in padding anywhere.
-        last: (B,) column of its last token.
-        special: for rows with several responses, mask (R, 1, L, L) and position_ids (R, L): no response sees another.
-    """
-
-    ids: Tensor
-    lengths: tuple[int, ...]
-    rows: Tensor
-    before: Tensor
-    last: Tensor
+    ids: Tensor  # (R, L)
+    lengths: tuple[int, ...]  # (R,) tokens of each row
+    rows: Tensor  # (B,) the row of each response
+    before: Tensor  # (B, T) column of the token before each of a response's tokens, in padding anywhere
+    last: Tensor  # (B,) column of its last token
+    # For rows with several responses, mask (R, 1, L, L) and position_ids (R, L): no response sees another.
     special: dict[str, Tensor]
 
 
@@ -70,14 +62,9 @@ class TokenBatch:
         return found
 
     @cached_property
-    def shortest(self) -> int:
-        """Tokens of the shortest prompt with its response."""
-        return min(len(prompt) + length for prompt, length in zip(self.prompts, self.lengths, strict=True))
-
-    @cached_property
-    def longest(self) -> int:
-        """Tokens of the longest prompt with its response."""
-        return max(len(prompt) + length for prompt, length in zip(self.prompts, self.lengths, strict=True))
+    def sizes(self) -> list[int]:
+        """(B,) tokens of each prompt with its response."""
+        return [len(prompt) + length for prompt, length in zip(self.prompts, self.lengths, strict=True)]
 
     @cached_property
     def apart(self) -> Layout:
@@ -96,40 +83,33 @@ class TokenBatch:
         return self._laid_out(rows)
 
     def _laid_out(self, row_of: Sequence[int]) -> Layout:
-        table, count = self.responses.cpu(), max(row_of) + 1
-        ends, begins = [0] * count, []
-        segments: list[list[tuple[int, int, list[int]]]] = [[] for _ in range(count)]
+        table, device, count = self.responses.cpu(), self.responses.device, max(row_of) + 1
+        rows, owners, positions = ([list[int]() for _ in range(count)] for _ in range(3))
+        starts = []
         for place, row in enumerate(row_of):
-            if not ends[row]:
-                segments[row].append((0, 0, list(self.prompts[place])))
-                ends[row] = len(self.prompts[place])
-            begins.append(ends[row])
-            segments[row].append((place + 1, len(self.prompts[place]), table[place, : self.lengths[place]].tolist()))
-            ends[row] += self.lengths[place]
-        ids = torch.full((count, max(ends)), self.pad_id)
-        owner, position_ids = torch.full(ids.shape, -1), torch.zeros_like(ids)
-        for row, parts in enumerate(segments):
-            begin = 0
-            for who, position, tokens in parts:
-                here = slice(begin, begin + len(tokens))
-                ids[row, here] = torch.tensor(tokens, dtype=torch.long)
-                owner[row, here] = who
-                position_ids[row, here] = position + torch.arange(len(tokens))
-                begin += len(tokens)
-        starts = torch.tensor(begins)
-        before = starts[:, None] - 1 + torch.arange(table.shape[1])
-        before[:, 0] = torch.tensor([len(prompt) - 1 for prompt in self.prompts])
-        before = before.masked_fill(self.response_mask.cpu() == 0, 0)
-        last = starts - 1 + torch.tensor(self.lengths)
-        device = self.responses.device
-        special = {} if count == len(row_of) else {"attention_mask": _seen(owner), "position_ids": position_ids}
+            prompt, length = self.prompts[place], self.lengths[place]
+            if not rows[row]:
+                rows[row] += prompt
+                owners[row] += [0] * len(prompt)
+                positions[row] += range(len(prompt))
+            starts.append(len(rows[row]))
+            rows[row] += table[place, :length].tolist()
+            owners[row] += [place + 1] * length
+            positions[row] += range(len(prompt), len(prompt) + length)
+        starts_at = torch.tensor(starts, device=device)
+        before = starts_at[:, None] - 1 + torch.arange(table.shape[1], device=device)
+        before[:, 0] = torch.tensor([len(prompt) - 1 for prompt in self.prompts], device=device)
+        special = {}
+        if count < len(row_of):
+            seen = _seen(padded(owners, -1, table.device)[0]).to(device)
+            special = {"attention_mask": seen, "position_ids": padded(positions, 0, device)[0]}
         return Layout(
-            ids.to(device),
-            tuple(ends),
+            padded(rows, self.pad_id, device)[0],
+            tuple(map(len, rows)),
             torch.tensor(list(row_of), device=device),
-            before.to(device),
-            last.to(device),
-            {name: tensor.to(device) for name, tensor in special.items()},
+            before.masked_fill(self.response_mask == 0, 0),
+            starts_at - 1 + torch.tensor(self.lengths, device=device),
+            special,
         )
 
 
@@ -137,10 +117,7 @@ def token_batch(
     prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], *, pad_id: int, device: torch.device
 ) -> TokenBatch:
     """Return prompts and responses, B lists of token ids each, none empty, as one batch."""
-    length = max(map(len, responses))
-    padded = torch.tensor([list(response) + [pad_id] * (length - len(response)) for response in responses])
-    real = torch.tensor([[1] * len(response) + [0] * (length - len(response)) for response in responses])
-    return TokenBatch(prompts, padded.to(device), real.to(device), pad_id)
+    return TokenBatch(prompts, *padded(responses, pad_id, device), pad_id)
 
 
 def _seen(owner: Tensor) -> Tensor:
@@ -151,15 +128,10 @@ def _seen(owner: Tensor) -> Tensor:
 
 
 class ResponseLogits(NamedTuple):
-    """What a model says before each real token of B responses, response by response, N tokens in all.
+    """What a model says before each real token of B responses, response by response, N tokens in all."""
 
-    Attributes:
-        logits: (N, V), float32.
-        states: (B, T, H) what its layers end with there, if asked for.
-    """
-
-    logits: Tensor
-    states: Tensor | None
+    logits: Tensor  # (N, V), float32
+    states: Tensor | None  # (B, T, H) what its layers end with there, if asked for
 
 
 def response_logits(model: Any, batch: TokenBatch, *, states: bool = False) -> ResponseLogits:
@@ -170,12 +142,8 @@ def response_logits(model: Any, batch: TokenBatch, *, states: bool = False) -> R
         batch: what it reads.
         states: whether to return what the layers end with, too.
     """
-    return _response_logits(model, batch, _response_ways(model, batch), states)
-
-
-def _response_ways(model: Any, batch: TokenBatch) -> Ways:
-    task = "learning" if _learns(model) else "responses"
-    return proven(model, task, begin=batch.shortest, length=batch.longest)
+    ways = proven(model, "learning" if _learns(model) else "responses", begin=min(batch.sizes), length=max(batch.sizes))
+    return _response_logits(model, batch, ways, states)
 
 
 def _learns(model: Any) -> bool:
@@ -187,7 +155,7 @@ def _response_logits(model: Any, batch: TokenBatch, ways: Ways, states: bool = F
     options: dict[str, Any] = {"output_hidden_states": True} if states else {}
     options |= {"use_cache": False} if takes(model, "use_cache") else {}
     logits, places, found = [], [], None
-    with _in_ways(model, ways):
+    with cpu_kernels(model, ways), plain_attention(model) if "eager" in ways else nullcontext():
         for rows, ids, special in _passes(model, layout, ways):
             of_response = torch.isin(layout.rows, rows)
             here = (real & of_response[:, None]).nonzero(as_tuple=True)
@@ -227,15 +195,6 @@ def _passes(model: Any, layout: Layout, ways: Ways) -> Iterator[tuple[Tensor, Te
 
 
 @contextmanager
-def _in_ways(model: Any, ways: Ways) -> Iterator[None]:
-    with ExitStack() as stack:
-        stack.enter_context(cpu_kernels(model, ways))
-        if "eager" in ways:
-            stack.enter_context(plain_attention(model))
-        yield
-
-
-@contextmanager
 def _only(model: Any, rows: Tensor, columns: Tensor, length: int) -> Iterator[dict[str, Any]]:
     """Have the output layer see only the states in some places, (N,) each; it yields the options for that.
 
@@ -254,18 +213,13 @@ def _only(model: Any, rows: Tensor, columns: Tensor, length: int) -> Iterator[di
 
 
 def response_states(model: Any, batch: TokenBatch) -> Tensor:
-    """Return what the layers of a causal model end with at each response's last token, (B, H); gradients flow.
-
-    Args:
-        model: a classifier on a causal model, or one with an adapter.
-        batch: what it reads.
-    """
-    return _response_states(model, batch, proven(model, "states", begin=batch.shortest, length=batch.longest))
+    """Return what the layers of a classifier on a causal model end with at each last token, (B, H); gradients flow."""
+    return _response_states(model, batch, proven(model, "states", begin=min(batch.sizes), length=max(batch.sizes)))
 
 
 def _response_states(model: Any, batch: TokenBatch, ways: Ways) -> Tensor:
     layout, found = (batch.together if "rows" in ways else None) or batch.apart, None
-    with _in_ways(model, ways):
+    with cpu_kernels(model, ways), plain_attention(model) if "eager" in ways else nullcontext():
         for rows, ids, special in _passes(model, layout, ways):
             here = torch.isin(layout.rows, rows)
             states = inner(model).base_model(ids, **special).last_hidden_state
@@ -325,14 +279,12 @@ def response_batches(
         yield places, token_batch(*ids, pad_id=loaded.pad_token_id, device=loaded.device)
 
 
-def _batch_of(model: Any, probe: Probe) -> TokenBatch:
-    device = next(model.parameters()).device
-    return token_batch(probe.prompts, probe.responses, pad_id=probe.pad_id, device=device)
+def _probed(model: Any, probe: Probe) -> TokenBatch:
+    return token_batch(probe.prompts, probe.responses, pad_id=probe.pad_id, device=next(model.parameters()).device)
 
 
-@torch.no_grad()
-def _read_responses(model: Any, probe: Probe, ways: Ways) -> list[Tensor]:
-    batch = _batch_of(model, probe)
+def _read(model: Any, probe: Probe, ways: Ways) -> list[Tensor]:
+    batch = _probed(model, probe)
     return list(torch.split(_response_logits(model, batch, ways).logits, batch.lengths))
 
 
@@ -362,8 +314,7 @@ def _learned_plainly(model: Any, probe: Probe) -> list[Tensor]:
 
 @torch.enable_grad()
 def _learned(model: Any, probe: Probe, ways: Ways) -> list[Tensor]:
-    batch = _batch_of(model, probe)
-    return _with_gradient(model, torch.split(_response_logits(model, batch, ways).logits, batch.lengths))
+    return _with_gradient(model, _read(model, probe, ways))
 
 
 def _states_plainly(model: Any, probe: Probe) -> list[Tensor]:
@@ -374,11 +325,11 @@ def _states_plainly(model: Any, probe: Probe) -> list[Tensor]:
 
 
 def _states(model: Any, probe: Probe, ways: Ways) -> list[Tensor]:
-    states = list(torch.split(_response_states(model, _batch_of(model, probe), ways), 1))
+    states = list(torch.split(_response_states(model, _probed(model, probe), ways), 1))
     return _with_gradient(model, states) if _learns(model) else states
 
 
 _READ = ("batch", "right", "rows", "needed")
-TASKS["responses"] = Task((*_READ, "products", "attention"), torch.no_grad()(said_plainly), _read_responses)
+TASKS["responses"] = Task((*_READ, "products", "attention"), torch.no_grad()(said_plainly), torch.no_grad()(_read))
 TASKS["learning"] = Task((*_READ, "eager"), _learned_plainly, _learned)
 TASKS["states"] = Task(("batch", "right", "rows", "eager"), _states_plainly, _states)

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bonlib.checks import strings
+from bonlib.checks import shown, strings
 
 Turns = Sequence[str | Mapping[str, str]]
 ANCHOR = "a"  # its last token is an ordinary one, behind which a response reads as it does behind any text
@@ -61,7 +61,7 @@ def encode_prompts(
     for index, text in enumerate(texts):
         ids = known[text]
         if not ids:
-            raise ValueError(f"prompts[{index}] is {_short(text)}, which has no tokens: {_why_empty(tokenizer, text)}")
+            raise ValueError(f"prompts[{index}] is {shown(text)}, which has no tokens: {_why_empty(tokenizer, text)}")
         if len(ids) > room:
             raise ValueError(
                 f"prompts[{index}] ({text[:40]!r}…) has {len(ids)} tokens; with {max_new_tokens} new "
@@ -168,7 +168,7 @@ def _messages(request: str | Turns, system: str | None) -> list[dict[str, Any]]:
     if isinstance(request, str):
         request = [request]
     if isinstance(request, Mapping) or not isinstance(request, Sequence) or not request:
-        raise ValueError(f"request is {_short(request)}; it must be a string or a list of turns, at least one")
+        raise ValueError(f"request is {shown(request)}; it must be a string or a list of turns, at least one")
     if all(isinstance(turn, str) for turn in request):
         texts = strings("request", request)
         messages = [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(texts)]
@@ -176,7 +176,7 @@ def _messages(request: str | Turns, system: str | None) -> list[dict[str, Any]]:
         for index, turn in enumerate(request):
             if not isinstance(turn, Mapping) or not {"role", "content"} <= turn.keys():
                 raise ValueError(
-                    f"request[{index}] is {_short(turn)}; a turn is a dictionary with a role and a content, and all "
+                    f"request[{index}] is {shown(turn)}; a turn is a dictionary with a role and a content, and all "
                     "turns are such, or all are strings"
                 )
             strings(f"request[{index}]'s role and content", [turn["role"], turn["content"]])
@@ -186,8 +186,3 @@ def _messages(request: str | Turns, system: str | None) -> list[dict[str, Any]]:
     if messages[0]["role"] == "system":
         raise ValueError("system is given, and request begins with a system message too: leave one of them out")
     return [{"role": "system", "content": strings("system", [system])[0]}, *messages]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"

@@ -8,6 +8,7 @@ seen, that attention is the usual one. A short probe finds out; what fails is le
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -24,6 +25,8 @@ from typing import Any, NamedTuple
 import torch
 from platformdirs import user_cache_path
 from torch import Tensor
+
+from bonlib.checks import one_line
 
 Ways = frozenset[str]
 
@@ -62,13 +65,7 @@ class UnfitModelError(ValueError):
 
 @dataclass(frozen=True)
 class Probe:
-    """A few random texts: one that is short, and three that begin alike.
-
-    Attributes:
-        prompts: four lists of token ids.
-        responses: to each, likewise.
-        pad_id: token to fill up with.
-    """
+    """A few random texts as token ids: prompts, one that is short and three that begin alike, and their responses."""
 
     prompts: tuple[list[int], ...]
     responses: tuple[list[int], ...]
@@ -81,19 +78,12 @@ class Probe:
 
 
 class Task(NamedTuple):
-    """Something that is done with models, in ways that have to be proved.
+    """Something that is done with models, in ways that have to be proved."""
 
-    Attributes:
-        ways: which there are, in the order in which they are tried.
-        plain: what is right: tensors whose last axis is compared as a whole.
-        fast: the same by some of the ways.
-        applies: whether a way is one for a model at all.
-    """
-
-    ways: tuple[str, ...]
-    plain: Callable[[Any, Probe], Sequence[Tensor]]
-    fast: Callable[[Any, Probe, Ways], Sequence[Tensor]]
-    applies: Callable[[Any, str], bool] = lambda model, way: True
+    ways: tuple[str, ...]  # which there are, in the order in which they are tried
+    plain: Callable[[Any, Probe], Sequence[Tensor]]  # what is right: tensors whose last axis is compared as a whole
+    fast: Callable[[Any, Probe, Ways], Sequence[Tensor]]  # the same by some of the ways
+    applies: Callable[[Any, str], bool] = lambda model, way: True  # whether a way is one for a model at all
 
 
 TASKS: dict[str, Task] = {}  # by name; `decoding` and `reading` enter what they do
@@ -168,13 +158,18 @@ def inner(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def takes(model: Any, name: str) -> bool:
+    """Return whether a model's forward pass takes an argument; an adapter hides those of the model it is on."""
+    return name in inspect.signature(inner(model).forward).parameters
+
+
 # -- trying out --------------------------------------------------------------------------------------------------------
 
 
 def _try_out(model: Any, task: str, shape: Shape, far: bool) -> tuple[Ways, bool]:
     """The ways that are right, and whether others with the same configuration may rely on that."""
     name, probe, entry = type(inner(model)).__name__, make_probe(model, shape), TASKS[task]
-    # Behind a far border a row of short responses is wrong by too little to be seen, and one of long ones by much.
+    # Behind a far border, a row of short responses is wrong by too little to be seen, and one of long ones by much.
     ways = tuple(way for way in entry.ways if entry.applies(model, way) and not (far and way == "rows"))
     device = next(model.parameters()).device.type
     with torch.autocast(device, enabled=False), torch.random.fork_rng(), _evaluating(model):
@@ -183,9 +178,8 @@ def _try_out(model: Any, task: str, shape: Shape, far: bool) -> tuple[Ways, bool
             again = entry.plain(model, Probe(probe.prompts[:1], probe.responses[:1], probe.pad_id))[0].detach()
         except Exception as error:  # any of what a model's code can raise
             raise UnfitModelError(
-                f"model {name} fails at {task}, at a plain text of token ids alone ({type(error).__name__}: "
-                f"{str(error).splitlines()[0] if str(error) else 'no message'}): take a text model that needs nothing "
-                "else, such as one of AutoModelForCausalLM"
+                f"model {name} fails at {task}, at a plain text of token ids alone ({one_line(error)}): take a text "
+                "model that needs nothing else, such as one of AutoModelForCausalLM"
             ) from error
         tolerance = TOLERANCE.get(next(model.parameters()).dtype, 0.15)
         if _differ([right[0][: len(again)]], [again], tolerance):
@@ -310,12 +304,8 @@ Shape = tuple[tuple[int, int], ...]  # tokens of prompt and response, of each te
 def _shape(config: Any, begin: int, length: int, *, grows: bool, small: bool) -> tuple[Shape, bool]:
     """How long a probe's texts must be to say anything of others, and whether those go beyond a far border.
 
-    Args:
-        config: of the model.
-        begin: tokens of the shortest text in question.
-        length: tokens of the longest.
-        grows: whether they grow token by token, and so may cross a border on their way.
-        small: whether trying costs so little that it need not be short.
+    Those in question have from `begin` to `length` tokens; if they grow, they may cross a border on their way. A probe
+    of a small model need not be short.
     """
     borders = _borders(json.dumps(config.to_dict(), sort_keys=True, default=str))
     far = [border for border in borders if CHEAP < border < length]

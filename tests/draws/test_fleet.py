@@ -64,7 +64,7 @@ def make_length():
 
 @pytest.fixture(autouse=True)
 def actors_find_the_tests(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
 
 
 @pytest.mark.slow
@@ -156,7 +156,7 @@ def test_a_job_that_is_done_draws_nothing(tmp_path):
     (tmp_path / "journal").mkdir()
     (tmp_path / "journal" / "begun").touch()
     os.utime(tmp_path / "journal" / "begun", (time.time() + 1,) * 2)  # a file system's clock ticks every few ms
-    row = worker(tmp_path, partial(RefusingSampler, log))({"number": 0, "prompts": PROMPTS})
+    row = worker(tmp_path, partial(RefusingSampler, log)).work(0, PROMPTS)
     assert (row["error"], row["prompts"], row["chunks"]) == (b"", len(PROMPTS), CHUNKS)
     assert (row["drawn"], row["tokens"], row["lost"]) == (0, 0, 0)
 
@@ -170,16 +170,15 @@ def test_prompts_that_kill_every_actor_end_the_job(tmp_path, language_model):
     (tmp_path / "journal").mkdir()
     (tmp_path / "journal" / "begun").touch()
     (tmp_path / "journal" / "7").write_bytes(b"." * fleet.MAX_LOSSES)
-    share = {"number": 7, "prompts": PROMPTS[:2]}
-    row = worker(tmp_path, partial(TransformersSampler, language_model))(share)
+    row = worker(tmp_path, partial(TransformersSampler, language_model)).work(7, PROMPTS[:2])
     assert (row["error"], row["lost"], row["drawn"]) == (b"", fleet.MAX_LOSSES, 6)
-    error = raised(worker(tmp_path, partial(TransformersSampler, language_model))(share))
+    error = raised(worker(tmp_path, partial(TransformersSampler, language_model)).work(7, PROMPTS[:2]))
     assert isinstance(error, RuntimeError)
     assert re.match(r"11 actors were lost at the 2 prompts from 'the film' on.*out of memory", str(error))
 
 
 def test_an_actor_that_sees_another_folder_says_so(tmp_path):
-    error = raised(worker(tmp_path, None, "elsewhere")({"number": 0, "prompts": PROMPTS}))
+    error = raised(worker(tmp_path, None, "elsewhere").work(0, PROMPTS))
     assert isinstance(error, FileNotFoundError)
     assert "a file system that all machines share" in str(error)
 
@@ -194,9 +193,8 @@ def test_any_exception_comes_home(tmp_path):
         raise error
 
     (tmp_path / "journal").mkdir()
-    share = {"number": 0, "prompts": PROMPTS}
     for error, kind in ((FileNotFoundError("no such model"), FileNotFoundError), (WantsTwo("a", "b"), RuntimeError)):
-        found = raised(worker(tmp_path, partial(no_model, error))(share))
+        found = raised(worker(tmp_path, partial(no_model, error)).work(0, PROMPTS))
         assert type(found) is kind
         assert str(error) in str(found)
 

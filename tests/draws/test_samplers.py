@@ -1,4 +1,4 @@
-"""Draws against what the model itself says of them, and the choice among draws."""
+"""Draws against what the model itself says of them."""
 
 import copy
 import dataclasses
@@ -11,11 +11,10 @@ from scipy.stats import chisquare
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from bonlib.draws.samplers import Sampler, SamplingSettings, TransformersSampler
-from bonlib.inference.best_of_n import best_of_n, random_of_n
-from bonlib.inference.soft_best_of_n import soft_best_of_n
-from bonlib.models.decoding import Law, inverse_cdf, next_token_probs
-from bonlib.models.loaded import LoadedModel, chat_prompt, load_language_model
+from bonlib.draws.store import SampleStore
+from bonlib.models.loaded import LoadedModel, load_language_model
 from bonlib.models.reading import response_log_probs
+from bonlib.models.texts import chat_prompt
 
 PROMPTS = ["the film", "I saw this with my mother", "a", "the film"]
 # `make test-vllm` sets this in an environment that has vLLM, and the same tests then run on its engine.
@@ -186,31 +185,6 @@ def test_batches_are_joined(sampler):
     assert responses.token_ids.shape == (8, 6)
 
 
-def test_inverse_cdf_never_picks_what_cannot_be():
-    probs = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]]).repeat(4, 1)
-    uniforms = torch.tensor([0.0, 0.2499, 0.25, 1.0 - 2**-24])
-    for block in (1, 2, 64):
-        drawn, total = inverse_cdf(probs, uniforms, block)
-        assert drawn.tolist() == [1, 1, 3, 3]
-        assert total.tolist() == [1] * 4
-        assert inverse_cdf(probs, torch.ones(4), block)[0].tolist() == [3] * 4
-
-
-def test_inverse_cdf_draws_as_often_as_the_weights_say():
-    weights = torch.rand(1, 1000, generator=torch.Generator().manual_seed(0)) ** 8 * 7
-    uniforms = (torch.arange(200_000) + 0.5) / 200_000
-    drawn, _ = inverse_cdf(weights.expand(200_000, -1), uniforms)
-    counts = torch.bincount(drawn, minlength=1000).double()
-    expected = weights[0].double() / weights.double().sum() * 200_000
-    assert (counts - expected).abs().max() < 2  # no noise: the uniform numbers are a grid
-    assert (drawn.diff() >= 0).all()
-
-
-def test_top_p_keeps_at_least_one_token():
-    probs = next_token_probs(torch.tensor([[1.0, 3.0, 2.0]]), Law(top_p=1e-6))
-    assert probs.tolist() == [[0.0, 1.0, 0.0]]
-
-
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
@@ -232,38 +206,37 @@ def test_bad_settings_are_named(bad):
         SamplingSettings(**bad)
 
 
-def test_best_of_n_keeps_the_first_best_of_each_group():
-    rewards = np.array([[1, 3, 3, 0, 5, 2, 9], [0, 0, 0, 0, 0, 1, 9]], dtype=float)
-    assert best_of_n(rewards, 3).tolist() == [[1, 4], [0, 5]]
-    assert best_of_n(rewards, 1).tolist() == [list(range(7))] * 2
-    assert best_of_n(rewards, 7).tolist() == [[6], [6]]
+def test_a_bad_seed_is_refused_before_anything_is_drawn(language_model, tmp_path):
+    sampler = TransformersSampler(language_model)
+    for draw in (
+        lambda seed: sampler.sample(["the film"], SamplingSettings(4), seed=seed),
+        lambda seed: SampleStore(tmp_path).draw(sampler, ["the film"], 4, SamplingSettings(4), seed=seed),
+    ):
+        for bad in (-1, 1.5, "0", None):
+            with pytest.raises(ValueError, match="seed is"):
+                draw(bad)
+    assert not list(tmp_path.rglob("*"))
+    store = SampleStore(tmp_path)
+    first = store.draw(
+        sampler, ["the film"], np.int64(4), SamplingSettings(4), seed=np.int64(0), chunk_size=np.int64(4)
+    )
+    second = store.draw(sampler, [np.str_("the film")], 4, SamplingSettings(4, temperature=1), seed=0, chunk_size=4)
+    assert first.chunks == second.chunks
 
 
-def test_random_of_n_chooses_in_the_same_groups_whatever_the_reward():
-    rewards = np.random.default_rng(0).normal(size=(500, 12))
-    kept = random_of_n(rewards, 4, seed=1)
-    assert kept.shape == best_of_n(rewards, 4).shape
-    np.testing.assert_array_equal(kept // 4, np.tile([0, 1, 2], (500, 1)))
-    np.testing.assert_array_equal(kept, random_of_n(-rewards, 4, seed=1))
-    assert np.bincount(kept.ravel() % 4).min() > 300
-
-
-def test_soft_best_of_n_keeps_each_as_often_as_its_softmax_says():
-    rewards = np.tile([0.0, 1.0, 2.5], (1, 40_000))
-    kept = soft_best_of_n(rewards, 3, 0.8, seed=0)
-    shares = np.bincount(kept[0] % 3) / 40_000
-    np.testing.assert_allclose(shares, np.exp(rewards[0, :3] / 0.8) / np.exp(rewards[0, :3] / 0.8).sum(), atol=0.01)
-    np.testing.assert_array_equal(soft_best_of_n(rewards, 3, 1e-300, seed=1), best_of_n(rewards, 3))
-    with pytest.raises(ValueError, match="temperature is 0"):
-        soft_best_of_n(rewards, 3, 0, seed=0)
-
-
-@pytest.mark.parametrize("choose", [best_of_n, lambda rewards, n: random_of_n(rewards, n, seed=0)])
-def test_bad_choices_are_named(choose):
-    with pytest.raises(ValueError, match=r"rewards\[1, 0\] is nan"):
-        choose([[1.0, 2.0], [np.nan, 2.0]], 1)
-    with pytest.raises(ValueError, match=r"shape \(2,\)"):
-        choose([1.0, 2.0], 1)
-    for n in (0, 3, 1.5):
-        with pytest.raises(ValueError, match="n is"):
-            choose([[1.0, 2.0]], n)
+def test_late_settings_leave_older_draws_their_key_and_tell_new_ones_apart():
+    assert SamplingSettings(6).described() == {"max_new_tokens": 6, "temperature": 1.0, "top_p": 1.0}
+    given = SamplingSettings(6, top_k=5, min_p=0.1, stop=["\n", "###"])
+    assert given.described()["stop"] == ("\n", "###") == given.stop
+    assert not given.plain
+    assert SamplingSettings(stop="\n").stop == ("\n",)
+    assert SamplingSettings(stop="\n").plain
+    for bad, message in (
+        ({"top_k": -1}, "top_k is -1"),
+        ({"min_p": 1.0}, "min_p is 1"),
+        ({"stop": ["a", 3]}, r"stop\[1\] is 3"),
+        ({"stop": [""]}, "an empty string"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            SamplingSettings(**bad)

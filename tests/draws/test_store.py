@@ -1,14 +1,23 @@
 """The store: nothing is drawn twice, nothing drawn is lost, and damage is named."""
 
+import copy
+import dataclasses
 import os
 import time
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from bonlib.draws.rewards import FunctionReward
+from bonlib.draws.rewards import FunctionReward, checked_score
 from bonlib.draws.samplers import SamplingSettings, TransformersSampler
-from bonlib.draws.store import DamagedFileError, SampleStore
+from bonlib.draws.store import DamagedFileError, SampleStore, check_draws
+from bonlib.estimates import best_of_n_kl
+from bonlib.models.loaded import load_language_model
+from bonlib.models.responses import Responses
+from bonlib.training.settings import TrainingData
 
 PROMPTS = ["the film", "a bad", "I saw"]
 SETTINGS = SamplingSettings(6)
@@ -213,3 +222,101 @@ def test_a_reward_file_of_something_else_is_named(store, sampler):
     np.savez(victim, other=np.zeros(3))
     with pytest.raises(DamagedFileError, match=str(victim)):
         store.score(LENGTH, draws)
+
+
+@pytest.mark.parametrize("prompt", ["I don", "The special"])
+def test_draws_know_their_law(tmp_path, prompt):
+    sampler = TransformersSampler(load_language_model("imdb-gpt2-tiny", device="cpu"))
+    cold = SamplingSettings(2, temperature=0.3)
+    draws = SampleStore(tmp_path).draw(sampler, [prompt], 256, cold, seed=0)
+    judge = FunctionReward(lambda prompt, response: float(len(response)), name="letters of a response")
+    rewards = SampleStore(tmp_path).score(judge, draws)
+    found = best_of_n_kl(rewards, 16, log_probs=draws.log_probs, responses=draws.texts)
+    many = sampler.sample([prompt] * 4096, cold, seed=1)
+    counted = best_of_n_kl(checked_score(judge, [prompt] * 4096, many), 16)
+    assert found[0] == pytest.approx(counted, abs=0.1)
+    with pytest.raises(ValueError, match=r"came .* times in 256: give draws"):
+        best_of_n_kl(rewards, 16, log_probs=draws.model_log_probs, responses=draws.texts)
+    assert (draws.sampler, draws.model, draws.settings) == (sampler.fingerprint, "imdb-gpt2-tiny", cold)
+    with pytest.raises(ValueError, match=r"temperature=0\.3.*draw with temperature 1"):
+        TrainingData([prompt], judge, SamplingSettings(2), draws, rewards)
+    plain = SampleStore(tmp_path).draw(sampler, [prompt], 8, SamplingSettings(2), seed=0)
+    np.testing.assert_array_equal(plain.log_probs, plain.model_log_probs)
+
+
+def test_draws_of_another_model_are_refused(language_model, training_data):
+    draws = training_data.draws
+    check_draws(draws, language_model)
+    for known in ({}, {"sampler": "of vLLM, say"}):
+        check_draws(dataclasses.replace(draws, **known), language_model)
+    other = dataclasses.replace(language_model, model=copy.deepcopy(language_model.model), name="another")
+    with torch.no_grad():
+        other.model.transformer.wte.weight.mul_(0.97)
+    with pytest.raises(ValueError, match=r"draws are those of .*, not of the reference another"):
+        check_draws(draws, other)
+
+
+def test_only_what_was_asked_for_is_scored(language_model, tmp_path):
+    calls = []
+    costly = FunctionReward(lambda p, r: calls.append((p, r)) or float(len(r)), name="costly")
+    store, sampler = SampleStore(tmp_path), TransformersSampler(language_model)
+    prompts = ["the film", "a bad"]
+    few = store.score(costly, store.draw(sampler, prompts, 4, SamplingSettings(4), seed=0))
+    assert len(calls) == len(set(calls)) <= 8
+    more = store.score(costly, store.draw(sampler, prompts, 100, SamplingSettings(4), seed=0))
+    np.testing.assert_array_equal(more[:, :4], few)
+    assert len(calls) == len(set(calls))
+    scored = len(calls)
+    np.testing.assert_array_equal(
+        store.score(costly, store.draw(sampler, prompts, 70, SamplingSettings(4), seed=0)), more[:, :70]
+    )
+    assert len(calls) == scored
+
+
+def test_rewards_stored_chunk_by_chunk_come_back_as_one_a_text(language_model, tmp_path):
+    """A store filled when equal texts of two chunks were scored apart."""
+    store, name = SampleStore(tmp_path), "chunk by chunk"
+    reward = FunctionReward(lambda p, r: float(len(r)), name=name)
+    draws = store.draw(TransformersSampler(language_model), ["a"], 64, SamplingSettings(1), seed=0, chunk_size=8)
+    store.score(reward, draws)
+    for place, file in enumerate(sorted(tmp_path.rglob("*.reward-*.npz"))):
+        with np.load(file) as arrays:
+            rewards = arrays["rewards"] + place * 1e-8
+        np.savez(file, rewards=rewards)
+    found = store.score(reward, draws)
+    assert all(len(set(found[0][draws.texts[0] == text])) == 1 for text in draws.texts[0])
+
+
+TEXTS = st.text(st.characters(exclude_categories=[]) | st.sampled_from("\0\r\n\u2028\u202e\U0001f600א "), max_size=8)
+
+
+class Writer:
+    """A sampler that writes given texts."""
+
+    fingerprint = name = "writer"
+
+    def __init__(self, texts):
+        self.texts = texts
+
+    def sample(self, prompts, settings, *, seed):
+        zeros = np.zeros(len(prompts))
+        return Responses(self.texts, np.zeros((len(prompts), 1), dtype=np.int32), zeros, zeros)
+
+
+@settings(max_examples=30)
+@given(st.lists(TEXTS, min_size=4, max_size=4))
+def test_texts_are_the_same_in_the_store_and_after_it(tmp_path_factory, texts):
+    store = SampleStore(tmp_path_factory.mktemp("texts"))
+    for _ in range(2):  # drawn, and read again
+        draws = store.draw(Writer(texts), ["a"], 4, SamplingSettings(4), seed=0, chunk_size=4)
+        assert draws.texts[0].tolist() == texts
+        assert draws.responses[0][1:3].texts.tolist() == texts[1:3]
+
+
+def test_files_from_before_are_read(tmp_path):
+    store, texts = SampleStore(tmp_path), ["good\r\n", "", "ß…", "x"]
+    draws = store.draw(Writer(texts), ["a"], 4, SamplingSettings(4), seed=0, chunk_size=4)
+    ((path,),) = draws.chunks
+    with np.load(path) as arrays:
+        np.savez(path, **{**arrays, "texts": np.array(texts)})
+    assert store.draw(Writer([]), ["a"], 4, SamplingSettings(4), seed=0, chunk_size=4).texts[0].tolist() == texts

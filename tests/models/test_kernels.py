@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import zoo
 
 from bonlib.models.kernels import cpu_kernels
 from bonlib.models.loaded import load_language_model
@@ -61,3 +62,19 @@ def test_a_single_token_attends_as_pytorch_has_it(masked):
             got = model(ids[:, 8:], past_key_values=cache, **options).logits[:, -1]
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("name", ["gpt_neo", "gptj", "mpt", "gpt_oss", "gemma2", "bloom", "llama"])
+def test_attention_is_never_swapped_under_a_model_that_has_its_own(name):
+    """Case 5: two texts, one padded on the left, inside and outside the faster kernels."""
+    model = zoo.CAUSAL[name]()
+    ids = torch.tensor([[0, 0, 5, 6, 7], [3, 4, 5, 6, 7]])
+    mask = (ids > 0).long()
+    options = {"attention_mask": mask}
+    if name in ("gpt_neo", "gptj", "gpt_oss", "gemma2", "llama"):
+        options["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad():
+        want = model(ids, **options).logits[:, -1]
+        with cpu_kernels(model):
+            found = model(ids, **options).logits[:, -1]
+    torch.testing.assert_close(found, want, atol=1e-4, rtol=1e-4)

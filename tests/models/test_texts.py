@@ -4,13 +4,33 @@ import re
 
 import numpy as np
 import pytest
-from conftest import TEXTS
+from corpus import TEXTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_loaded import words_tokenizer
 
 from bonlib.models.loaded import load_language_model
+from bonlib.models.places import locate
 from bonlib.models.texts import chat_prompt, encode_prompts, response_texts, token_ids
+
+
+def words_tokenizer(template):
+    """A tokenizer that begins or ends every text with a special token, as those of Gemma or T5 do."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = ["<bos>", "<eos>", "<pad>", "user", "hello", "model"]
+    words = Tokenizer(models.WordLevel({word: place for place, word in enumerate(vocabulary)}, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<bos>", 0), ("<eos>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<pad>"
+    )
+    tokenizer.chat_template = (
+        "{{ bos_token }} {% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
+        "{% if add_generation_prompt %}model{% endif %}"
+    )
+    return tokenizer
+
 
 SPECIAL = ["<unk>", "<s>", "</s>"]
 WIDE = [*TEXTS, "a b c\n", "Größe, naïve café — 日本 😀 שלום"]
@@ -130,8 +150,6 @@ def test_the_prompt_is_not_in_the_response():
 def test_the_bundled_tokenizers_read_as_before(name):
     from transformers import AutoTokenizer
 
-    from bonlib.models.loaded import locate
-
     tokenizer = AutoTokenizer.from_pretrained(locate(name))
     generator = np.random.default_rng(0)
     prompts = [tokenizer(text)["input_ids"] for text in ("the film was", "a", "what is this\n", " b ")] * 100
@@ -219,33 +237,6 @@ def test_messages_say_which_it_was():
         encode_prompts(KINDS["byte_level"], 16, ["a", "xxxxxxxx"], 8)
 
 
-def test_padding_and_ends_may_be_missing_or_unknown(language_model_folder, tmp_path):
-    from transformers import AutoTokenizer
-
-    from bonlib.draws.samplers import SamplingSettings, TransformersSampler
-    from bonlib.models.reading import response_log_probs
-
-    usual = load_language_model(language_model_folder, device="cpu")
-    prompts = ["a", "the film was", "nobody"]
-    for name, change in {
-        "beyond": lambda tokenizer: tokenizer.add_special_tokens({"pad_token": "[PAD]"}),
-        "none": lambda tokenizer: [setattr(tokenizer, f"{kind}_token", None) for kind in ("pad", "eos", "bos")],
-    }.items():
-        for file in language_model_folder.iterdir():
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-        tokenizer = AutoTokenizer.from_pretrained(language_model_folder)
-        change(tokenizer)
-        tokenizer.save_pretrained(tmp_path)
-        loaded = load_language_model(tmp_path, device="cpu")
-        assert loaded.pad_token_id < loaded.vocabulary, name
-        assert loaded.end_token_ids == [0], name
-        drawn = TransformersSampler(loaded).sample(prompts, SamplingSettings(6), seed=0)
-        np.testing.assert_array_equal(
-            drawn.token_ids, TransformersSampler(usual).sample(prompts, SamplingSettings(6), seed=0).token_ids
-        )
-        np.testing.assert_allclose(response_log_probs(loaded, prompts, drawn), drawn.log_probs, atol=1e-4)
-
-
 CHAT = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
     "{% if tools %}[{{ tools | length }} tools]{% endif %}{% if slowly %}slowly{% endif %}"
@@ -304,3 +295,19 @@ def test_a_template_that_refuses_or_forgets_is_named(chatty):
     chatty.chat_template = "{{ messages[-1]['content'] }}"
     with pytest.raises(ValueError, match="ignores the system message"):
         chat_prompt(chatty, "hi", system="be short")
+
+
+def test_a_chat_begins_once():
+    tokenizer = words_tokenizer("<bos> $A")
+    text = chat_prompt(tokenizer, "hello")
+    assert encode_prompts(tokenizer, 48, [text], 8) == [[0, 3, 4, 5]]
+
+
+def test_a_prompt_does_not_end_before_its_response():
+    tokenizer = words_tokenizer("$A <eos>")
+    assert encode_prompts(tokenizer, 48, ["user hello"], 8) == [[3, 4]]
+
+
+def test_a_model_without_a_chat_template_is_not_for_chats(language_model_folder):
+    with pytest.raises(ValueError, match="has no chat template"):
+        chat_prompt(load_language_model(language_model_folder).tokenizer, "hello")

@@ -9,9 +9,6 @@ import torch
 import zoo
 
 from bonlib.models import decoding, reading, ways
-from bonlib.models.classifiers import scores
-from bonlib.models.explain import explain
-from bonlib.models.loaded import LoadedModel
 from bonlib.models.reading import response_logits, token_batch
 from bonlib.models.ways import UnfitModelError, make_probe, proven
 
@@ -64,20 +61,6 @@ def test_one_line_says_what_is_left_out_and_what_that_costs(caplog):
         proven(zoo.causal("llama"), "drawing", length=20)
     (record,) = [record for record in caplog.records if record.name == "bonlib"]
     assert record.getMessage().startswith("MambaForCausalLM, drawing: right only without left (prompts of each length")
-
-
-def test_explain_is_a_table_of_ways():
-    mamba = LoadedModel(zoo.CAUSAL["mamba"]().requires_grad_(False), zoo.tokenizer(), "tiny")
-    lines = explain(mamba).splitlines()
-    assert lines[0] == "tiny: MambaForCausalLM, float32, cpu"
-    assert lines[1].split() == ["way", "drawing", "responses", "what", "it", "is"]
-    marks = {line.split("  ")[0].strip(): line for line in lines[2:]}
-    assert "left out" in marks["left"]
-    assert "yes" in marks["cache"]
-    judge = LoadedModel(zoo.CLASSIFIERS["bert"](), zoo.tokenizer(), "judge")
-    assert "judging" in explain(judge).splitlines()[1]
-    assert "pooled" in explain(judge)  # it is one of judging's ways, but not one for this model
-    assert "left out" not in explain(judge)
 
 
 @pytest.mark.parametrize("window", [4, 16, 40, 300])
@@ -153,9 +136,3 @@ def test_a_probe_is_free_of_special_tokens():
     probe = make_probe(model, ((2, 3), (60, 4), (60, 5)))
     assert {token for text in probe.texts for token in text}.isdisjoint({0, 1, 2, 3})
     assert probe.prompts[1] == probe.prompts[2] != probe.prompts[0]
-
-
-def test_a_text_that_cannot_be_read_is_named():
-    model = zoo.CLASSIFIERS["bert"]()
-    with pytest.raises(ValueError, match="BertForSequenceClassification cannot read text 1, of 2 tokens"):
-        scores(model, [[5, 6], [7, 10**6]], [0, 0], batch_size=1, pad_id=0)

@@ -88,8 +88,14 @@ def test_arguments_of_training_are_checked_by_kind(language_model, training_data
     settings = TrainSettings(steps=1, prompts=2, group=2)
     for arguments, message in (
         (("imdb-gpt2-tiny", VbonBound(4), training_data, settings), "reference is 'imdb-gpt2-tiny'; .*load_language"),
-        ((language_model, "vbon", training_data, settings), "method is 'vbon'; give its settings, such as Vbon"),
-        ((language_model, VbonBound, training_data, settings), "method is <class .*; give its settings"),
+        (
+            (language_model, "vbon", training_data, settings),
+            "method is 'vbon'; it must be a TrainingMethod: give its settings, such as Vbon",
+        ),
+        (
+            (language_model, VbonBound, training_data, settings),
+            "method is <class .*; it must be a TrainingMethod: give its settings",
+        ),
         ((language_model, VbonBound(4), PROMPTS, settings), "data is .*TrainingData"),
         ((language_model, VbonBound(4), training_data, 100), "settings is 100; .*TrainSettings"),
     ):
