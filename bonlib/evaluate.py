@@ -68,8 +68,7 @@ class TestSet:
 
     def first(self, prompts: int, responses: int) -> TestSet:
         """Return a smaller test set: the first prompts of this one."""
-        few = slice(prompts)
-        drawn = self.draws
+        few, drawn = slice(prompts), self.draws
         draws = drawn and replace(
             drawn, prompts=drawn.prompts[few], responses=drawn.responses[few], chunks=drawn.chunks[few]
         )
@@ -136,22 +135,20 @@ def evaluate(
     if test.draws is not None:
         check_draws(test.draws, reference)
     prompts = [prompt for prompt in test.prompts for _ in range(test.responses)]
-    sampler = TransformersSampler(policy, batch_size=batch_size)
-    drawn = sampler.sample(prompts, test.sampling, seed=test.seed)
-    rewards = checked_score(reward_model, prompts, drawn)
-    kl, entropy, log_probs, ref_log_probs = _along_responses(policy, reference, prompts, drawn, batch_size)
-    shape = (len(test.prompts), test.responses)
-    table = rewards.reshape(shape)
+    drawn = TransformersSampler(policy, batch_size=batch_size).sample(prompts, test.sampling, seed=test.seed)
+    rewards = checked_score(reward_model, prompts, drawn).reshape(len(test.prompts), test.responses)
+    read = _along_responses(policy, reference, prompts, drawn, batch_size)
+    kl, entropy, log_probs, ref_log_probs = (row.reshape(rewards.shape) for row in read)
     return Evaluation(
         drawn,
-        table,
-        win_probability(table, test.opponents),
-        kl.reshape(shape),
-        kl_k1(log_probs, ref_log_probs).reshape(shape),
-        kl_k3(log_probs, ref_log_probs).reshape(shape),
-        entropy.reshape(shape),
-        log_probs.reshape(shape),
-        ref_log_probs.reshape(shape),
+        rewards,
+        win_probability(rewards, test.opponents),
+        kl,
+        kl_k1(log_probs, ref_log_probs),
+        kl_k3(log_probs, ref_log_probs),
+        entropy,
+        log_probs,
+        ref_log_probs,
     )
 
 
@@ -186,18 +183,18 @@ def divergences(policy: LoadedModel, evaluation: Evaluation, test: TestSet, n: i
     k, method = evaluation.rewards.shape[1], Vbon(n)
     groups = min(k, have // (2 * n))
     counted = _others(test, groups * n)
-    own = _judged(test.prompts, evaluation.responses, evaluation.ref_log_probs, evaluation.rewards)
-    own = own._replace(log_probs=torch.as_tensor(evaluation.log_probs.ravel()))
+    tables = (evaluation.log_probs, evaluation.ref_log_probs, evaluation.rewards)
+    own = _judged(test.prompts, evaluation.responses, *tables)
     reverse = -method.returns(own, SampledCdf(test.prompts, counted, prior=UNBIASED))
 
     best = best_of_n(test.rewards[:, : groups * n], n)
     chosen = concatenate([row[draws] for row, draws in zip(test.draws.responses, best, strict=True)])
     prompts = [prompt for prompt in test.prompts for _ in range(groups)]
-    log_probs = torch.from_numpy(response_log_probs(policy, prompts, chosen))
-    target = _judged(test.prompts, chosen, chosen.log_probs, np.take_along_axis(test.rewards, best, axis=1))
+    log_probs, rewards = response_log_probs(policy, prompts, chosen), np.take_along_axis(test.rewards, best, axis=1)
+    target = _judged(test.prompts, chosen, log_probs, chosen.log_probs, rewards)
     # Of a response that best-of-n chose it is known beforehand that its F is like the best of n uniform numbers.
     cdf = SampledCdf(test.prompts, counted, prior=(n, 1.0))
-    forward = method.returns(target._replace(log_probs=log_probs), cdf)
+    forward = method.returns(target, cdf)
     return reverse.numpy().reshape(-1, k), forward.numpy().reshape(-1, groups)
 
 
@@ -206,9 +203,9 @@ def _others(test: TestSet, used: int) -> Array:
     return test.opponents if test.rewards is None else np.hstack([test.opponents, test.rewards[:, used:]])
 
 
-def _judged(prompts: Sequence[str], drawn: Responses, ref_log_probs: Array, rewards: Array) -> Judged:
+def _judged(prompts: Sequence[str], drawn: Responses, log_probs: Array, ref_log_probs: Array, rewards: Array) -> Judged:
     names = [prompt for prompt in prompts for _ in range(rewards.shape[1])]
-    tables = (torch.as_tensor(table.ravel()) for table in (drawn.log_probs, ref_log_probs, rewards))
+    tables = (torch.as_tensor(table.ravel()) for table in (log_probs, ref_log_probs, rewards))
     return Judged(names, drawn.texts.tolist(), *tables)
 
 

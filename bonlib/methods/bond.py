@@ -17,7 +17,7 @@ from bonlib.methods.bon_sft import nll
 from bonlib.methods.registry import register
 from bonlib.models.reading import TokenBatch
 from bonlib.training.gradients import reinforce_loss
-from bonlib.training.learner import Array, Indices, Ingredients, summed
+from bonlib.training.learner import Array, Indices, OngoingRun, summed
 from bonlib.training.on_policy import DrawnShard, Judged, OnPolicy, OnPolicyLearner
 from bonlib.training.policy import Policy
 from bonlib.training.reward_cdf import LogCdf, SampledCdf
@@ -125,7 +125,7 @@ class Anchored(OnPolicy):
             raise ValueError(f"easing is on; {self} has whole draws only: leave it at 0")
         return self
 
-    def learner(self, run: Ingredients) -> BondLearner:
+    def learner(self, run: OngoingRun) -> BondLearner:
         """Return what learns from the anchor's best responses and from the policy's own."""
         return BondLearner(self, run)
 
@@ -207,7 +207,7 @@ class BondLearner(OnPolicyLearner[BondShard]):
 
     method: Any  # a Bond or a JBond: both have n and anchor_draws, as a field or for good
 
-    def __init__(self, method: Anchored, run: Ingredients) -> None:
+    def __init__(self, method: Anchored, run: OngoingRun) -> None:
         super().__init__(method, run)
         if run.settings.ppo is not None:
             raise ValueError(f"ppo is {run.settings.ppo}; {method} is trained by REINFORCE: leave it at None")

@@ -7,9 +7,9 @@ asks for the loss of each.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -35,35 +35,36 @@ class TrainingMethod(ABC):
         return False
 
     @abstractmethod
-    def learner(self, run: Ingredients) -> Learner[Any]:
+    def learner(self, run: OngoingRun) -> Learner[Any]:
         """Return what learns by this method."""
 
 
-@dataclass(frozen=True, eq=False)
-class Ingredients:
-    """What a learner is made from.
+class OngoingRun(Protocol):
+    """What a learner asks of the run that it belongs to.
 
     Attributes:
         data: prompts and their judges.
         settings: sizes of a step.
-        tokens: the prompts as tokens.
-        policy: draws and learns.
-        loaded: its language model.
+        reference: where the policy started.
+        policy: what learns.
+        loaded: its language model, which draws.
         anchor: what follows the policy, where the method has one.
-        reference: where it started.
-        expect_finite: stops the run if a number is not; takes what it is, the numbers, and the prompts in question.
-        add_up: adds a tensor over processes.
     """
 
     data: TrainingData
     settings: TrainSettings
-    tokens: PromptTokens
+    reference: LoadedModel
     policy: torch.nn.Module
     loaded: LoadedModel
     anchor: Anchor | None
-    reference: LoadedModel
-    expect_finite: Callable[[str, Tensor, Sequence[str]], None]
-    add_up: Callable[[Tensor], Tensor]
+
+    def expect_finite(self, name: str, numbers: Tensor, prompts: Sequence[str]) -> None:
+        """Stop the run, and say which prompts are in question, if a number is not finite."""
+        ...
+
+    def add_up(self, numbers: Tensor) -> Tensor:
+        """Return the sum of a tensor over processes."""
+        ...
 
 
 @dataclass(eq=False, kw_only=True)

@@ -10,7 +10,17 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bonlib.training.learner import Array, Indices, Ingredients, Learner, Rounds, Shard, TrainingMethod, summed
+from bonlib.training.learner import (
+    Array,
+    Indices,
+    Learner,
+    OngoingRun,
+    PromptTokens,
+    Rounds,
+    Shard,
+    TrainingMethod,
+    summed,
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ class OffPolicy(TrainingMethod):
     def loss(self, log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
         """Return the loss of each example, shape (B,), from log-probabilities of shape (B, 1) or (B, 2)."""
 
-    def learner(self, run: Ingredients) -> OffPolicyLearner:
+    def learner(self, run: OngoingRun) -> OffPolicyLearner:
         """Return what learns by this method."""
         return OffPolicyLearner(self, run)
 
@@ -54,8 +64,8 @@ class OffPolicy(TrainingMethod):
 class OffPolicyLearner(Learner[Shard]):
     """Minimises a method's loss over stored draws of the reference."""
 
-    def __init__(self, method: OffPolicy, run: Ingredients) -> None:
-        settings, self.tokens = run.settings, run.tokens
+    def __init__(self, method: OffPolicy, run: OngoingRun) -> None:
+        settings, self.tokens = run.settings, PromptTokens(run.reference, run.data)
         self.draws, rewards, self.learned_from = run.data.scored_draws(method.needs_draws, method)
         self.examples = method.examples(rewards, seed=settings.seed)
         prompts, draws = self.examples

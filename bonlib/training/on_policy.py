@@ -15,7 +15,7 @@ from bonlib.draws.rewards import checked_score
 from bonlib.draws.samplers import TransformersSampler
 from bonlib.models.reading import TokenBatch
 from bonlib.training.gradients import gae, leave_one_out, ppo_loss, ppo_value_loss, reinforce_loss
-from bonlib.training.learner import Ingredients, Learner, Rounds, Shard, TrainingMethod, summed
+from bonlib.training.learner import Learner, OngoingRun, PromptTokens, Rounds, Shard, TrainingMethod, summed
 from bonlib.training.policy import Policy
 from bonlib.training.reward_cdf import LogCdf
 from bonlib.training.settings import Ppo
@@ -86,7 +86,7 @@ class OnPolicy(TrainingMethod):
     def returns(self, judged: Judged, cdf: LogCdf | None) -> Tensor:
         """Return what each response is worth, shape (B,); the policy gradient ascends its mean."""
 
-    def learner(self, run: Ingredients) -> Learner[Any]:
+    def learner(self, run: OngoingRun) -> Learner[Any]:
         """Return what learns by this method."""
         return ReinforceLearner(self, run) if run.settings.ppo is None else PpoLearner(self, run, run.settings.ppo)
 
@@ -110,11 +110,12 @@ D = TypeVar("D", bound=DrawnShard)
 class OnPolicyLearner(Learner[D]):
     """Draws responses from the policy and scores them."""
 
-    def __init__(self, method: OnPolicy, run: Ingredients) -> None:
+    def __init__(self, method: OnPolicy, run: OngoingRun) -> None:
         data, settings = run.data, run.settings
         if method.needs_cdf and data.cdf is None:
             raise ValueError(f"cdf is None; {method} needs the rewards' distribution: give a SampledCdf")
-        self.method, self.data, self.settings, self.tokens = method, data, settings, run.tokens
+        self.method, self.data, self.settings = method, data, settings
+        self.tokens = PromptTokens(run.reference, data)
         self.reference, self.expect_finite = Policy(run.reference.model), run.expect_finite
         self.responses = settings.prompts * settings.group
         self.sampler = TransformersSampler(run.loaded, batch_size=self.responses)
@@ -211,9 +212,9 @@ class PpoShard(DrawnShard):
 class PpoLearner(OnPolicyLearner[PpoShard]):
     """Ascends a method's return by proximal policy optimisation, several gradient steps on the same responses."""
 
-    def __init__(self, method: OnPolicy, run: Ingredients, ppo: Ppo) -> None:
+    def __init__(self, method: OnPolicy, run: OngoingRun, ppo: Ppo) -> None:
         super().__init__(method, run)
-        self.policy, self.add_up, self.ppo, self.epochs = run.policy, run.add_up, ppo, ppo.epochs
+        self.run, self.ppo, self.epochs = run, ppo, ppo.epochs
 
     def shard(self, step: int, place: int) -> PpoShard:
         """Draw responses, and spread what each is worth over its tokens: they pay their KL, the last gets the rest."""
@@ -222,7 +223,7 @@ class PpoLearner(OnPolicyLearner[PpoShard]):
         returns = method.returns(judged, self.data.cdf)
         figures = self.figures(judged, returns)
         with torch.no_grad():
-            log_probs, values = self.policy(batch)
+            log_probs, values = self.run.policy(batch)
         paid = (log_probs - reference) * method.kl_coefficient
         lengths, rewards = batch.response_mask.sum(1), -paid
         rewards[torch.arange(len(lengths)), lengths - 1] += returns.float().to(paid.device) + paid.sum(1)
@@ -244,7 +245,7 @@ class PpoLearner(OnPolicyLearner[PpoShard]):
         """Standardise the advantages over all tokens of the step."""
         everything = torch.cat([shard.advantages[shard.batch.response_mask.bool()] for shard in shards])
         moments = torch.stack([everything.sum(), everything.square().sum(), torch.ones_like(everything).sum()])
-        total, squares, count = self.add_up(moments)
+        total, squares, count = self.run.add_up(moments)
         mean = total / count
         scale = (squares / count - mean**2).clamp(min=1e-12).sqrt()
         for shard in shards:

@@ -39,7 +39,7 @@ class QuantileModel:
     """The reward CDF of every prompt at once, seen or not: F≤ as a function of prompt and response.
 
     Where `bonlib.cdf` counts samples of one prompt, this model carries over what it learned from other prompts, and
-    needs no sample of a new one. It sees the response, not its reward.
+    needs no sample of a new one. It sees the response, not its reward. It is a `bonlib.training.reward_cdf.LogCdf`.
 
     Args:
         loaded: a sequence classifier with one output, such as `fit_quantile_model` trains.
@@ -57,7 +57,9 @@ class QuantileModel:
         """A hash of weights and tokenizer."""
         return self._logits.fingerprint
 
-    def log_weak(self, prompts: Sequence[str], responses: Sequence[str]) -> NDArray[np.float64]:
+    def log_weak(
+        self, prompts: Sequence[str], responses: Sequence[str], rewards: ArrayLike | None = None
+    ) -> NDArray[np.float64]:
         """Return the estimate of log F≤ of each response to its prompt, shape (B,), nats, always finite.
 
         Raises:
@@ -65,9 +67,7 @@ class QuantileModel:
         """
         return np.asarray(log_expit(self._logits.score(prompts, responses)))
 
-    def weak(self, prompts: Sequence[str], responses: Sequence[str]) -> NDArray[np.float64]:
-        """Return the estimate of F≤, as in `log_weak`."""
-        return np.exp(self.log_weak(prompts, responses))
+    log_strict = log_weak  # it knows no ties
 
 
 def fit_quantile_model(

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from bonlib.draws.store import check_draws
 from bonlib.models.kernels import keep_freed_memory
 from bonlib.models.loaded import LoadedModel, load_language_model
-from bonlib.training.learner import Ingredients, PromptTokens, TrainingMethod
+from bonlib.training.learner import TrainingMethod
 from bonlib.training.policy import Policy, trainable
 from bonlib.training.run_folder import Progress, RunFolder
 from bonlib.training.settings import TrainingData, TrainSettings
@@ -159,22 +159,11 @@ class TrainingRun:
         self.learned = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         # The returns shrink as the policy improves, so the optimiser must forget their early size soon.
         optimiser = torch.optim.AdamW(self.learned, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+        self.anchor = policy.anchor
         self.policy, self.optimiser = self.accelerator.prepare(policy, optimiser)
         self.policy.eval()  # dropout would make the policy that learns another than the one that draws
         self.loaded = replace(reference, model=policy.model, name=f"policy from {reference.name}")
-        self.learner = method.learner(
-            Ingredients(
-                data,
-                settings,
-                PromptTokens(reference, data),
-                policy=self.policy,
-                loaded=self.loaded,
-                anchor=policy.anchor,
-                reference=reference,
-                expect_finite=self._expect_finite,
-                add_up=lambda sums: self.accelerator.reduce(sums, "sum"),
-            )
-        )
+        self.learner = method.learner(self)
         self.curve: list[dict[str, float]] = []
         self.recent: list[dict[str, float]] = []  # steps that are not in the curve yet
         self.step, self.seconds, self.responses = 0, 0.0, 0
@@ -245,13 +234,13 @@ class TrainingRun:
                 syncs = place + 1 == len(shards)
                 with nullcontext() if syncs else accelerator.no_sync(self.policy):
                     log_probs, values = self.policy(shard.batch)
-                    self._expect_finite("a log-probability", log_probs, shard.prompts)
+                    self.expect_finite("a log-probability", log_probs, shard.prompts)
                     loss = self.learner.loss(shard, log_probs, values) / settings.shards
                     # Processes average their gradients; each shard counts as one part of the whole step.
                     accelerator.backward(loss * accelerator.num_processes)
                     total += float(loss.detach())
             norm = accelerator.clip_grad_norm_(self.learned, settings.max_grad_norm)
-            self._expect_finite("the gradient's length", norm, prompts)
+            self.expect_finite("the gradient's length", norm, prompts)
             self.optimiser.step()
             self.optimiser.zero_grad()
         figures = {"loss": total * accelerator.num_processes}
@@ -266,9 +255,14 @@ class TrainingRun:
             self._diverged(f"the KL to the reference is {figures['kl']:.0f} nats", prompts)
         return {"learning_rate": rate, "gradient_norm": float(norm), **figures}
 
+    def add_up(self, numbers: Tensor) -> Tensor:
+        """Return the sum of a tensor over processes."""
+        return self.accelerator.reduce(numbers, "sum")
+
     # -- trouble ---------------------------------------------------------------------------------------------------
 
-    def _expect_finite(self, name: str, numbers: Tensor, prompts: Sequence[str]) -> None:
+    def expect_finite(self, name: str, numbers: Tensor, prompts: Sequence[str]) -> None:
+        """Stop the run if a number is not finite."""
         if not bool(numbers.isfinite().all()):
             self._diverged(f"{name} is {float(numbers[~numbers.isfinite()].flatten()[0])}", prompts)
 

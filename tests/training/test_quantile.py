@@ -39,8 +39,9 @@ def test_it_learns_what_words_are_worth_and_knows_it_of_a_new_prompt(language_mo
         recipe=QuantileRecipe(steps=120, batch_size=16, learning_rate=5e-3, warmup_steps=5),
     )
     for prompt in ("the film", "a film"):  # the second was not among those trained on
-        assert fitted.weak([prompt] * 3, endings.tolist()) == pytest.approx([1 / 3, 2 / 3, 1], abs=0.1)
-    np.testing.assert_allclose(np.exp(fitted.log_weak(["this"], [" was bad"])), fitted.weak(["this"], [" was bad"]))
+        found = np.exp(fitted.log_weak([prompt] * 3, endings.tolist()))
+        assert found == pytest.approx([1 / 3, 2 / 3, 1], abs=0.1)
+        assert (np.exp(fitted.log_strict([prompt] * 3, endings.tolist(), np.zeros(3))) == found).all()
     assert QuantileModel(fitted.loaded).fingerprint == fitted.fingerprint
     assert not list(tmp_path.rglob("checkpoint-*"))
 
