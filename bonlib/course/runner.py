@@ -222,33 +222,12 @@ def commit_of_workbook() -> str:
 
 def _execute(path: Path, build: Path, values: Mapping[str, Any], source: str) -> Report:
     import nbformat
-
-    target = build / path.name
-    target.unlink(missing_ok=True)
-    begun = time.perf_counter()
-    error = _run_kernel(path, target, values)
-    seconds = time.perf_counter() - begun
-    executed = nbformat.read(target if target.exists() else path, as_version=4)
-    if error:
-        error = f"{_culprit(executed)}: {error}"
-    return Report(
-        name=path.stem,
-        status="failed" if error else "ok",
-        seconds=round(seconds, 1),
-        error=error,
-        figures=_save_figures(executed, build, path.stem),
-        checks=_count_checks(executed),
-        source=source,
-        commit=commit_of_workbook(),
-        date=time.strftime("%Y-%m-%d"),
-    )
-
-
-def _run_kernel(path: Path, target: Path, values: Mapping[str, Any]) -> str:
-    """Execute a notebook; return what went wrong, or an empty string."""
     import papermill
     from traitlets.config import Config
 
+    target, error = build / path.name, ""
+    target.unlink(missing_ok=True)
+    begun = time.perf_counter()
     try:
         papermill.execute_notebook(
             str(path),
@@ -261,10 +240,22 @@ def _run_kernel(path: Path, target: Path, values: Mapping[str, Any]) -> str:
             config=Config({"KernelManager": {"transport_encryption": "auto"}}),
         )
     except papermill.PapermillExecutionError as failure:
-        return f"{failure.ename}: {failure.evalue}"
+        error = f"{failure.ename}: {failure.evalue}"
     except Exception as failure:  # the kernel died, say: one notebook's trouble must not end the run
-        return f"{type(failure).__name__}: {failure}"
-    return ""
+        error = f"{type(failure).__name__}: {failure}"
+    seconds = time.perf_counter() - begun
+    executed = nbformat.read(target if target.exists() else path, as_version=4)
+    return Report(
+        name=path.stem,
+        status="failed" if error else "ok",
+        seconds=round(seconds, 1),
+        error=f"{_culprit(executed)}: {error}" if error else "",
+        figures=_save_figures(executed, build, path.stem),
+        checks=_count_checks(executed),
+        source=source,
+        commit=commit_of_workbook(),
+        date=time.strftime("%Y-%m-%d"),
+    )
 
 
 def _culprit(executed: Any) -> str:

@@ -37,6 +37,8 @@ CONFIGURATION: dict[str, Any] = {
     "nb_execution_mode": "off",
     "nb_output_stderr": "remove",  # progress bars and log lines
     "nb_ipywidgets_js": {},
+    "nb_code_prompt_show": "Show the code",
+    "nb_code_prompt_hide": "Hide the code",
     "myst_enable_extensions": ["dollarmath", "html_image"],
     "myst_heading_anchors": 3,
     "autodoc_member_order": "bysource",
@@ -81,7 +83,7 @@ def build_site(executed: Path, out: Path | None = None) -> Site:
         ModuleNotFoundError: if Sphinx is not installed.
     """
     if importlib.util.find_spec("sphinx") is None:
-        raise ModuleNotFoundError('Sphinx is not installed: `pip install "bonlib[course]"`')
+        raise ModuleNotFoundError('Sphinx is not installed: `pip install -e ".[course]"`')
     out = out or executed / "site"
     if out.exists() and any(out.iterdir()) and not (out / ".buildinfo").exists():
         raise ValueError(f"out is {out}, which holds something else than a site: name an empty folder")
