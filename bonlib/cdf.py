@@ -131,14 +131,10 @@ class EmpiricalCdf:
         return last - before, np.broadcast_to(m, rewards.shape)
 
     def _smoothed(self, k: Counts, m: Counts) -> Array:
-        a, b = self.prior
-        if self.smoothing == "none":
-            return k / m
-        if self.smoothing == "clamp":
-            return np.maximum(k, self.floor) / m
-        if self.smoothing == "posterior":
-            return (k + a) / (m + a + b)
-        return (k + (1 if self.smoothing == "add_one" else 0.5)) / (m + 1)
+        if self.smoothing in ("none", "clamp"):
+            return np.maximum(k, self.floor if self.smoothing == "clamp" else 0) / m
+        a, b = {"posterior": self.prior, "add_one": (1.0, 0.0), "add_half": (0.5, 0.5)}[self.smoothing]
+        return (k + a) / (m + a + b)
 
     def _log_smoothed(self, k: Counts, m: Counts) -> Array:
         if self.smoothing == "posterior":
@@ -183,10 +179,6 @@ class ExponentialCdf:
         """Return F(r), of the shape of `r`: any for one prompt, (P, ...) for P prompts."""
         return np.exp(self.log_strict(r))
 
-    def weak(self, r: ArrayLike) -> Array:
-        """Return F≤(r), the same as F(r)."""
-        return self.strict(r)
-
     def log_strict(self, r: ArrayLike) -> Array:
         """Return log F(r) = −a e^{−b r}, shapes as in `strict`."""
         rewards = np.asarray(r, dtype=np.float64)
@@ -194,9 +186,7 @@ class ExponentialCdf:
         with np.errstate(over="ignore"):
             return -self.a.reshape(shape) * np.exp(-self.b.reshape(shape) * rewards)
 
-    def log_weak(self, r: ArrayLike) -> Array:
-        """Return log F≤(r), the same as log F(r)."""
-        return self.log_strict(r)
+    weak, log_weak = strict, log_strict  # a smooth curve has no ties
 
 
 def _fit_exponential(row: Array) -> Array:

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
 
+from bonlib.checks import settle
+
 Array = NDArray[np.float64]
 Ties = Literal["first", "order"]
 TiltReward = Literal["raw", "calibrated", "log_cdf"]
@@ -81,9 +83,7 @@ class Outcomes:
             raise ValueError(
                 f"rewards[{worst}] is {r[worst]}; every reward must be finite: drop or repair that outcome"
             )
-        for name, value in (("probs", p), ("rewards", r)):
-            value.setflags(write=False)
-            object.__setattr__(self, name, value)
+        settle(self, probs=_frozen(p), rewards=_frozen(r))
 
     def __len__(self) -> int:
         return len(self.probs)
@@ -94,20 +94,20 @@ class Outcomes:
         with np.errstate(divide="ignore"):
             return _frozen(np.log(self.probs))
 
-    @cached_property
+    @property
     def cdf(self) -> Array:
         """F≤(y) = P[r(Y) <= r(y)], shape (K,)."""
-        return _frozen(self._ladder.cdf)
+        return self._ladder.cdf
 
-    @cached_property
+    @property
     def strict_cdf(self) -> Array:
         """F(y) = P[r(Y) < r(y)], shape (K,)."""
-        return _frozen(self._ladder.strict_cdf)
+        return self._ladder.strict_cdf
 
-    @cached_property
+    @property
     def log_cdf(self) -> Array:
         """Log F≤(y), shape (K,); −inf where nothing that can occur is as bad."""
-        return _frozen(self._ladder.log_cdf)
+        return self._ladder.log_cdf
 
     @cached_property
     def calibrated_reward(self) -> Array:
@@ -330,10 +330,8 @@ class Outcomes:
             log_cdf = np.where(below > 0.5, np.log1p(-above), np.log(below))
             log_ratio = np.where(strict_cdf < mass, np.log(strict_cdf / cdf), np.log1p(-mass / cdf))
         log_ratio[mass == 0] = 0.0  # also below the first possible outcome, where it is 0/0
-        mass, above, cdf, strict_cdf, log_cdf, log_ratio = (
-            column[rung] for column in (mass, above, cdf, strict_cdf, log_cdf, log_ratio)
-        )
-        return _Ladder(mass, above, cdf, strict_cdf, log_cdf, log_ratio, self._log_shares(rung))
+        columns = (_frozen(column[rung]) for column in (mass, above, cdf, strict_cdf, log_cdf, log_ratio))
+        return _Ladder._make([*columns, self._log_shares(rung)])
 
     def _log_shares(self, rung: NDArray[np.intp]) -> Array | None:
         """Log of each outcome's part of its rung; the largest's from what the others leave, to keep its digits."""

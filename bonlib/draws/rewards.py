@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from bonlib.checks import flag, number, plain, shown, whole
-from bonlib.models.classifiers import scores
+from bonlib.models.classifiers import classifier_outputs
 from bonlib.models.loaded import LoadedModel
 from bonlib.models.responses import Responses
 from bonlib.models.texts import chat_prompt, token_ids
@@ -95,8 +95,8 @@ class ClassifierReward:
         begun = [chat_prompt(self.loaded.tokenizer, prompt) for prompt in different] if self.chat else different
         prompt_ids = dict(zip(different, token_ids(self.loaded.tokenizer, begun), strict=True))
         # The border between prompt and response can change a token, so only what is really there counts as common.
-        heads = [_common(prompt_ids[prompt], ids[:-1]) for prompt, ids in zip(asked, encoded, strict=True)]
-        found = dict(zip(new, self.score_tokens(encoded, heads).tolist(), strict=True)) if new else {}
+        common = [_common(prompt_ids[prompt], ids[:-1]) for prompt, ids in zip(asked, encoded, strict=True)]
+        found = dict(zip(new, self.score_tokens(encoded, common).tolist(), strict=True)) if new else {}
         rewards = np.array([found[key] if key in found else known[key] for key in keys], dtype=np.float64)
         self._keep(found)
         return rewards
@@ -132,17 +132,17 @@ class ClassifierReward:
         """Return the reward of whole texts, shape (B,)."""
         return self.score_tokens(self._encode(texts))
 
-    def score_tokens(self, encoded: Sequence[list[int]], heads: Sequence[int] | None = None) -> Rewards:
+    def score_tokens(self, encoded: Sequence[list[int]], common: Sequence[int] | None = None) -> Rewards:
         """Return the reward of texts given as token ids, shape (B,).
 
         Args:
             encoded: B lists of token ids, special tokens included.
-            heads: (B,) tokens at the beginning of each text that others may begin with as well; none if not given.
+            common: (B,) tokens at the beginning of each text that others may begin with as well; none if not given.
         """
-        found = scores(
+        found = classifier_outputs(
             self.loaded.model,
             encoded,
-            heads if heads is not None else [0] * len(encoded),
+            common if common is not None else [0] * len(encoded),
             batch_size=self.batch_size,
             pad_id=self.loaded.pad_token_id,
         )
@@ -304,46 +304,48 @@ class CutPenalty:
     """Another reward model, less a fixed penalty for responses that were cut before their end token.
 
     Args:
-        judge: of texts, which does not see whether there is an end token.
+        reward_model: of texts, which does not see whether there is an end token.
         end_token_ids: of the model that writes the responses.
         penalty: what a cut response loses, in units of reward, 0 or more.
 
     Source: Huang et al. 2024, detail 23 (their penalty is a fixed reward instead).
     """
 
-    def __init__(self, judge: ClassifierReward, end_token_ids: Sequence[int], *, penalty: float) -> None:
-        self.judge, self.end_token_ids = judge, list(end_token_ids)
+    def __init__(self, reward_model: ClassifierReward, end_token_ids: Sequence[int], *, penalty: float) -> None:
+        self.reward_model, self.end_token_ids = reward_model, list(end_token_ids)
         self.penalty = number("penalty", penalty, least=0)
 
     @property
     def loaded(self) -> LoadedModel:
-        """The judge's model."""
-        return self.judge.loaded
+        """The reward model's classifier."""
+        return self.reward_model.loaded
 
     @property
     def fingerprint(self) -> str:
-        """A hash of judge, end tokens and penalty."""
-        about = f"{self.judge.fingerprint} {self.end_token_ids} {self.penalty}"
+        """A hash of reward model, end tokens and penalty."""
+        about = f"{self.reward_model.fingerprint} {self.end_token_ids} {self.penalty}"
         return hashlib.sha256(about.encode()).hexdigest()
 
     @property
     def source(self) -> str:
-        """A hash of the judge's code, if it has one."""
-        return str(getattr(self.judge, "source", ""))
+        """A hash of the reward model's code, if it has one."""
+        return str(getattr(self.reward_model, "source", ""))
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Rewards:
         """Return the reward of texts, which count as ended, shape (B,)."""
-        return self.judge.score(prompts, responses)
+        return self.reward_model.score(prompts, responses)
 
     def score_responses(self, prompts: Sequence[str], responses: Responses) -> Rewards:
         """Return the reward of responses, shape (B,)."""
-        rewards = self.judge.score(prompts, responses.texts.tolist())
+        rewards = self.reward_model.score(prompts, responses.texts.tolist())
         return rewards - self.penalty * responses.are_cut(self.end_token_ids)
 
     def remember(self, prompts: Sequence[str], responses: Responses, rewards: Rewards) -> None:
-        """Tell the judge what it said of responses, from rewards that were given before."""
-        if hasattr(self.judge, "remember"):
-            self.judge.remember(prompts, responses, rewards + self.penalty * responses.are_cut(self.end_token_ids))
+        """Tell the reward model what it said of responses, from rewards that were given before."""
+        if hasattr(self.reward_model, "remember"):
+            self.reward_model.remember(
+                prompts, responses, rewards + self.penalty * responses.are_cut(self.end_token_ids)
+            )
 
 
 def checked_score(reward_model: RewardModel, prompts: Sequence[str], responses: Responses | Sequence[str]) -> Rewards:

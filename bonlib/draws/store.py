@@ -168,15 +168,15 @@ class SampleStore:
         judged: list[dict[Hashable, float]] = [{} for _ in draws.prompts]
         missing: list[tuple[str, tuple[Path, Responses, dict[Hashable, float]]]] = []
         for prompt, responses, paths, known in zip(draws.prompts, draws.responses, draws.chunks, judged, strict=True):
-            for path, part in zip(paths, _parts(responses, paths), strict=True):
+            for path, chunk in zip(paths, _by_chunk(responses, paths), strict=True):
                 file = path.with_suffix(suffix)
                 stored, before = _stored_rewards(file)
                 if source and before.split()[:1] == source.split()[:1] and before != source:
                     others.add(before)
-                for key, reward in zip(_keys(part, by_tokens), stored.tolist(), strict=False):
+                for key, reward in zip(_keys(chunk, by_tokens), stored.tolist(), strict=False):
                     known.setdefault(key, reward)
-                if len(stored) < len(part):
-                    missing.append((prompt, (file, part, known)))
+                if len(stored) < len(chunk):
+                    missing.append((prompt, (file, chunk, known)))
             if known and hasattr(reward_model, "remember"):
                 place = {key: place for place, key in enumerate(_keys(responses, by_tokens)) if key in known}
                 rewards = np.array([known[key] for key in place])
@@ -187,13 +187,13 @@ class SampleStore:
                 "call this one otherwise",
                 stacklevel=2,
             )
-        for prompt, (file, part, known) in _progress(missing, "scoring"):
-            keys = _keys(part, by_tokens)
+        for prompt, (file, chunk, known) in _progress(missing, "scoring"):
+            keys = _keys(chunk, by_tokens)
             new = {key: place for place, key in enumerate(keys) if key not in known}
             if new:
-                found = checked_score(reward_model, [prompt] * len(new), part[list(new.values())])
+                found = checked_score(reward_model, [prompt] * len(new), chunk[list(new.values())])
                 known.update(zip(new, found.tolist(), strict=True))
-            if len(_stored_rewards(file)[0]) < len(part):  # else another process has scored more meanwhile
+            if len(_stored_rewards(file)[0]) < len(chunk):  # else another process has scored more meanwhile
                 about = {"source": np.array(source)} if source else {}
                 _write(file, rewards=np.array([known[key] for key in keys]), **about)
         return np.array(
@@ -261,12 +261,7 @@ def check_request(prompts: Sequence[str], count: int, chunk_size: int) -> None:
 def check_draws(draws: Draws, reference: LoadedModel, few: int = 8) -> None:
     """Raise a ValueError unless draws are those of a model: their log-probabilities are taken for its own.
 
-    Those that another sampler drew, such as one of vLLM, are read by the model, a few of them.
-
-    Args:
-        draws: of prompts that the model can read.
-        reference: a causal language model.
-        few: how many to read.
+    Of those that another sampler drew, such as one of vLLM, the model reads a few.
     """
     if draws.sampler == TransformersSampler(reference).fingerprint:
         return
@@ -368,7 +363,7 @@ def _stored_rewards(file: Path) -> tuple[NDArray[np.float64], str]:
     return arrays["rewards"], str(arrays.get("source", ""))
 
 
-def _parts(responses: Responses, paths: Sequence[Path]) -> list[Responses]:
+def _by_chunk(responses: Responses, paths: Sequence[Path]) -> list[Responses]:
     """The responses to a prompt, chunk by chunk."""
     size = len(responses)
     if len(paths) > 1:

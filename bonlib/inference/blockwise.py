@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bonlib.bounds import kl_from_winner
+from bonlib.checks import whole
 from bonlib.draws.rewards import RewardModel, checked_score
 from bonlib.draws.samplers import SamplingSettings, TransformersSampler
 from bonlib.estimates import best_of_n_kl
@@ -64,10 +65,8 @@ def blockwise_best_of_n(
 
     Source: Mudgal et al. 2024; Beirami et al., appendix B.
     """
-    m = max(4 * n, 64) if candidates is None else candidates
-    for name, value, least in (("n", n, 1), ("block", block, 1), ("candidates", m, n)):
-        if value != int(value) or value < least:
-            raise ValueError(f"{name} is {value}; it must be a whole number of at least {least}")
+    n, block = whole("n", n, 1), whole("block", block, 1)
+    m = whole("candidates", max(4 * n, 64) if candidates is None else candidates, n)
     loaded = sampler.loaded
     encoded = loaded.encode(prompts, settings.max_new_tokens)
     written: list[list[int]] = [[] for _ in prompts]
@@ -90,11 +89,10 @@ def blockwise_best_of_n(
         scores = np.array([score_of[pair] for pair in asked]).reshape(-1, m)
         log_probs = drawn.sampling_log_probs.reshape(-1, m)
         kept = scores[:, :n].argmax(axis=1)
-        every = np.arange(len(kept))
-        rewards[going_on] = scores[every, kept]
+        rewards[going_on] = scores[np.arange(len(kept)), kept]
         named = [list(map(tuple, blocks[place : place + m])) for place in range(0, len(blocks), m)]
         kl[going_on] += best_of_n_kl(scores, n, log_probs=log_probs, responses=named)
-        kl_from_winners[going_on] += kl_from_winner(log_probs[every, kept], n)
+        kl_from_winners[going_on] += kl_from_winner(log_probs[np.arange(len(kept)), kept], n)
         for place, (i, choice) in enumerate(zip(going_on, kept, strict=True)):
             written[i] = written[i] + blocks[place * m + choice]
         going_on = [i for i in going_on if written[i][-1] not in loaded.end_token_ids]

@@ -19,30 +19,30 @@ from bonlib.models.ways import TASKS, Probe, Task, Ways, inner, proven
 
 
 @torch.no_grad()
-def scores(
-    model: Any, texts: Sequence[Sequence[int]], heads: Sequence[int], *, batch_size: int, pad_id: int
+def classifier_outputs(
+    model: Any, texts: Sequence[Sequence[int]], common: Sequence[int], *, batch_size: int, pad_id: int
 ) -> NDArray[np.float64]:
     """Return what a sequence classifier says of texts, shape (B, outputs).
 
     Args:
         model: a `transformers` classifier, or one with an adapter.
         texts: B lists of token ids, none empty, special tokens included.
-        heads: (B,) tokens at the beginning of each text that others may begin with as well, fewer than it has.
+        common: (B,) tokens at the beginning of each text that others may begin with as well, fewer than it has.
         batch_size: texts a batch.
         pad_id: token to fill up with.
     """
     sizes = list(map(len, texts)) or [1]
     ways = proven(model, "judging", begin=min(sizes), length=max(sizes))
-    return _scores(model, texts, heads, ways, batch_size=batch_size, pad_id=pad_id).cpu().double().numpy()
+    return _outputs(model, texts, common, ways, batch_size=batch_size, pad_id=pad_id).cpu().double().numpy()
 
 
-def _scores(
-    model: Any, texts: Sequence[Sequence[int]], heads: Sequence[int], ways: Ways, *, batch_size: int, pad_id: int
+def _outputs(
+    model: Any, texts: Sequence[Sequence[int]], common: Sequence[int], ways: Ways, *, batch_size: int, pad_id: int
 ) -> Tensor:
     found = torch.empty(len(texts), int(model.config.num_labels), device=next(model.parameters()).device)
-    beginnings = [tuple(text[:head]) for text, head in zip(texts, heads, strict=True)]
+    beginnings = [tuple(text[:size]) for text, size in zip(texts, common, strict=True)]
     times = Counter(beginnings)
-    beginnings = [beginning if "heads" in ways and times[beginning] > 1 else () for beginning in beginnings]
+    beginnings = [beginning if "beginnings" in ways and times[beginning] > 1 else () for beginning in beginnings]
     skipped = [len(beginning) for beginning in beginnings]
     rest = [list(text[skip:]) for text, skip in zip(texts, skipped, strict=True)]
 
@@ -61,7 +61,7 @@ def _scores(
             # For this batch alone: in between, the model is the caller's.
             with cpu_kernels(model, ways), _head_in_its_own_precision(model):
                 try:
-                    found[places] = _scores_of(model, *batch, "pooled" in ways, pad_id).float()
+                    found[places] = _outputs_of(model, *batch, "pooled" in ways, pad_id).float()
                 except (RuntimeError, IndexError, ValueError) as error:
                     raise ValueError(
                         f"model {type(inner(model)).__name__} cannot read text {places[0]}, of {len(texts[places[0]])} "
@@ -70,7 +70,7 @@ def _scores(
     return found
 
 
-def _scores_of(
+def _outputs_of(
     model: Any, beginnings: list[tuple[int, ...]], rest: list[list[int]], pooled: bool, pad_id: int
 ) -> Tensor:
     device = next(model.parameters()).device
@@ -117,13 +117,13 @@ def _judged_plainly(model: Any, probe: Probe) -> list[Tensor]:
 
 @torch.no_grad()
 def _judged(model: Any, probe: Probe, ways: Ways) -> list[Tensor]:
-    heads = list(map(len, probe.prompts))
-    return [_scores(model, probe.texts, heads, ways, batch_size=len(heads), pad_id=probe.pad_id)]
+    common = list(map(len, probe.prompts))
+    return [_outputs(model, probe.texts, common, ways, batch_size=len(common), pad_id=probe.pad_id)]
 
 
 TASKS["judging"] = Task(
-    ("batch", "right", "pooled", "heads", "left", "products", "attention"),
+    ("batch", "right", "pooled", "beginnings", "left", "products", "attention"),
     _judged_plainly,
     _judged,
-    lambda model, way: way not in ("pooled", "heads", "left") or hasattr(inner(model), "score"),
+    lambda model, way: way not in ("pooled", "beginnings", "left") or hasattr(inner(model), "score"),
 )

@@ -9,7 +9,7 @@ import torch
 
 from bonlib.checks import one_line
 from bonlib.models.texts import token_ids
-from bonlib.models.ways import UnfitModelError, inner
+from bonlib.models.ways import UnfitModelError, class_of, random_inside
 
 LENGTH = 16  # tokens of the text by which a model is checked; the second half of them is changed
 FINE = {torch.float32: 1e-5, torch.float64: 1e-9}  # of a causal model's logits before a change, in their spread
@@ -17,15 +17,12 @@ COARSE = 2e-2  # the same in half precision
 
 
 def check_causal(loaded: Any) -> None:
-    """Refuse a model whose words depend on those after them, or that has no words to say.
-
-    Args:
-        loaded: a `LoadedModel`.
+    """Refuse a `LoadedModel` whose words depend on those after them, or that has no words to say.
 
     Raises:
         UnfitModelError: naming the class, why, and what to take instead.
     """
-    model, name = loaded.model, _class_of(loaded.model)
+    model, name = loaded.model, class_of(loaded.model)
     ordinary = _ordinary_ids(loaded)
     length = min(LENGTH, loaded.context)
     texts = torch.tensor([[ordinary[(7 * i + shift) % len(ordinary)] for i in range(length)] for shift in (0, 1)])
@@ -49,15 +46,8 @@ def check_causal(loaded: Any) -> None:
 
 
 def check_classifier(loaded: Any) -> None:
-    """Refuse a classifier that cannot read a plain text, or says other things of it each time.
-
-    Args:
-        loaded: a `LoadedModel`.
-
-    Raises:
-        UnfitModelError: naming the class, why, and what to take instead.
-    """
-    model, name = loaded.model, _class_of(loaded.model)
+    """Refuse a `LoadedModel` that cannot judge a plain text, or says other things of it each time; raises likewise."""
+    model, name = loaded.model, class_of(loaded.model)
     (ids,) = token_ids(loaded.tokenizer, ["A short text, which says little."])
     ids = [token for token in ids if token < loaded.vocabulary][: loaded.context] or _ordinary_ids(loaded)[:LENGTH]
     first, again = (_plain_pass(model, torch.tensor(ids)) for _ in range(2))
@@ -68,10 +58,6 @@ def check_classifier(loaded: Any) -> None:
         )
     _refuse_nan(name, first)
     _refuse_random(name, first, again)
-
-
-def _class_of(model: Any) -> str:
-    return f"model {type(inner(model)).__name__}"
 
 
 def _ordinary_ids(loaded: Any) -> list[int]:
@@ -91,7 +77,7 @@ def _plain_pass(model: Any, ids: torch.Tensor) -> torch.Tensor:
         return found[0].float().cpu()
     except Exception as error:  # any of what a model's code can raise
         raise UnfitModelError(
-            f"{_class_of(model)} cannot read a plain text ({one_line(error)}): take a model of text that needs nothing "
+            f"{class_of(model)} cannot read a plain text ({one_line(error)}): take a model of text that needs nothing "
             "else"
         ) from error
 
@@ -105,10 +91,7 @@ def _refuse_nan(name: str, first: torch.Tensor) -> None:
 
 def _refuse_random(name: str, first: torch.Tensor, again: torch.Tensor) -> None:
     if not torch.allclose(first, again, rtol=COARSE, atol=COARSE * float(first[first.isfinite()].std(correction=0))):
-        raise UnfitModelError(
-            f"{name} says other things of the same text each time: it is random inside, and has no log-probabilities "
-            "to speak of; take another model"
-        )
+        raise random_inside(name)
 
 
 def check_tokenizer(loaded: Any) -> None:
@@ -116,9 +99,6 @@ def check_tokenizer(loaded: Any) -> None:
 
     Tokens that only a text with their very name has, such as one for pictures or padding, may be beyond: a prompt with
     one is refused when it comes.
-
-    Args:
-        loaded: a `LoadedModel`.
 
     Raises:
         ValueError: naming the first such token, and the remedy.

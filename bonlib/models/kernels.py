@@ -46,11 +46,7 @@ def cpu_kernels(model: Any, ways: Container[str] = ("products", "attention")) ->
 
 @contextmanager
 def plain_attention(model: Any) -> Iterator[None]:
-    """Have a model on a CPU attend by plain products for a while, whose gradient takes two thirds of the fused one's.
-
-    Args:
-        model: a `transformers` model that is to be trained, or one with an adapter.
-    """
+    """Have a model on a CPU attend by plain products, whose gradient costs two thirds of the fused one's."""
     on_cpu = next(model.parameters()).device.type == "cpu"
     with _attention(model, "eager") if on_cpu and _attends_as_told(model) else nullcontext():
         yield

@@ -13,16 +13,9 @@ ANCHOR = "a"  # its last token is an ordinary one, behind which a response reads
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Return the tokens of texts, special tokens included, each with one beginning-of-text token at most.
+    """Return the tokens of B texts, special tokens included, each with one beginning-of-text token at most.
 
     A chat template writes that token itself; a tokenizer that puts it before every text would make it two.
-
-    Args:
-        tokenizer: of the model that is to read them.
-        texts: B strings.
-
-    Returns:
-        B lists of token ids.
     """
     if not len(texts):
         return []
@@ -94,19 +87,11 @@ def _why_empty(tokenizer: Any, text: str) -> str:
 
 
 def response_texts(tokenizer: Any, prompts: Sequence[list[int]], responses: Sequence[list[int]]) -> list[str]:
-    """Return the responses as text.
+    """Return B responses as texts; prompt and text are what all tokens read as, unless that changes the prompt.
 
     Prompt and response are decoded together and the prompt cut off, since some tokenizers drop the space at the
     beginning of a text. Where the prompt's end reads otherwise in front of the response (bytes that make one character,
     or none), the response is decoded behind an ordinary token instead.
-
-    Args:
-        tokenizer: of the model that wrote them.
-        prompts: B lists of token ids.
-        responses: B lists of token ids.
-
-    Returns:
-        B strings; prompt and string together are what all tokens read as, unless that changes the prompt.
     """
     options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     heads = tokenizer.batch_decode(list(prompts), **options)

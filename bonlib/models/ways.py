@@ -36,7 +36,7 @@ WAYS: Mapping[str, tuple[str, str]] = {  # what it is, and what it costs to go w
     "shared": ("a prompt is read once for its draws, and finished draws leave the batch", "each draw reads its prompt"),
     "left": ("prompts of unlike length together, padded on the left", "prompts of each length go by themselves"),
     "right": ("texts of unlike length together, padded on the right", "texts of each length go by themselves"),
-    "heads": ("a beginning that texts share is read once", "each text is read whole"),
+    "beginnings": ("a beginning that texts share is read once", "each text is read whole"),
     "rows": ("several responses in a row behind their prompt", "each response is read with a prompt of its own"),
     "needed": ("the output layer sees only the tokens in question", "all tokens go through the output layer"),
     "pooled": ("the head sees only the last token", "the whole classifier is run"),
@@ -45,7 +45,7 @@ WAYS: Mapping[str, tuple[str, str]] = {  # what it is, and what it costs to go w
     "attention": ("a single token attends by plain products", "the model's own attention"),
     "inference": ("tensors carry nothing that a gradient would need", "drawing is a few per cent slower"),
 }
-NEEDS = {"shared": "cache", "heads": "pooled"}  # a way that makes sense only with another
+NEEDS = {"shared": "cache", "beginnings": "pooled"}  # a way that makes sense only with another
 
 # Relative error of logits, root mean square over the vocabulary. Over thirty layers rounding makes 6e-6 in single
 # precision and 6e-2 in bfloat16; a way that is wrong is off by about as much as the logits themselves.
@@ -61,6 +61,14 @@ _log = logging.getLogger("bonlib")
 
 class UnfitModelError(ValueError):
     """A model that cannot be run rightly even by the plain pass; the message says why, and what to take."""
+
+
+def random_inside(name: str) -> UnfitModelError:
+    """Return the error of a model that answers the same text otherwise each time."""
+    return UnfitModelError(
+        f"{name} says other things of the same text each time: it is random inside, and has no log-probabilities to "
+        "speak of; take another model"
+    )
 
 
 @dataclass(frozen=True)
@@ -158,6 +166,11 @@ def inner(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def class_of(model: Any) -> str:
+    """Return what a model is called in messages."""
+    return f"model {type(inner(model)).__name__}"
+
+
 def takes(model: Any, name: str) -> bool:
     """Return whether a model's forward pass takes an argument; an adapter hides those of the model it is on."""
     return name in inspect.signature(inner(model).forward).parameters
@@ -168,7 +181,7 @@ def takes(model: Any, name: str) -> bool:
 
 def _try_out(model: Any, task: str, shape: Shape, far: bool) -> tuple[Ways, bool]:
     """The ways that are right, and whether others with the same configuration may rely on that."""
-    name, probe, entry = type(inner(model)).__name__, make_probe(model, shape), TASKS[task]
+    name, probe, entry = class_of(model), make_probe(model, shape), TASKS[task]
     # Behind a far border, a row of short responses is wrong by too little to be seen, and one of long ones by much.
     ways = tuple(way for way in entry.ways if entry.applies(model, way) and not (far and way == "rows"))
     device = next(model.parameters()).device.type
@@ -178,15 +191,12 @@ def _try_out(model: Any, task: str, shape: Shape, far: bool) -> tuple[Ways, bool
             again = entry.plain(model, Probe(probe.prompts[:1], probe.responses[:1], probe.pad_id))[0].detach()
         except Exception as error:  # any of what a model's code can raise
             raise UnfitModelError(
-                f"model {name} fails at {task}, at a plain text of token ids alone ({one_line(error)}): take a text "
+                f"{name} fails at {task}, at a plain text of token ids alone ({one_line(error)}): take a text "
                 "model that needs nothing else, such as one of AutoModelForCausalLM"
             ) from error
         tolerance = TOLERANCE.get(next(model.parameters()).dtype, 0.15)
         if _differ([right[0][: len(again)]], [again], tolerance):
-            raise UnfitModelError(
-                f"model {name} says other things of the same text each time: it is random inside, and has no "
-                "log-probabilities to speak of; take another model"
-            )
+            raise random_inside(name)
 
         def passes(ways: Iterable[str]) -> bool:
             try:
@@ -201,7 +211,7 @@ def _try_out(model: Any, task: str, shape: Shape, far: bool) -> tuple[Ways, bool
             return frozenset(ways), True
         if not passes(()):
             raise UnfitModelError(
-                f"model {name} does not come to the same numbers by {task}, even without any fast way, as by one plain "
+                f"{name} does not come to the same numbers by {task}, even without any fast way, as by one plain "
                 "pass over each text: what it says of a token depends on how long the text is, or on what follows; "
                 "take another model, or shorter texts"
             )
@@ -211,7 +221,7 @@ def _try_out(model: Any, task: str, shape: Shape, far: bool) -> tuple[Ways, bool
                 kept.append(way)
     left_out = [way for way in ways if way not in kept and NEEDS.get(way, way) in [*kept, way]]
     costs = "; ".join(f"{way} ({WAYS[way][1]})" for way in left_out)
-    line = f"{name}, {task}: right only without {costs}"
+    line = f"{type(inner(model)).__name__}, {task}: right only without {costs}"
     if line not in _said:  # texts of other lengths may say it again
         _said.add(line)
         _log.warning(line)
