@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -128,7 +127,11 @@ def test_the_command_works_from_any_directory_and_its_last_lines_name_the_failur
     assert done.returncode == 1, done.stderr
     last = done.stdout.strip().splitlines()[-1]
     assert last.startswith("FAILED 01_two_outcomes, cell 4 (import numpy as np): ValueError: probs[0] is -1.0")
-    assert json.loads((Path(tmp_path) / "out" / "reports.json").read_text())[0]["status"] == "failed"
+    assert json.loads((tmp_path / "out" / "reports.json").read_text())[0]["status"] == "failed"
+    site = tmp_path / "out" / "site"
+    assert f"0 of 1 notebooks ran well; open {site / 'index.html'}" in done.stdout
+    assert "probs[0] is -1.0" in (site / "notebooks" / "01_two_outcomes.html").read_text()
+    assert "not run" in (site / "times.html").read_text()
 
 
 @pytest.mark.slow

@@ -67,13 +67,8 @@ class Links:
 
     def marked(self, text: str) -> str:
         """Return the Markdown of the glossary with a mark in the row of each term."""
-        lines = []
-        for line in text.splitlines():
-            for term, mark in self.terms.items():
-                if line.startswith("|") and _term(line) == term:
-                    line = line.replace("| ", f'| <a id="{mark}"></a>', 1)
-            lines.append(line)
-        return "\n".join(lines) + "\n"
+        rows = ((row, self.terms.get(_term(row))) for row in text.splitlines())
+        return "".join((row.replace("| ", f'| <a id="{mark}"></a>', 1) if mark else row) + "\n" for row, mark in rows)
 
     def _to_api(self, match: re.Match[str]) -> str:
         full = self.api.get(match[1])
@@ -86,24 +81,18 @@ class Links:
 
 def terms(glossary: Path) -> dict[str, str]:
     """Return the terms of the glossary that are words of the text, longest first, and their marks."""
-    found = {}
-    for line in glossary.read_text(encoding="utf-8").splitlines():
-        term = _term(line) if line.startswith("|") else None
-        if term:
-            found[term] = "term-" + term.replace(" ", "-")
-    return dict(sorted(found.items(), key=lambda item: -len(item[0])))
+    found = filter(None, map(_term, glossary.read_text(encoding="utf-8").splitlines()))
+    return {term: "term-" + term.replace(" ", "-") for term in sorted(found, key=len, reverse=True)}
 
 
-def _term(row: str) -> str | None:
-    """The first name of a row as words, where the text uses it so: `win_rate` is the win rate."""
-    cells = row.split("|")
+def _term(row: str) -> str:
+    """The first name of a row as words, where the text uses it so: `win_rate` is the win rate; else an empty string."""
+    cells = row.split("|") if row.startswith("|") else []
     if len(cells) < 4 or "in code" in cells[2]:
-        return None
+        return ""
     name = re.match(r"\s*(?:`([a-z_0-9]+)`|(on-policy|proxy|chunk|return|profile))", cells[2])
-    if name is None:
-        return None
-    word = (name[1] or name[2]).replace("_", " ")
-    return word if len(word) > 3 and word not in ("cdf", "beta", "group", "block", "threshold", "draws") else None
+    word = (name[1] or name[2]).replace("_", " ") if name else ""
+    return word if len(word) > 3 and word not in ("beta", "group", "block", "threshold", "draws") else ""
 
 
 def papers(citation: Path) -> list[Paper]:
@@ -149,15 +138,10 @@ def api_names() -> dict[str, str]:
 
 def _equations(text: str) -> str:
     """Give each numbered equation a mark, and lead mentions of its number there."""
-    numbers = re.findall(r"\\tag\{(\d+)\}", text)
-    for number in numbers:
+    for number in re.findall(r"\\tag\{(\d+)\}", text):
         text = _replace_first(text, rf"\({number}\)", f'<a href="#equation-{number}">({number})</a>', every=True)
-    return re.sub(
-        r"^\$\$(?=(?:(?!\$\$).)*\\tag\{(\d+)\})",
-        r'<a id="equation-\1"></a>\n\n$$',
-        text,
-        flags=re.DOTALL | re.MULTILINE,
-    )
+    start = re.compile(r"^\$\$(?=(?:(?!\$\$).)*\\tag\{(\d+)\})", re.DOTALL | re.MULTILINE)
+    return start.sub(r'<a id="equation-\1"></a>\n\n$$', text)
 
 
 def _link_first(text: str, pattern: str, target: str) -> str:
