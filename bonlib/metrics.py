@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from bonlib.cdf import ROUNDING, EmpiricalCdf
-from bonlib.checks import whole
+from bonlib.checks import LOG_PROB_SLACK, whole
 from bonlib.estimates import Estimate
 from bonlib.exact import Array
 
@@ -179,9 +179,8 @@ def pareto_share(kl: ArrayLike, score: ArrayLike, methods: Sequence[str]) -> dic
 
     Source: Amini et al., Fig. 2.
     """
-    x, y = _checked_points(kl, score, axes=1)
-    names = _checked_methods(methods, len(x))
-    front = pareto_front(x, y)
+    front = pareto_front(kl, score)
+    names = _checked_methods(methods, len(front))
     return {name: float(front[own].sum() / front.sum()) for name, own in names.items()}
 
 
@@ -246,7 +245,7 @@ def _checked_log_probs(log_probs: ArrayLike, ref_log_probs: ArrayLike) -> tuple[
     if mine.shape != theirs.shape:
         raise ValueError(f"ref_log_probs has shape {theirs.shape}; it must be that of log_probs, {mine.shape}")
     for name, value in (("log_probs", mine), ("ref_log_probs", theirs)):
-        if not (value <= 1e-3).all():  # rounding may leave a sum of log-probabilities just above 0
+        if not (value <= LOG_PROB_SLACK).all():
             raise ValueError(f"{name} holds {value.max():.4g}; a log-probability is a number of at most 0")
     if not np.isfinite(mine).all():
         raise ValueError("log_probs holds -inf; give the log-probabilities of the policy that drew the responses")

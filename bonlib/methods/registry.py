@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 METHODS: dict[str, Method] = {}  # in the order in which tables list them
@@ -78,9 +76,3 @@ def get_method(name: str) -> Method:
     if name not in METHODS:
         raise ValueError(f"method is {name!r}; it must be one of {', '.join(METHODS)}")
     return METHODS[name]
-
-
-def load_all() -> None:
-    """Import every file of this folder, so that each registers what it has."""
-    for file in sorted(Path(__file__).parent.glob("[a-z]*.py")):
-        import_module(f"bonlib.methods.{file.stem}")

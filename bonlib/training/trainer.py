@@ -111,30 +111,29 @@ def _check_kinds(**given: object) -> None:
             raise ValueError(f"{name} is {given[name]!r}; it must be a {kind.__name__}: {remedy}")
 
 
+@dataclass(eq=False)
 class TrainingRun:
-    """One training run."""
+    """One training run; its fields are the arguments of `train`."""
 
-    def __init__(
-        self,
-        reference: LoadedModel,
-        method: TrainingMethod,
-        data: TrainingData,
-        settings: TrainSettings,
-        folder: Path,
-        measure: Measure | None,
-        show: bool,
-    ) -> None:
+    reference: LoadedModel
+    method: TrainingMethod
+    data: TrainingData
+    settings: TrainSettings
+    folder: Path
+    measure: Measure | None = None
+    show: bool = True
+
+    def __post_init__(self) -> None:
         from accelerate import Accelerator
         from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
+        reference, settings = self.reference, self.settings
         keep_freed_memory()
         # Tied weights are stored once, as they should be, and each checkpoint would say so.
         logging.getLogger("accelerate.utils.other").setLevel(logging.ERROR)
         set_seed(settings.seed)  # of an adapter's first weights; all other draws have generators of their own
-        if data.draws is not None:
-            check_draws(data.draws, reference)
-        self.reference, self.method, self.data, self.settings = reference, method, data, settings
-        self.folder, self.measure, self.show = folder, measure, show
+        if self.data.draws is not None:
+            check_draws(self.data.draws, reference)
         try:
             self.accelerator = Accelerator(
                 cpu=reference.device.type == "cpu",
@@ -150,11 +149,11 @@ class TrainingRun:
             raise ValueError(
                 f"shards is {settings.shards} for {self.accelerator.num_processes} processes; take a multiple of that"
             )
-        self.files = RunFolder(folder, self.accelerator)
+        self.files = RunFolder(self.folder, self.accelerator)
         policy = Policy(
             trainable(reference.model, settings.lora_rank),
             with_values=settings.ppo is not None,
-            with_anchor=method.asks_anchor,
+            with_anchor=self.method.asks_anchor,
         )
         self.learned = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         # The returns shrink as the policy improves, so the optimiser must forget their early size soon.
@@ -163,7 +162,7 @@ class TrainingRun:
         self.policy, self.optimiser = self.accelerator.prepare(policy, optimiser)
         self.policy.eval()  # dropout would make the policy that learns another than the one that draws
         self.loaded = replace(reference, model=policy.model, name=f"policy from {reference.name}")
-        self.learner = method.learner(self)
+        self.learner = self.method.learner(self)
         self.curve: list[dict[str, float]] = []
         self.recent: list[dict[str, float]] = []  # steps that are not in the curve yet
         self.step, self.seconds, self.responses = 0, 0.0, 0
