@@ -231,7 +231,7 @@ class BondLearner(OnPolicyLearner[BondShard]):
             seen, rewards, answers = self.ask_anchor(judged, own, chosen, [step, place])
             rows = dict(zip([self.data.prompts[i] for i in chosen], rewards, strict=True))  # a prompt may come twice
             cdf = SampledCdf(list(rows), np.stack(list(rows.values())))
-        returns = self.eased(step).returns(seen, cdf)
+        returns = self.method.returns(seen, cdf)
         rng = np.random.default_rng([settings.seed, step, place, 2])
         best = best_of_subsets(rewards, self.method.n, settings.group, rng)
         learned = [answers[row][draw].tolist() for row, draws in enumerate(best) for draw in draws]

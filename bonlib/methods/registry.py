@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bonlib.training.learner import TrainingMethod
+
 METHODS: dict[str, Method] = {}  # in the order in which tables list them
 
 
@@ -36,7 +38,7 @@ class Method:
     """
 
     name: str
-    make: Callable[..., Any]
+    make: Callable[..., TrainingMethod]
     setting: str
     algorithm: str
     label: str
@@ -62,9 +64,8 @@ def register(**about: Any) -> None:
     if method.name in METHODS:
         raise ValueError(f"name is {method.name!r}, which another method has: take a new one")
     METHODS[method.name] = method
-    ordered = sorted(METHODS.values(), key=lambda each: each.place)
-    METHODS.clear()
-    METHODS.update({each.name: each for each in ordered})
+    for each in sorted(METHODS.values(), key=lambda each: each.place):
+        METHODS[each.name] = METHODS.pop(each.name)
 
 
 def get_method(name: str) -> Method:
