@@ -138,11 +138,8 @@ class PoliciesPicture:
         self._curves, self._points = {}, {}
         for place, name in enumerate(self.families):
             style = {"color": COLOURS[name], "animated": True}
-            line = {
-                "lw": (4, 3, 2.2, 2)[place],
-                "ls": "--" if name == "rewind" else "-",
-            }  # what coincides shows at the rims
-            self._curves[name] = self._right.plot([], [], **line, **style)[0]
+            width, dash = (4, 3, 2.2, 2)[place], "--" if name == "rewind" else "-"  # what coincides shows at the rims
+            self._curves[name] = self._right.plot([], [], lw=width, ls=dash, **style)[0]
             marker = {"marker": "os^D"[place], "ms": 13 - 2 * place, "mec": "white", "zorder": 3 + place}  # all visible
             self._points[name] = self._right.plot([], [], ls="", clip_on=False, **marker, **style)[0]
         self.figure.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.07, 1.0), ncols=1 + len(self.families))
@@ -163,7 +160,6 @@ class PoliciesPicture:
         width = 0.8 / len(self.families)
         for shift, name in enumerate(self.families):
             self._bars[name].set_verts(_rectangles(places - 0.4 + shift * width, policies[name], width * 0.9))
-        for name in self.families:
             kl, win = kl_divergence(policies[name], outcomes.probs), outcomes.win_rate(policies[name])
             self._points[name].set_data([kl], [win])
             of_n = knobs.n if name == "soft best-of-n" else 0.0

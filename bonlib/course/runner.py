@@ -60,7 +60,7 @@ def find_notebooks(only: Sequence[str] = (), folder: Path = NOTEBOOKS) -> list[P
     found = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     unknown = [word for word in only if not any(_is_named(path, word) for path in found)]
     if not found:
-        raise ValueError(f"folder is {folder}; it holds no notebook named like 01_title.ipynb")
+        raise ValueError(f"folder is {folder}, without notebooks named like 01_title.ipynb: use a checkout")
     if unknown:
         raise ValueError(f"only names {unknown}; the notebooks are {', '.join(path.stem for path in found)}")
     return [path for path in found if not only or any(_is_named(path, word) for word in only)]
