@@ -10,6 +10,7 @@ from bonlib.checks import check_finite, check_log_probs, check_shapes, number, s
 from bonlib.methods.registry import register
 from bonlib.training.on_policy import Judged, OnPolicy
 from bonlib.training.reward_cdf import LogCdf
+from bonlib.training.settings import Ppo
 
 
 def kl_rl_return(log_probs: Tensor, ref_log_probs: Tensor, rewards: Tensor, *, beta: float) -> Tensor:
@@ -85,6 +86,6 @@ register(
     objective="`kl_rl_return` spread over tokens, with `gae`, `ppo_loss` and `ppo_value_loss`",
     fields="`Ppo(epochs, clip, value_clip, value_weight, trace)`",
     source="Schulman et al.; Amini et al., Table 3",
-    training={"learning_rate": 3e-5},
+    training={"ppo": Ppo(), "learning_rate": 3e-5},
     place=4,
 )

@@ -12,7 +12,6 @@ from bonlib.methods import METHODS, get_method
 from bonlib.methods.registry import register
 from bonlib.training.off_policy import OffPolicy
 from bonlib.training.on_policy import OnPolicy
-from bonlib.training.settings import Ppo
 from bonlib.training.trainer import TrainingRun
 
 BRIEF = replace(SHORT, steps=2, group=2, measure_every=1, checkpoint_every=1)
@@ -41,7 +40,7 @@ def test_every_method_has_what_tables_and_sweeps_ask_for(name):
     assert isinstance(method, OffPolicy if entry.algorithm == "offline" else OnPolicy)
     assert all(asdict(entry.make(value)) for value in entry.grid)
     assert set(entry.decides or [entry.setting]) <= set(asdict(method))
-    assert replace(BRIEF, **entry.training)
+    assert (replace(BRIEF, **entry.training).ppo is not None) == (entry.algorithm == "ppo")
     assert entry.samples
     assert entry.objective
     assert entry.source
@@ -51,8 +50,7 @@ def test_every_method_has_what_tables_and_sweeps_ask_for(name):
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_trains_two_steps_and_resumes(name, language_model, training_data, tmp_path):
     def begin(folder):
-        changes = {"ppo": Ppo() if entry.algorithm == "ppo" else None, "decay": entry.training.get("decay", True)}
-        settings = replace(BRIEF, **changes)
+        settings = replace(BRIEF, **{**entry.training, "prompts": 4, "group": 2, "learning_rate": 3e-3})
         return TrainingRun(language_model, settings_of(entry), training_data, settings, folder, None, False)
 
     entry = METHODS[name]
