@@ -58,7 +58,7 @@ def ipo_loss(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected:
 
 
 def pair_margin(**pairs: Tensor) -> Tensor:
-    """Δθ − Δπ of pairs of responses, given as chosen, rejected, ref_chosen, ref_rejected, after a check of them."""
+    """Return Δθ − Δπ of pairs of responses, (B,), given as chosen, rejected, ref_chosen and ref_rejected, checked."""
     check_log_probs(**pairs)
     check_finite(**pairs)
     chosen, rejected, ref_chosen, ref_rejected = pairs.values()
