@@ -65,6 +65,16 @@ def classifier(classifier_folder: Path) -> LoadedModel:
 
 
 @pytest.fixture(scope="session")
+def bundled_model() -> LoadedModel:
+    return load_language_model("imdb-gpt2-tiny", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def bundled_classifier() -> LoadedModel:
+    return load_classifier("imdb-sentiment-tiny", device="cpu")
+
+
+@pytest.fixture(scope="session")
 def training_data(language_model, tmp_path_factory):
     """64 draws a prompt of the small language model, scored, and their CDF."""
     from bonlib.draws.rewards import FunctionReward

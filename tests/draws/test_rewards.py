@@ -11,7 +11,7 @@ import zoo
 from bonlib.draws.rewards import ClassifierReward, CutPenalty, FunctionReward, SentimentReward, checked_score
 from bonlib.draws.samplers import SamplingSettings, TransformersSampler
 from bonlib.draws.store import SampleStore
-from bonlib.models.loaded import LoadedModel, load_classifier, load_language_model
+from bonlib.models.loaded import LoadedModel
 from bonlib.training.reward_cdf import SampledCdf
 from bonlib.training.settings import TrainingData
 
@@ -35,10 +35,9 @@ def test_the_batch_does_not_matter(classifier):
     np.testing.assert_allclose(together, apart, atol=1e-6)
 
 
-def test_the_bundled_judge_tells_praise_from_blame():
-    from bonlib.models.loaded import load_classifier
+def test_the_bundled_judge_tells_praise_from_blame(bundled_classifier):
 
-    judge = SentimentReward(load_classifier("imdb-sentiment-tiny", device="cpu"))
+    judge = SentimentReward(bundled_classifier)
     praise, blame = judge.score_texts(
         ["A wonderful film, I loved every minute of it.", "A terrible film, boring and badly acted. Avoid."]
     )
@@ -182,10 +181,10 @@ def test_a_judge_without_two_sentiments_is_refused(classifier):
         SentimentReward(dataclasses.replace(classifier, model=odd))
 
 
-def test_a_text_is_judged_once_whatever_chunk_it_is_in(tmp_path):
+def test_a_text_is_judged_once_whatever_chunk_it_is_in(bundled_model, bundled_classifier, tmp_path):
     """The response " effects" is three of four draws: its F≤ must be told of it whenever it comes again."""
-    store, sampler = SampleStore(tmp_path), TransformersSampler(load_language_model("imdb-gpt2-tiny", device="cpu"))
-    judge = SentimentReward(load_classifier("imdb-sentiment-tiny", device="cpu"), batch_size=7)
+    store, sampler = SampleStore(tmp_path), TransformersSampler(bundled_model)
+    judge = SentimentReward(bundled_classifier, batch_size=7)
     draws = store.draw(sampler, ["The special"], 256, SamplingSettings(1), seed=0, chunk_size=32)
     rewards = store.score(judge, draws)
     of_text = {text: set(rewards[0][draws.texts[0] == text]) for text in draws.texts[0]}

@@ -41,9 +41,10 @@ class Case:
 
 
 @pytest.fixture(scope="module", params=CASES)
-def case(request, language_model):
+def case(request, language_model, bundled_model):
     name = request.param.split()[-1]
-    loaded = language_model if name == "random" else load_language_model(name, device="cpu", dtype="float32")
+    at_hand = {"random": language_model, "imdb-gpt2-tiny": bundled_model}
+    loaded = at_hand.get(name) or load_language_model(name, device="cpu", dtype="float32")
     prompts = [chat_prompt(loaded.tokenizer, p) for p in PROMPTS] if loaded.tokenizer.chat_template else PROMPTS
     if request.param.startswith("vllm"):
         from bonlib.draws.vllm import VllmSampler

@@ -86,7 +86,6 @@ def test_whatever_affects_a_draw_is_part_of_its_key(store, sampler, change):
 
 
 def test_weights_are_part_of_the_key(store, sampler, language_model_folder):
-    from bonlib.models.loaded import load_language_model
 
     other = load_language_model(language_model_folder, device="cpu")
     assert other.fingerprint == sampler.inner.loaded.fingerprint  # asked for before the weights change, as in training
@@ -225,8 +224,8 @@ def test_a_reward_file_of_something_else_is_named(store, sampler):
 
 
 @pytest.mark.parametrize("prompt", ["I don", "The special"])
-def test_draws_know_their_law(tmp_path, prompt):
-    sampler = TransformersSampler(load_language_model("imdb-gpt2-tiny", device="cpu"))
+def test_draws_know_their_law(bundled_model, tmp_path, prompt):
+    sampler = TransformersSampler(bundled_model)
     cold = SamplingSettings(2, temperature=0.3)
     draws = SampleStore(tmp_path).draw(sampler, [prompt], 256, cold, seed=0)
     judge = FunctionReward(lambda prompt, response: float(len(response)), name="letters of a response")

@@ -13,7 +13,6 @@ from bonlib.exact import Outcomes, kl_divergence
 from bonlib.inference.best_of_n import best_of_n
 from bonlib.inference.blockwise import blockwise_best_of_n
 from bonlib.models.decoding import Law, next_token_probs
-from bonlib.models.loaded import load_language_model
 
 
 def noise(prompt, response):
@@ -27,8 +26,8 @@ PROMPT = "The film"
 
 
 @pytest.fixture(scope="module")
-def sampler():
-    return TransformersSampler(load_language_model("imdb-gpt2-tiny", device="cpu"), batch_size=1024)
+def sampler(bundled_model):
+    return TransformersSampler(bundled_model, batch_size=1024)
 
 
 def exact_kl(loaded, ids, settings, n, left):

@@ -113,12 +113,11 @@ def test_a_response_ends_at_the_end_tokens_of_both(language_model_folder, tmp_pa
         assert not np.isin(inside, ends).any()
 
 
-def test_padding_and_ends_may_be_missing_or_unknown(language_model_folder, tmp_path):
+def test_padding_and_ends_may_be_missing_or_unknown(language_model, language_model_folder, tmp_path):
     from transformers import AutoTokenizer
 
     from bonlib.draws.samplers import SamplingSettings, TransformersSampler
 
-    usual = load_language_model(language_model_folder, device="cpu")
     prompts = ["a", "the film was", "nobody"]
     for name, change in {
         "beyond": lambda tokenizer: tokenizer.add_special_tokens({"pad_token": "[PAD]"}),
@@ -134,6 +133,6 @@ def test_padding_and_ends_may_be_missing_or_unknown(language_model_folder, tmp_p
         assert loaded.end_token_ids == [0], name
         drawn = TransformersSampler(loaded).sample(prompts, SamplingSettings(6), seed=0)
         np.testing.assert_array_equal(
-            drawn.token_ids, TransformersSampler(usual).sample(prompts, SamplingSettings(6), seed=0).token_ids
+            drawn.token_ids, TransformersSampler(language_model).sample(prompts, SamplingSettings(6), seed=0).token_ids
         )
         np.testing.assert_allclose(response_log_probs(loaded, prompts, drawn), drawn.log_probs, atol=1e-4)

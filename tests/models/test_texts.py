@@ -8,7 +8,6 @@ from corpus import TEXTS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bonlib.models.loaded import load_language_model
 from bonlib.models.places import locate
 from bonlib.models.texts import chat_prompt, encode_prompts, response_texts, token_ids
 
@@ -308,6 +307,6 @@ def test_a_prompt_does_not_end_before_its_response():
     assert encode_prompts(tokenizer, 48, ["user hello"], 8) == [[3, 4]]
 
 
-def test_a_model_without_a_chat_template_is_not_for_chats(language_model_folder):
+def test_a_model_without_a_chat_template_is_not_for_chats(language_model):
     with pytest.raises(ValueError, match="has no chat template"):
-        chat_prompt(load_language_model(language_model_folder).tokenizer, "hello")
+        chat_prompt(language_model.tokenizer, "hello")
