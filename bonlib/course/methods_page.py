@@ -18,7 +18,7 @@ def methods_table() -> str:
     rows = [COLUMNS, ("---",) * len(COLUMNS)]
     for name, method in METHODS.items():
         label = f"[{method.label}]({method.make.__module__.replace('.', '/')}.py)"
-        settings = ", ".join(filter(None, [f"`{method.setting}`", method.fields]))
+        settings = ", ".join(f"`{each}`" for each in (method.setting, *method.options))
         rows.append((label, f"`{name}`", method.samples, method.objective, settings, method.source))
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 

@@ -119,7 +119,6 @@ register(
     grid=(2, 8, 32, 128, 512),
     samples="best and worst of the same N stored draws",
     objective="`bonbon_loss`: a·NLL(best) + (1−a)(Δθ − Δπ − t_N)²",
-    fields="`sft_weight` (both terms equal at the reference if not given)",
     source="Gui et al.",
     place=6,
 )

@@ -235,15 +235,9 @@ class BondLearner(OnPolicyLearner[BondShard]):
         rng = np.random.default_rng([settings.seed, step, place, 2])
         best = best_of_subsets(rewards, self.method.n, settings.group, rng)
         learned = [answers[row][draw].tolist() for row, draws in enumerate(best) for draw in draws]
-        return BondShard(
-            batch=self.tokens.batch([*judged.prompts, *judged.prompts], tokens + learned),
-            prompts=judged.prompts,
-            reference=reference,
-            figures=self.figures(judged, returns),
-            returns=returns,
-            advantages=self.centred(returns),
-            drifts=self.centred(judged.log_probs - seen.ref_log_probs),
-        )
+        batch, figures = self.tokens.batch([*judged.prompts] * 2, tokens + learned), self.figures(judged, returns)
+        drifts = self.centred(judged.log_probs - seen.ref_log_probs)
+        return BondShard(batch, judged.prompts, reference, figures, returns, self.centred(returns), drifts=drifts)
 
     def ask_anchor(
         self, judged: Judged, own: TokenBatch, chosen: Sequence[int], place: Sequence[int]
@@ -293,7 +287,6 @@ register(
     samples="4 responses a prompt from the policy, and 4 best of N random stored draws; M stored draws for F̂",
     objective="`jeffreys_loss`: (1−w) `nll`(best) + w (N−1) `reinforce_loss`, with `bond_return`: "
     "log F̂≤ − (log πθ − log π)/(N−1)",
-    fields="`jeffreys_weight`, `term_b`, `regulariser`",
     source="Sessa et al., Eqs. 11–15",
     place=8,
 )
@@ -309,7 +302,6 @@ register(
     grid=(200, 100, 67, 40, 25),
     samples="4 responses a prompt from the policy; 8 from the anchor, for F̂ and the best of 2",
     objective="`jeffreys_loss` with `bond_return`, both with the anchor in the place of π",
-    fields="`n`, `anchor_draws`",
     source="Sessa et al., Algorithm 1",
     training={"decay": False},  # a target that moves would be stopped by it
     place=9,

@@ -129,7 +129,6 @@ register(
     grid=(0.01, 0.1, 0.4, 1.0, 5.0),
     samples="12 random pairs of 6 stored draws, ties left out",
     objective="`dpo_loss`: −log σ(β(Δθ − Δπ)); with `identity=True`, IPO's `ipo_loss`: (Δθ − Δπ − 1/2β)²",
-    fields="`generations`, `pairs`, `identity`",
     source="Rafailov et al.; Azar et al.",
     place=5,
 )

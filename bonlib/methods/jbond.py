@@ -98,7 +98,6 @@ register(
     grid=(0.005, 0.01, 0.02, 0.05, 0.1),
     samples="1 response a prompt from the policy and 2 from the anchor",
     objective="`jeffreys_loss` with `jbond_return`: r_J − (log πθ − log π_anchor); γ KL(πθ ‖ anchor)",
-    fields="`anchor_every`, `regulariser` (γ), `jeffreys_weight`",
     source="Sessa et al., Algorithm 2, its last sign turned",
     training={"decay": False, "prompts": 32, "group": 1},  # one response of the policy and two of the anchor's
     place=10,

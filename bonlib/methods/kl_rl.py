@@ -84,7 +84,6 @@ register(
     grid=(0.005, 0.02, 0.1, 0.4, 2.0),
     samples="4 responses a prompt from the policy",
     objective="`kl_rl_return` spread over tokens, with `gae`, `ppo_loss` and `ppo_value_loss`",
-    fields="`Ppo(epochs, clip, value_clip, value_weight, trace)`",
     source="Schulman et al.; Amini et al., Table 3",
     training={"ppo": Ppo(), "learning_rate": 3e-5},
     place=4,

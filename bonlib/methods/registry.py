@@ -6,7 +6,7 @@ A method is a file of `bonlib.methods`, which registers it. Nothing else has a l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from bonlib.training.learner import TrainingMethod
@@ -30,7 +30,6 @@ class Method:
         grid: values of the setting that are tried where nothing else is said.
         samples: what a step learns from, in words.
         objective: what is maximised or minimised, with the function that computes it.
-        fields: settings of its own besides, in words.
         source: paper and equation.
         decides: the fields that the number decides, if they have other names than the setting.
         training: fields of `TrainSettings` in which it differs from others.
@@ -48,10 +47,15 @@ class Method:
     samples: str
     objective: str
     source: str
-    fields: str = ""
     decides: tuple[str, ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
     place: float = 100.0
+
+    @property
+    def options(self) -> list[str]:
+        """Fields of its settings that may be given by name, beside the number."""
+        names = [each.name for each in fields(self.make(self.grid[0]))]
+        return [name for name in names if name not in (self.setting, *self.decides)]
 
 
 def register(**about: Any) -> None:

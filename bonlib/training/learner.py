@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -67,7 +67,7 @@ class OngoingRun(Protocol):
         ...
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False)
 class Shard:
     """A part of a step's responses, with all that their loss needs.
 
@@ -81,7 +81,7 @@ class Shard:
     batch: TokenBatch
     prompts: Sequence[str]
     reference: Tensor
-    figures: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float]
 
 
 S = TypeVar("S", bound=Shard)

@@ -85,7 +85,7 @@ class OffPolicyLearner(Learner[Shard]):
         names = [self.draws.prompts[prompt] for prompt, _ in pairs]
         batch = self.tokens.batch(names, [self.draws.responses[p].token_ids[d].tolist() for p, d in pairs])
         reference = torch.tensor([self.draws.responses[p].log_probs[d] for p, d in pairs])
-        return Shard(batch=batch, prompts=names, reference=reference.view(-1, draws.shape[1]))
+        return Shard(batch, names, reference.view(-1, draws.shape[1]), figures={})
 
     def loss(self, shard: Shard, log_probs: Tensor, values: Tensor | None) -> Tensor:
         """Return the method's mean loss."""

@@ -91,7 +91,7 @@ class OnPolicy(TrainingMethod):
         return ReinforceLearner(self, run) if run.settings.ppo is None else PpoLearner(self, run, run.settings.ppo)
 
 
-@dataclass(eq=False, kw_only=True)
+@dataclass(eq=False)
 class DrawnShard(Shard):
     """Responses of the policy.
 
@@ -179,14 +179,8 @@ class ReinforceLearner(OnPolicyLearner[DrawnShard]):
         """Draw responses, and say how much better each is than the others to its prompt."""
         judged, _, batch, reference = self.drawn(step, place)
         returns = self.eased(step).returns(judged, self.data.cdf)
-        return DrawnShard(
-            batch=batch,
-            prompts=judged.prompts,
-            reference=reference,
-            figures=self.figures(judged, returns),
-            returns=returns,
-            advantages=self.centred(returns),
-        )
+        figures = self.figures(judged, returns)
+        return DrawnShard(batch, judged.prompts, reference, figures, returns, advantages=self.centred(returns))
 
     def loss(self, shard: DrawnShard, log_probs: Tensor, values: Tensor | None) -> Tensor:
         """Return what descends along the policy gradient."""
@@ -229,12 +223,12 @@ class PpoLearner(OnPolicyLearner[PpoShard]):
         rewards[torch.arange(len(lengths)), lengths - 1] += returns.float().to(paid.device) + paid.sum(1)
         advantages = gae(rewards, values, lengths, discount=1.0, trace=self.ppo.trace)
         return PpoShard(
-            batch=batch,
-            prompts=judged.prompts,
-            reference=reference,
-            figures=figures,
-            returns=returns,
-            advantages=advantages,
+            batch,
+            judged.prompts,
+            reference,
+            figures,
+            returns,
+            advantages,
             token_rewards=rewards,
             old_log_probs=log_probs,
             old_values=values,

@@ -39,7 +39,7 @@ def test_every_method_has_what_tables_and_sweeps_ask_for(name):
     method = settings_of(entry)
     assert isinstance(method, OffPolicy if entry.algorithm == "offline" else OnPolicy)
     assert all(asdict(entry.make(value)) for value in entry.grid)
-    assert set(entry.decides or [entry.setting]) <= set(asdict(method))
+    assert set(entry.decides or [entry.setting]) | set(entry.options) == set(asdict(method))
     assert (replace(BRIEF, **entry.training).ppo is not None) == (entry.algorithm == "ppo")
     assert entry.samples
     assert entry.objective
@@ -78,3 +78,10 @@ def test_a_name_is_given_once_and_an_unknown_one_is_named():
         register(name="dpo", label="x", colour="x", marker="x", samples="x", objective="x", **about)
     with pytest.raises(ValueError, match="method is 'ppo'; it must be one of vbon, "):
         get_method("ppo")
+
+
+def test_options_are_what_may_be_given_beside_the_number():
+    assert METHODS["vbon"].options == []
+    assert METHODS["dpo"].options == ["generations", "pairs", "identity"]
+    assert METHODS["bond-iterative"].options == ["jeffreys_weight", "regulariser", "n", "term_b", "anchor_draws"]
+    assert METHODS["bond-iterative"].make(20, regulariser=0.5).regulariser == 0.5
