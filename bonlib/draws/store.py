@@ -122,11 +122,10 @@ class SampleStore:
             ValueError: if an argument is out of range.
             DamagedFileError: if a stored chunk cannot be read.
         """
-        check_request(prompts, count, chunk_size)
+        prompts, count, chunk_size = check_request(prompts, count, chunk_size)
         if not hasattr(sampler, "sample"):
             raise ValueError(f"sampler is {sampler!r}; give TransformersSampler(load_language_model(NAME))")
-        prompts = [str(prompt) for prompt in prompts]
-        count, chunk_size, seed = int(count), int(chunk_size), whole("seed", seed)
+        seed = whole("seed", seed)
         fingerprint = sampler.fingerprint
         identity = {
             "sampler": fingerprint,
@@ -249,13 +248,13 @@ class SampleStore:
         return tuple(about.with_name(f"{number:05d}.npz") for number in range(count))
 
 
-def check_request(prompts: Sequence[str], count: int, chunk_size: int) -> None:
-    """Raise a ValueError if `SampleStore.draw` would refuse these arguments."""
-    prompt, times = Counter(strings("prompts", prompts, least=1)).most_common(1)[0]
+def check_request(prompts: Sequence[str], count: int, chunk_size: int) -> tuple[list[str], int, int]:
+    """Return what is asked of `SampleStore.draw` in Python's own kinds; a ValueError says what it would refuse."""
+    texts = strings("prompts", prompts, least=1)
+    prompt, times = Counter(texts).most_common(1)[0]
     if times > 1:
         raise ValueError(f"prompts has {prompt!r} {times} times, each to get the same draws: ask for more draws")
-    for name, value in (("count", count), ("chunk_size", chunk_size)):
-        whole(name, value, 1)
+    return texts, whole("count", count, 1), whole("chunk_size", chunk_size, 1)
 
 
 def check_draws(draws: Draws, reference: LoadedModel, few: int = 8) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bonlib.models.decoding import mask_and_positions, padded, share_cache
 from bonlib.models.kernels import cpu_kernels
-from bonlib.models.ways import TASKS, Probe, Task, Ways, inner, proven
+from bonlib.models.ways import TASKS, Probe, Task, Ways, class_of, inner, proven
 
 
 @torch.no_grad()
@@ -64,7 +64,7 @@ def _outputs(
                     found[places] = _outputs_of(model, *batch, "pooled" in ways, pad_id).float()
                 except (RuntimeError, IndexError, ValueError) as error:
                     raise ValueError(
-                        f"model {type(inner(model)).__name__} cannot read text {places[0]}, of {len(texts[places[0]])} "
+                        f"{class_of(model)} cannot read text {places[0]}, of {len(texts[places[0]])} "
                         f"tokens ({str(error).splitlines()[0]}): leave it out, or take another reward model"
                     ) from error
     return found
