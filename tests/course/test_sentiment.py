@@ -8,8 +8,17 @@ from accelerate.state import AcceleratorState
 from filelock import FileLock
 
 from bonlib.__main__ import main
-from bonlib.course.experiments.grids import RATES, bond_grid, budget_grid, cdf_grid, grid, rate_grid
-from bonlib.course.experiments.results import read_rows
+from bonlib.course.experiments import exact_runs, summarisation
+from bonlib.course.experiments.grids import (
+    RATES,
+    bond_grid,
+    budget_grid,
+    cdf_grid,
+    grid,
+    rate_grid,
+    setting_values,
+)
+from bonlib.course.experiments.results import RESULTS, read_rows
 from bonlib.course.experiments.sentiment import Harness, Run
 from bonlib.course.profiles import PROFILES, get_profile
 from bonlib.draws.store import SampleStore
@@ -71,12 +80,27 @@ def test_the_grids_cover_what_the_notebooks_compare():
     laptop = PROFILES["laptop"]
     counts = pd.Series([run.method for run in grid(laptop)]).value_counts()
     assert set(counts.index) == set(METHODS)
-    assert set(counts) == {10}  # five values and two seeds
+    stored = set(read_rows(RESULTS / "sentiment.parquet")["method"])
+    assert set(counts[list(stored)]) == {10}  # five values and two seeds
     assert [run.m for run in cdf_grid(laptop)][:6] == [2, 8, 32, 128, 512, 32]
     assert len(rate_grid(laptop)) == len(METHODS) * len(RATES)
     everything = [make(laptop) for make in (grid, cdf_grid, rate_grid, budget_grid, bond_grid)]
     identities = [Harness(laptop).identity(run) for runs in everything for run in runs]
     assert len(set(identities)) == len(identities)
+
+
+def test_a_new_method_is_in_the_sweeps_by_what_it_registers(monkeypatch):
+    entry = replace(METHODS["bonbon"], name="newcomer", label="Newcomer", setting="margin", grid=(1.0, 2.0, 4.0))
+    monkeypatch.setitem(METHODS, "newcomer", entry)
+    for profile, values in ((PROFILES["quick"], [1.0]), (PROFILES["laptop"], [1.0, 2.0, 4.0])):
+        assert list(setting_values(profile, "newcomer")) == values
+        runs = [*grid(profile, ["newcomer"]), *rate_grid(profile, ["newcomer"])]
+        assert {run.value for run in runs} == set(values)
+        assert Harness(profile).settings(runs[0]).learning_rate == 1e-4
+        assert summarisation.grid(profile, ["newcomer"])[0].value == 1.0
+        assert summarisation.SummaryHarness(profile).usual("newcomer")["learning_rate"] == 5e-4
+    assert exact_runs.label("newcomer", None) == "Newcomer"
+    assert exact_runs.ExactRun("newcomer").method == "newcomer"
 
 
 def test_a_profile_of_one_seed_and_few_steps_can_make_the_runs_of_bond():

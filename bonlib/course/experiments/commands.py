@@ -11,25 +11,31 @@ import click
 
 from bonlib.checks import number, whole
 from bonlib.course.commands import assignments, checked, folder
+from bonlib.methods import METHODS, get_method
 
 FIELD = "a field of TrainSettings, or of the method"
 SWEEPS = ("learning_rates", "sentiment", "cdf", "budget", "bond", "tldr", "exact")
+
+MEANINGS = {
+    "n": "number of draws N to imitate",
+    "beta": "KL coefficient, or DPO's β",
+    "every": "steps between two moves of the anchor",
+    "rate": "share of the policy's weights that the anchor takes up",
+}
+
+
+def _settings(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command an option for the setting of every method."""
+    for setting in reversed(dict.fromkeys(each.setting for each in METHODS.values())):
+        about = MEANINGS.get(setting) or ", ".join(each.name for each in METHODS.values() if each.setting == setting)
+        command = click.option(f"--{setting}", callback=checked(number), metavar="NUMBER", help=about)(command)
+    return command
 
 
 @click.command("train")
 @click.argument("methods", nargs=-1, metavar="[METHOD]...")
 @click.option("--profile", default="quick")
-@click.option("--n", callback=checked(number), metavar="NUMBER", help="number of draws N to imitate")
-@click.option("--beta", callback=checked(number), metavar="NUMBER", help="KL coefficient, or DPO's β")
-@click.option(
-    "--every", callback=checked(number), metavar="NUMBER", help="steps between moves of the anchor (bond-iterative)"
-)
-@click.option(
-    "--rate",
-    callback=checked(number),
-    metavar="NUMBER",
-    help="share of weights that it takes up (jbond)",
-)
+@_settings
 @click.option("--seed", callback=checked(whole, most=2**32 - 1), metavar="NUMBER", help="of training, 0 if not given")
 @click.option("--set", "fields", multiple=True, metavar="NAME=VALUE", help=FIELD)
 @click.option("--out", callback=folder, help="folder of the run, instead of one under _build/train")
@@ -51,7 +57,6 @@ def train_command(
     from bonlib.course.experiments.summarisation import SummaryHarness
     from bonlib.course.experiments.summarisation import grid as tldr_grid
     from bonlib.course.profiles import get_profile
-    from bonlib.methods import METHODS, get_method
     from bonlib.training.trainer import DivergedError
 
     given = [f"--{name}" for name, value in {**values, "seed": seed}.items() if value is not None]

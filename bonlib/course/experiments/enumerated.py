@@ -47,7 +47,7 @@ class Judgement(NamedTuple):
 class EnumeratedPrompts:
     """Prompts with all their responses, and what a reference and a reward make of them; tables have shape (P, 27³).
 
-    It is also the true CDF for `bonlib.align`: `log_strict` and `log_weak` look sampled responses up.
+    It is also the true CDF, as training asks for one: `log_strict` and `log_weak` look sampled responses up.
 
     Args:
         reference: a model as `enumerate_log_probs` takes it.
@@ -172,9 +172,14 @@ class EnumeratedPrompts:
             easing: share of the training over which the method's pull grows to its own, as in `TrainSettings`.
             seed: of the draws.
         """
-        listed, generator = np.array(responses(), dtype=object), torch.Generator().manual_seed(seed)
-        names = [prompt for prompt in self.prompts for _ in range(count or len(listed))]
-        tables = self._tabulated(cdf) if cdf else (self.log_strict_cdf, self.log_cdf)
+        generator, listed = torch.Generator().manual_seed(seed), responses()
+        told = None
+        if cdf:  # what it says of all responses, once for all steps
+            names, texts = [prompt for prompt in self.prompts for _ in listed], listed * len(self.prompts)
+            told = [
+                torch.from_numpy(ask(names, texts, self.rewards.flatten().numpy())).view_as(self.rewards)
+                for ask in (cdf.log_strict, cdf.log_weak)
+            ]
 
         def objective(log_probs: Tensor, progress: float) -> Tensor:
             now = method.eased(min(1.0, progress / easing)) if easing else method
@@ -182,24 +187,12 @@ class EnumeratedPrompts:
                 drawn = torch.arange(len(listed)).expand_as(log_probs)
             else:
                 drawn = torch.multinomial(log_probs.detach().exp(), count, replacement=True, generator=generator)
-            mine, reference, rewards = (
-                table.gather(1, drawn).flatten() for table in (log_probs, self.ref_log_probs, self.rewards)
-            )
-            judged = Judged(names, listed[drawn.flatten().numpy()], mine.detach(), reference, rewards)
-            gain = now.returns(judged, _Known(*(table.gather(1, drawn).flatten().numpy() for table in tables)))
+            gain, mine = _returns(now, self, log_probs, drawn, told), log_probs.gather(1, drawn).flatten()
             if count is None:
                 return -(mine.exp() * gain).sum() / len(log_probs)
             return reinforce_loss(mine, leave_one_out(gain, group=count)).mean()
 
         return objective
-
-    def _tabulated(self, cdf: LogCdf) -> tuple[Tensor, Tensor]:
-        """What a CDF says of all responses, log F and log F≤, each of shape (P, 27³)."""
-        listed = responses()
-        prompts, texts = [p for p in self.prompts for _ in listed], listed * len(self.prompts)
-        rewards = self.rewards.flatten().numpy()
-        strict, weak = cdf.log_strict(prompts, texts, rewards), cdf.log_weak(prompts, texts, rewards)
-        return torch.from_numpy(strict).view_as(self.rewards), torch.from_numpy(weak).view_as(self.rewards)
 
     def imitate(self, n: float) -> Objective:
         """Return the cross-entropy with best-of-n, E_πn[−log πθ]: BoN-SFT on all samples there are."""
@@ -278,7 +271,7 @@ class Distillation:
         if isinstance(method, JBond):
             gain = -math.log(16) * (1 - seen.log_cdf.exp()) ** 2 - drift
         else:
-            gain = self._returns(now, torch.arange(now.shape[1]).expand_as(now)).view_as(now)
+            gain = _returns(method, seen, now, torch.arange(now.shape[1]).expand_as(now)).view_as(now)
         reverse = -(log_probs.exp() * gain).sum() / len(now)
         drifting = (log_probs.exp() * drift).sum() / len(now)
         weight = method.jeffreys_weight
@@ -289,7 +282,8 @@ class Distillation:
         method, seen = self.method, self.seen
         drawn = torch.multinomial(log_probs.detach().exp(), count, replacement=True, generator=self.generator)
         best, worst = map(torch.from_numpy, seen.best_and_worst(method.n, count, [self.seed, self.steps]))
-        returns = self._returns(log_probs.detach(), drawn, torch.stack([best, worst], dim=2))
+        pairs = seen.rewards.gather(1, torch.stack([best, worst], dim=2).flatten(1)).view(-1, 2)
+        returns = _returns(method, seen, log_probs, drawn, pairs=pairs)
         own, learned, anchor = (
             table.gather(1, which).flatten()
             for table, which in ((log_probs, drawn), (log_probs, best), (seen.ref_log_probs, drawn))
@@ -299,17 +293,22 @@ class Distillation:
         loss = jeffreys_loss(learned, own, advantages, n=method.n, jeffreys_weight=weight)
         return (loss + method.regulariser * reinforce_loss(own, -drifts)).mean()
 
-    def _returns(self, log_probs: Tensor, drawn: Tensor, pairs: Tensor | None = None) -> Tensor:
-        """What responses, (P, B) of their indices, are worth, flat; with two of the anchor's for each, (P, B, 2)."""
-        seen, listed = self.seen, np.array(responses(), dtype=object)
-        mine, anchor, rewards, strict, weak = (
-            table.gather(1, drawn).flatten()
-            for table in (log_probs, seen.ref_log_probs, seen.rewards, seen.log_strict_cdf, seen.log_cdf)
-        )
-        two = None if pairs is None else seen.rewards.gather(1, pairs.flatten(1)).view(-1, 2)
-        names = [prompt for prompt in seen.prompts for _ in range(drawn.shape[1])]
-        judged = Judged(names, listed[drawn.flatten().numpy()], mine, anchor, rewards, two)
-        return self.method.returns(judged, _Known(strict.numpy(), weak.numpy()))
+
+def _returns(
+    method: OnPolicy,
+    seen: EnumeratedPrompts,
+    log_probs: Tensor,
+    drawn: Tensor,
+    told: Sequence[Tensor] | None = None,
+    pairs: Tensor | None = None,
+) -> Tensor:
+    """What responses are worth, flat, by their places (P, B) and the CDF they are told of, F and F≤, (P, 27³) each."""
+    tables = (log_probs.detach(), seen.ref_log_probs, seen.rewards, *(told or (seen.log_strict_cdf, seen.log_cdf)))
+    mine, reference, rewards, strict, weak = (table.gather(1, drawn).flatten() for table in tables)
+    names = [prompt for prompt in seen.prompts for _ in range(drawn.shape[1])]
+    texts = np.array(responses(), dtype=object)[drawn.flatten().numpy()]
+    judged = Judged(names, texts, mine, reference, rewards, pairs)
+    return method.returns(judged, _Known(strict.numpy(), weak.numpy()))
 
 
 class _Known(NamedTuple):

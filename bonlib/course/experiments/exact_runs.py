@@ -59,8 +59,7 @@ SMOOTHINGS = get_args(Smoothing)
 PAIRWISE = ("bonbon", "ipo", "dpo")  # there are too many pairs to list: they have samples only
 # With which a method ends closest to best-of-N after a short exact training; of two within 5 % the smaller.
 LEARNING_RATES = {"vbon": 6e-3, "vbon-bound": 6e-3, "ipo": 6e-3, "dpo": 2e-3}
-LEARNING_RATES |= dict.fromkeys(("kl-rl-rloo", "bon-sft", "bonbon"), 18e-3)
-LEARNING_RATES |= dict.fromkeys(("bond", "jbond"), 18e-3)  # of J-BOND, which has no end: BOND's
+LEARNING_RATE = 18e-3  # of the others; J-BOND, which has no end, has BOND's
 BOND_STEPS, BOND_EVERY = 300, 50  # of the runs step by step; from one copy of the policy to the anchor to the next
 ITERATED = (("anchor_every", 100), ("anchor_rate", 1.0), ("n", 2))  # best-of-2 of best-of-2 of best-of-2, in 300 steps
 CURVE_POINTS = 40
@@ -73,7 +72,7 @@ class ExactRun:
     """One training run on the enumerable model.
 
     Attributes:
-        method: a key of `METHODS` that needs no value head, or "ipo". Iterative BOND is "bond" with a moving anchor.
+        method: a key of `METHODS` that needs no value head, or "ipo"; BOND with a moving anchor is "bond" here.
         reward: "letters" or "vowels".
         policy: "network" or "table".
         training: "exact" (all responses), "samples" (drawn from the list), or "trainer" (drawn from the network and
@@ -105,7 +104,7 @@ class ExactRun:
 
     def __post_init__(self) -> None:
         known = {
-            "method": ("ipo", *(name for name in METHODS if name not in ("kl-rl-ppo", "bond-iterative"))),
+            "method": ("ipo", *(m.name for m in METHODS.values() if m.algorithm != "ppo" and m.setting != "every")),
             "reward": tuple(REWARDS),
             "policy": ("network", "table"),
             "training": ("exact", "samples", "trainer"),
@@ -352,7 +351,7 @@ def bond_grid() -> list[ExactRun]:
         return ExactRun(
             method,
             training=training,
-            learning_rate=LEARNING_RATES[method],
+            learning_rate=LEARNING_RATE,
             steps=BOND_STEPS,
             count=count,
             seed=seed,
@@ -375,18 +374,13 @@ def bond_grid() -> list[ExactRun]:
 
 
 def _rate(method: str, policy: str) -> float:
-    return 0.1 if policy == "table" else LEARNING_RATES[method]
+    return 0.1 if policy == "table" else LEARNING_RATES.get(method, LEARNING_RATE)
 
 
 def label(method: str, beta: float | None, options: str = "") -> str:
     """Return a method's name in figures and tables, from its columns there."""
-    names = {
-        "vbon": "vBoN, J",
-        "vbon-bound": "vBoN, L",
-        "kl-rl-rloo": "KL-RL",
-        "bon-sft": "BoN-SFT",
-        "bonbon": "BoNBoN",
-        "bond": {"term_b=True": "BOND with B", "": "BOND"}.get(options, "BOND, iterative"),
-        "jbond": "J-BOND",
-    }
-    return f"DPO, β = {beta:g}" if method == "dpo" else names.get(method, method.upper())
+    if method == "dpo":
+        return f"DPO, β = {beta:g}"
+    if method == "bond" and options:
+        return "BOND with B" if options == "term_b=True" else METHODS["bond-iterative"].label
+    return {"ipo": "IPO", "kl-rl-rloo": "KL-RL"}.get(method) or METHODS[method].label  # of KL-RL there is one here

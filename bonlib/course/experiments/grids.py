@@ -27,15 +27,17 @@ def grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
 
 
 def setting_values(profile: Profile, method: str) -> Sequence[float]:
-    """Return the values of a method's setting (n, beta, rate or every) that a profile tries."""
-    sizes, setting = profile.training, METHODS[method].setting
-    if method == "dpo":
-        return sizes.dpo_betas
-    if method == "bond":
-        return sizes.bond_ns
-    if setting == "every":
-        return [math.ceil(sizes.steps / moves) for moves in sizes.anchor_moves if moves <= sizes.steps]
-    return {"n": sizes.ns, "beta": sizes.betas, "rate": sizes.anchor_rates}[setting]
+    """Return the values of a method's setting that a profile tries: its own, or as many of those the method has."""
+    sizes, entry = profile.training, METHODS[method]
+    own = {
+        "dpo": sizes.dpo_betas,
+        "bond": sizes.bond_ns,
+        "n": sizes.ns,
+        "beta": sizes.betas,
+        "rate": sizes.anchor_rates,
+        "every": [math.ceil(sizes.steps / moves) for moves in sizes.anchor_moves if moves <= sizes.steps],
+    }
+    return own.get(method) or own.get(entry.setting) or entry.grid[: len(sizes.ns)]
 
 
 def rate_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
@@ -116,8 +118,6 @@ def bond_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
 def _imitators(methods: Sequence[str], usual: str) -> Sequence[str]:
     """Return the methods of a sweep at one N."""
     for method in methods:
-        if METHODS[method].setting != "n":
-            raise ValueError(
-                f"method is {method!r}, whose setting is {METHODS[method].setting}; this sweep is at one N"
-            )
+        if (setting := METHODS[method].setting) != "n":
+            raise ValueError(f"method is {method!r}, whose setting is {setting}; this sweep is at one N")
     return methods or (usual,)

@@ -30,7 +30,7 @@ from bonlib.methods.jbond import JBond
 from bonlib.metrics import mean_over_prompts
 from bonlib.models.loaded import LoadedModel
 from bonlib.training.off_policy import OffPolicy
-from bonlib.training.quantile import QuantileModel, fit_quantile_model
+from bonlib.training.quantile import fit_quantile_model
 from bonlib.training.reward_cdf import LogCdf, SampledCdf
 from bonlib.training.settings import Ppo, TrainingData, TrainSettings
 from bonlib.training.trainer import DivergedError, Trained, train
@@ -115,6 +115,7 @@ class Harness:
     """
 
     compares = True  # whether there are draws enough to measure how far a policy is from best-of-n
+    glance = (128, 1)  # test prompts, and responses to each, that a policy is measured on while it learns
 
     def __init__(self, profile: Profile, store: SampleStore | None = None, *, build: Path = BUILD) -> None:
         self.profile, self.store, self.build = profile, store or SampleStore(), build
@@ -131,11 +132,6 @@ class Harness:
     def training(self) -> Training:
         """Sizes of training."""
         return self.profile.training
-
-    @property
-    def glance(self) -> tuple[int, int]:
-        """Test prompts, and responses to each, that a policy is measured on while it learns."""
-        return 128, 1
 
     @cached_property
     def setting(self) -> Setting:
@@ -186,21 +182,15 @@ class Harness:
         """Return a CDF made from the first m draws of each training prompt; `Run` says what kinds there are."""
         if m > self.training.draws:
             raise ValueError(f"m is {m}; profile {self.profile.name} has {self.training.draws} draws a prompt")
-        if kind == "learned":
-            return self.learned_cdf(m)
-        rewards = self.reference_draws[1][:, :m]
-        return SampledCdf(self.prompts, rewards, "exponential" if kind == "exponential" else "posterior")
-
-    def learned_cdf(self, m: int) -> LogCdf:
-        """Return the CDF of a quantile model that was fitted on the first m draws of each training prompt."""
+        draws, rewards = self.reference_draws
+        if kind != "learned":
+            return SampledCdf(self.prompts, rewards[:, :m], "exponential" if kind == "exponential" else "posterior")
         if m not in self._learned:
-            draws, rewards = self.reference_draws
-            scratch = self.build / "quantiles" / str(os.getpid())
-            begun = time.perf_counter()
+            begun, scratch = time.perf_counter(), self.build / "quantiles" / str(os.getpid())
             model = fit_quantile_model(
                 self.profile.language_model, self.prompts, draws.texts[:, :m], rewards[:, :m], scratch=scratch
             )
-            self._learned[m], self._fit_seconds[m] = _Learned(model), time.perf_counter() - begun
+            self._learned[m], self._fit_seconds[m] = model, time.perf_counter() - begun
         return self._learned[m]
 
     def settings(self, run: Run) -> TrainSettings:
@@ -213,8 +203,8 @@ class Harness:
             "ppo": Ppo() if METHODS[run.method].algorithm == "ppo" else None,
             "seed": run.seed,
         }
-        settings = TrainSettings(**(chosen | self.usual(run.method) | dict(run.changes)))
-        named = {*self.usual(run.method), *dict(run.changes)}
+        named = self.usual(run.method) | dict(run.changes)
+        settings = TrainSettings(**(chosen | named))
         return settings if "measure_every" in named else replace(settings, measure_every=max(settings.steps // 10, 5))
 
     def usual(self, method: str) -> dict[str, Any]:
@@ -368,18 +358,6 @@ class Harness:
             f"rate {row['win_rate']:.3f}, KL {row['kl']:.2f}, {trained.seconds:.0f} s",
             flush=True,
         )
-
-
-class _Learned:
-    """A quantile model as a CDF of responses."""
-
-    def __init__(self, model: QuantileModel) -> None:
-        self.model, self.fingerprint = model, model.fingerprint
-
-    def log_weak(self, prompts: Sequence[str], responses: Sequence[str], rewards: Any) -> Any:
-        return self.model.log_weak(prompts, responses)
-
-    log_strict = log_weak  # it knows no ties
 
 
 def describe_device(device: torch.device) -> str:

@@ -6,11 +6,11 @@ import hashlib
 import json
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +69,7 @@ def grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
     return [
         Run(
             method,
-            values[METHODS[method].setting],
+            values.get(METHODS[method].setting, METHODS[method].grid[0]),
             seed,
             SWEEP,
             cdf="exponential" if method == "vbon-bound" else "samples",
@@ -79,8 +79,7 @@ def grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
     ]
 
 
-@dataclass(frozen=True, eq=False)
-class Exam:
+class Exam(NamedTuple):
     """Documents of one kind that policies are judged on.
 
     Attributes:
@@ -96,6 +95,7 @@ class SummaryHarness(Harness):
     """Reference, proxy and gold reward model, draws and documents of a profile: summarisation."""
 
     compares = False
+    glance = (16, 1)
 
     def __init__(self, profile: Profile, store: SampleStore | None = None, *, build: Path = BUILD) -> None:
         super().__init__(profile, store, build=build)
@@ -110,11 +110,6 @@ class SummaryHarness(Harness):
     def training(self) -> Training:
         """Sizes of training."""
         return self.sizes.training
-
-    @property
-    def glance(self) -> tuple[int, int]:
-        """Test prompts, and responses to each, that a policy is measured on while it learns."""
-        return 16, 1
 
     @cached_property
     def setting(self) -> Setting:
@@ -203,17 +198,19 @@ class SummaryHarness(Harness):
     def reference_draws_at(self, where: Condition) -> tuple[Draws, Judges]:
         """Return summaries by the reference, with their rewards, from the store as far as it has them."""
         if where not in self._drawn:  # to ask the store takes the hashes of three models
-            self._drawn[where] = self._draw_at(where)
+            sizes, prompts = self.sizes, self.exam(where.distribution).prompts
+            sampling = SamplingSettings(sizes.max_new_tokens, where.temperature)
+            draws = self.store.draw(
+                self.setting.sampler,
+                prompts,
+                sizes.draws + sizes.opponents,
+                sampling,
+                seed=where.sampling_seed,
+                chunk_size=sizes.chunk_size,
+            )
+            judges = (self.store.score(judge, draws) for judge in (self.setting.reward_model, self.gold))
+            self._drawn[where] = draws, Judges(*judges)
         return self._drawn[where]
-
-    def _draw_at(self, where: Condition) -> tuple[Draws, Judges]:
-        sampling = SamplingSettings(self.sizes.max_new_tokens, where.temperature)
-        count, size = self.sizes.draws + self.sizes.opponents, self.sizes.chunk_size
-        prompts = self.exam(where.distribution).prompts
-        draws = self.store.draw(
-            self.setting.sampler, prompts, count, sampling, seed=where.sampling_seed, chunk_size=size
-        )
-        return draws, Judges(self.store.score(self.setting.reward_model, draws), self.store.score(self.gold, draws))
 
     def of_reference(self, where: Condition) -> dict[str, Judgement]:
         """Judge the reference ("sft") and the best of its draws by the proxy ("bon")."""
