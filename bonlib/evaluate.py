@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from bonlib.checks import settle, whole
 from bonlib.draws.rewards import RewardModel, checked_score
 from bonlib.draws.samplers import SamplingSettings, TransformersSampler
 from bonlib.draws.store import Draws, check_draws
+from bonlib.exact import Array
 from bonlib.inference.best_of_n import best_of_n
 from bonlib.methods.vbon import Vbon
 from bonlib.metrics import kl_k1, kl_k3, mean_over_prompts, next_token_entropy, next_token_kl, win_probability
@@ -21,8 +21,6 @@ from bonlib.models.reading import response_batches, response_log_probs, response
 from bonlib.models.responses import Responses, concatenate
 from bonlib.training.on_policy import Judged
 from bonlib.training.reward_cdf import SampledCdf
-
-Array = NDArray[np.float64]
 
 # With k of M draws at most as good it makes log F̂ = H_k − H_M, whose mean is log F but for the sum of (1 − F)^j / j
 # over j > M. The default, meant for responses of the reference, would put what a good policy says 1 / (M + 1) too low.

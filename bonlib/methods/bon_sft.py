@@ -8,9 +8,10 @@ import numpy as np
 from torch import Tensor
 
 from bonlib.checks import check_log_probs, settle, whole
+from bonlib.exact import Array
 from bonlib.inference.best_of_n import best_of_n
 from bonlib.methods.registry import register
-from bonlib.training.learner import Array, Indices
+from bonlib.training.learner import Indices
 from bonlib.training.off_policy import OffPolicy
 
 

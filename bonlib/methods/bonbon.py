@@ -10,11 +10,12 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bonlib.checks import number, settle, whole
+from bonlib.exact import Array
 from bonlib.inference.best_of_n import best_of_n
 from bonlib.methods.bon_sft import nll
 from bonlib.methods.dpo import pair_margin
 from bonlib.methods.registry import register
-from bonlib.training.learner import Array, Indices
+from bonlib.training.learner import Indices
 from bonlib.training.off_policy import OffPolicy
 
 

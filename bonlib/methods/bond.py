@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bonlib.checks import LOG_PROB_SLACK, check_log_probs, check_shapes, flag, number, settle, whole
+from bonlib.exact import Array
 from bonlib.methods.bon_sft import nll
 from bonlib.methods.registry import register
 from bonlib.models.reading import TokenBatch
 from bonlib.training.gradients import reinforce_loss
-from bonlib.training.learner import Array, Indices, OngoingRun, summed
+from bonlib.training.learner import Indices, OngoingRun, summed
 from bonlib.training.on_policy import DrawnShard, Judged, OnPolicy, OnPolicyLearner
 from bonlib.training.policy import Policy
 from bonlib.training.reward_cdf import LogCdf, SampledCdf

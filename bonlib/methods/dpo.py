@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from bonlib.cdf import snapped
 from bonlib.checks import check_finite, check_log_probs, flag, number, settle, whole
+from bonlib.exact import Array
 from bonlib.methods.registry import register
-from bonlib.training.learner import Array, Indices
+from bonlib.training.learner import Indices
 from bonlib.training.off_policy import OffPolicy
 
 

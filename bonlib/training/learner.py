@@ -21,7 +21,6 @@ from bonlib.models.reading import TokenBatch, token_batch
 from bonlib.training.policy import Anchor
 from bonlib.training.settings import TrainingData, TrainSettings
 
-Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
 
 

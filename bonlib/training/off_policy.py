@@ -10,17 +10,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bonlib.training.learner import (
-    Array,
-    Indices,
-    Learner,
-    OngoingRun,
-    PromptTokens,
-    Rounds,
-    Shard,
-    TrainingMethod,
-    summed,
-)
+from bonlib.exact import Array
+from bonlib.training.learner import Indices, Learner, OngoingRun, PromptTokens, Rounds, Shard, TrainingMethod, summed
 
 
 @dataclass(frozen=True)

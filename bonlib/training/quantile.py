@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.special import log_expit
 from scipy.stats import rankdata
 from torch.utils.data import Dataset
 
 from bonlib.cdf import snapped
 from bonlib.draws.rewards import ClassifierReward
+from bonlib.exact import Array
 from bonlib.models.loaded import LoadedModel
 from bonlib.models.places import locate
 from bonlib.models.texts import token_ids
@@ -57,9 +58,7 @@ class QuantileModel:
         """A hash of weights and tokenizer."""
         return self._logits.fingerprint
 
-    def log_weak(
-        self, prompts: Sequence[str], responses: Sequence[str], rewards: ArrayLike | None = None
-    ) -> NDArray[np.float64]:
+    def log_weak(self, prompts: Sequence[str], responses: Sequence[str], rewards: ArrayLike | None = None) -> Array:
         """Return the estimate of log F≤ of each response to its prompt, shape (B,), nats, always finite.
 
         Raises:
@@ -141,7 +140,7 @@ def fit_quantile_model(
     return QuantileModel(fitted)
 
 
-def leave_one_out_cdf(rewards: ArrayLike) -> NDArray[np.float64]:
+def leave_one_out_cdf(rewards: ArrayLike) -> Array:
     """Return, for each sample, the share of its prompt's other samples whose reward is no better, but for rounding.
 
     Args:
@@ -159,7 +158,7 @@ def leave_one_out_cdf(rewards: ArrayLike) -> NDArray[np.float64]:
 class _Ranked(Dataset[dict[str, Any]]):
     """Responses with their targets; item i depends on (seed, i) only, so an interrupted training resumes the same."""
 
-    def __init__(self, encoded: Sequence[list[int]], targets: NDArray[np.float64], recipe: QuantileRecipe) -> None:
+    def __init__(self, encoded: Sequence[list[int]], targets: Array, recipe: QuantileRecipe) -> None:
         self.encoded, self.targets, self.recipe = encoded, targets, recipe
 
     def __len__(self) -> int:

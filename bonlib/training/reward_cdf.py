@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from bonlib.cdf import ROUNDING, EmpiricalCdf, ExponentialCdf, RewardCdf, Smoothing
 from bonlib.checks import number
-
-Array = NDArray[np.float64]
+from bonlib.exact import Array
 
 
 class LogCdf(Protocol):

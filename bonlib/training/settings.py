@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bonlib.checks import flag, number, settle, strings, whole
 from bonlib.draws.rewards import RewardModel, check_reward_model
 from bonlib.draws.samplers import SamplingSettings
 from bonlib.draws.store import Draws
+from bonlib.exact import Array
 from bonlib.training.reward_cdf import LogCdf
 
 
@@ -146,7 +146,7 @@ class TrainingData:
     reward_model: RewardModel
     sampling: SamplingSettings
     draws: Draws | None = None
-    rewards: NDArray[np.float64] | None = None
+    rewards: Array | None = None
     cdf: LogCdf | None = None
 
     def __post_init__(self) -> None:
@@ -174,7 +174,7 @@ class TrainingData:
                 f"rewards has shape {self.rewards.shape}, draws {self.draws.log_probs.shape}; score each draw"
             )
 
-    def scored_draws(self, needs: int, method: object) -> tuple[Draws, NDArray[np.float64], str]:
+    def scored_draws(self, needs: int, method: object) -> tuple[Draws, Array, str]:
         """Return the stored draws, their rewards and a hash of both, if there are as many as a method needs."""
         have = 0 if self.draws is None or self.rewards is None else self.rewards.shape[1]
         if self.draws is None or self.rewards is None or have < needs:
@@ -183,7 +183,7 @@ class TrainingData:
         return self.draws, self.rewards, hashlib.sha256(both.tobytes()).hexdigest()
 
 
-def _finite(rewards: Any, prompts: Sequence[str]) -> NDArray[np.float64]:
+def _finite(rewards: Any, prompts: Sequence[str]) -> Array:
     """Rewards as a table with a row a prompt."""
     table = np.asarray(rewards.detach().cpu().double() if hasattr(rewards, "detach") else rewards, dtype=np.float64)
     if len(table) != len(prompts):
