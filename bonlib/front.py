@@ -84,7 +84,7 @@ def reward(
 
 
 def draw(
-    model: LoadedModel | Folder | Sampler,
+    model: LoadedModel | Trained | Folder | Sampler,
     prompts: Sequence[str],
     count: int = 128,
     *,
@@ -96,7 +96,7 @@ def draw(
     """Draw responses to prompts, those that the store does not have yet.
 
     Args:
-        model: a language model, loaded or by name; or any sampler, such as one of vLLM.
+        model: a language model, loaded, trained or by name; or any sampler, such as one of vLLM.
         prompts: P different ones.
         count: draws a prompt; more later are added to these.
         max_new_tokens: longest response, in tokens.
@@ -110,9 +110,9 @@ def draw(
     from bonlib.draws.samplers import SamplingSettings, TransformersSampler
     from bonlib.draws.store import SampleStore
 
-    sampler: Any = model
-    if not hasattr(model, "sample"):
-        sampler = TransformersSampler(load(model) if isinstance(model, str | os.PathLike) else model)
+    sampler: Any = getattr(model, "policy", model)
+    if not hasattr(sampler, "sample"):
+        sampler = TransformersSampler(load(sampler) if isinstance(sampler, str | os.PathLike) else sampler)
     kept = store if isinstance(store, SampleStore) else SampleStore(store)
     settings = SamplingSettings(max_new_tokens, **_known("draw", law, SamplingSettings))
     return ModelDraws(kept.draw(sampler, prompts, count, settings, seed=seed), sampler, seed, kept)

@@ -112,10 +112,18 @@ def test_a_comparison_has_reference_best_of_n_and_policies(draws, trained):
 
 
 def test_results_show_themselves_as_tables(draws, trained):
-    for shown in (draws, draws.curve(), bon.draw(draws.model, PROMPTS, 64, max_new_tokens=8, store=draws.store)):
+    for shown in (
+        trained,
+        draws,
+        draws.curve(),
+        bon.draw(draws.model, PROMPTS, 64, max_new_tokens=8, store=draws.store),
+    ):
         assert "<table" in shown._repr_html_()
         assert len(repr(shown)) < 2000
     assert "64 draws to each of" in repr(draws)
+    assert "after 2 steps and 8 responses" in repr(trained)
+    assert repr(draws.model).endswith("random-gpt2: GPT2LMHeadModel, 0.0 M parameters, float32, cpu")
+    assert repr(bon.draw(trained, PROMPTS, 2, max_new_tokens=4, store=draws.store)).startswith("2 draws to each of 4")
     assert list(draws.table().columns) == ["prompt", "response", "log_prob", "reward"]
 
 

@@ -27,7 +27,7 @@ _WITHOUT_EFFECT = {"_name_or_path", "name_or_path", "transformers_version", "dty
 _CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "max_target_positions")  # by any name
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LoadedModel:
     """A model and its tokenizer, with what is needed to tell later which ones they were.
 
@@ -42,6 +42,11 @@ class LoadedModel:
     tokenizer: Any
     name: str
     commit: str | None = None
+
+    def __repr__(self) -> str:
+        size = sum(parameter.numel() for parameter in self.model.parameters()) / 1e6
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return f"{self.name}: {type(self.model).__name__}, {size:.1f} M parameters, {dtype}, {self.device.type}"
 
     @property
     def device(self) -> torch.device:

@@ -41,7 +41,7 @@ CAUSES = {  # of divergence, by the beginning of what is said of it
 PROGRESS = ("step", "seconds", "responses", "curve", "recent")  # attributes of a run that a checkpoint keeps
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Trained:
     """A trained policy and how it came about.
 
@@ -62,6 +62,16 @@ class Trained:
     seconds: float
     folder: Path
     main_process: bool = True
+
+    def __repr__(self) -> str:
+        steps = int(self.curve[-1]["step"]) if self.curve else 0
+        return f"{self.policy.name} after {steps} steps and {self.responses:,} responses, in {self.folder}"
+
+    def _repr_html_(self) -> str:
+        import pandas as pd
+
+        table = pd.DataFrame(self.curve).to_html(index=False, float_format="{:.3g}".format)
+        return f"<p>{self!r}; means since the row before:</p>{table}"
 
 
 class DivergedError(RuntimeError):
