@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bonlib.exact import Array
+
 if TYPE_CHECKING:
     import pandas as pd
     import torch
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from bonlib.models.loaded import LoadedModel
     from bonlib.training.trainer import Trained
 
-Array = NDArray[np.float64]
 Folder = str | os.PathLike[str]
 
 
@@ -341,7 +342,6 @@ def train(method: str | Any, draws: ScoredDraws, *, folder: Folder | None = None
 def _made(name: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """A method from its name and fields, and the settings of training that it usually has."""
     from bonlib.methods import get_method
-    from bonlib.training.settings import Ppo
 
     entry = get_method(name)
     if entry.setting not in options:
@@ -352,7 +352,7 @@ def _made(name: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         method = entry.make(options.pop(entry.setting), **options)
     except TypeError as error:
         raise ValueError(f"{name} and TrainSettings have no such field: {error}") from error
-    return method, {**({"ppo": Ppo()} if entry.algorithm == "ppo" else {}), **entry.training}
+    return method, dict(entry.training)
 
 
 class Comparison(_Table):
