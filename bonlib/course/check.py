@@ -53,7 +53,10 @@ class SamplingCost:
     megabytes: float
 
     def __str__(self) -> str:
-        duration = "time unknown, its model is not on this machine" if self.seconds is None else _duration(self.seconds)
+        duration = "time unknown, its model is not on this machine"
+        if self.seconds is not None:
+            quick = self.seconds < 90
+            duration = f"about {self.seconds:.0f} s" if quick else f"about {self.seconds / 60:.0f} minutes"
         return f"{self.draws:,} draws to sample if nothing is stored: {duration}, {self.megabytes:.0f} MB on disk"
 
 
@@ -73,11 +76,7 @@ def findings(profile: Profile) -> Iterator[Finding]:
     }
     for role, name in roles.items():
         yield _attempt(role, partial(_model, name), "restore data/models from git, or `python -m bonlib pretrain`")
-    yield _attempt(
-        "instruct model",
-        partial(_model, profile.instruct_model),
-        "`make run` installs the workbook's own",
-    )
+    yield _attempt("instruct model", partial(_model, profile.instruct_model), "`make run` installs the workbook's own")
     yield _store()
     yield _attempt("device", partial(_device, profile), "choose device 'auto' in the profile")
 
@@ -253,10 +252,6 @@ def _seconds_for(profile: Profile, draws: int, sampler: TransformersSampler | No
     begun = time.perf_counter()
     sampler.sample(batch, settings, seed=0)
     return (time.perf_counter() - begun) / len(batch) * draws
-
-
-def _duration(seconds: float) -> str:
-    return f"about {seconds:.0f} s" if seconds < 90 else f"about {seconds / 60:.0f} minutes"
 
 
 @click.command("check")

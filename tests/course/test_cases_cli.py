@@ -2,11 +2,12 @@
 
 import json
 
+import click
 import numpy as np
 import pytest
 from corpus import TEXTS
 
-from bonlib.__main__ import main
+from bonlib.__main__ import COMMANDS, commands, main
 from bonlib.course.making import pretrain
 from bonlib.course.making.adapters import write_summaries
 from bonlib.course.making.documents import Document, load_reddit, load_scitldr, rouge
@@ -185,6 +186,26 @@ def test_wrong_usage_is_refused_at_once_in_one_line(arguments, message, capsys, 
     assert complaint.startswith("bonlib: ")
     assert len(complaint.splitlines()) == 1
     assert not out
+
+
+def test_every_command_is_found_and_said_in_the_help(capsys):
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    for name in COMMANDS:
+        assert commands.get_command(click.Context(commands), name).name == name
+        assert f"  {name} " in listed
+
+
+def test_no_command_and_an_interruption_have_exit_codes_of_their_own(monkeypatch, capsys):
+    assert main([]) == 2
+    assert capsys.readouterr().err.startswith("bonlib: Missing command. (`python -m bonlib --help`")
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bonlib.course.exercises.write_stubs", interrupt)
+    assert main(["stubs"]) == 130
+    assert "interrupted; what was drawn is kept" in capsys.readouterr().err
 
 
 def test_a_folder_without_executed_notebooks_makes_no_site(tmp_path, capsys):

@@ -8,11 +8,11 @@ import click
 
 from bonlib.course.commands import folder
 
+WHAT = ("language-model", "reward-model", "sft", "proxy", "gold", "policies", "evaluate")
+
 
 @click.command("pretrain")
-@click.argument(
-    "what", type=click.Choice(["language-model", "reward-model", "sft", "proxy", "gold", "policies", "evaluate"])
-)
+@click.argument("what", metavar="WHAT", type=click.Choice(WHAT))
 @click.argument("model", required=False)
 @click.option("--data", default="allenai/scitldr", help="of sft, proxy and gold: SciTLDR's folder, or the hub")
 @click.option("--revision", help="commit of that data set on the hub")
@@ -20,8 +20,8 @@ from bonlib.course.commands import folder
 def pretrain_command(what: str, model: str | None, data: str, revision: str | None, out: Path | None) -> None:
     """Train or evaluate the bundled models; resumes.
 
-    MODEL is for evaluate the model, for reward-model the language model to start from, and for proxy and gold the
-    fine-tuned adapter.
+    WHAT is language-model, reward-model, sft, proxy, gold, policies or evaluate. MODEL is for evaluate the model, for
+    reward-model the language model to start from, and for proxy and gold the fine-tuned adapter.
     """
     from bonlib.course.experiments.summarisation import SummaryHarness, bundle
     from bonlib.course.making import adapters, pretrain
