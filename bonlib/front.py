@@ -283,7 +283,9 @@ class Curve(_Table):
         """Draw reward with its control, win rate and KL against n; dotted, what holds where no two rewards tie."""
         from bonlib.bounds import kl_bound, win_rate_bound
 
-        figure, axes = _panels(3)
+        figure, axes = _panels(
+            3, "Figure. Mean reward, win rate and KL of best-of-n against n; the reward of a random one of n."
+        )
         table, ns = self.table, self.table.index.to_numpy()
         for axis, name in zip(axes, ("reward", "win_rate", "kl"), strict=True):
             axis.errorbar(ns, table[name], table[f"{name}_se"], fmt="o-", color="#0173b2", label="best-of-n")
@@ -368,7 +370,9 @@ class Comparison(_Table):
 
     def plot(self) -> Figure:
         """Draw win rate against KL: best-of-n as a curve, each policy as a point."""
-        figure, (axis,) = _panels(1)
+        figure, (axis,) = _panels(
+            1, "Figure. Win rate over the reference against the KL to it: best-of-n, and each policy."
+        )
         curve = self.table[self.table.index.str.startswith("best-of-") | (self.table.index == "reference")]
         axis.plot(curve["kl"], curve["win_rate"], "o-", color="#0173b2", label="best-of-n")
         for name in self.responses:
@@ -451,11 +455,21 @@ def _mean(name: str, by_prompt: Array) -> dict[str, float]:
     return {name: float(by_prompt.mean()), f"{name}_se": float(error)}
 
 
-def _panels(count: int) -> tuple[Figure, Any]:
-    """A figure that no notebook shows twice: it is not one of pyplot's."""
+def _panels(count: int, about: str) -> tuple[Figure, Any]:
+    """A figure that a notebook shows once, as it is none of pyplot's, and its words where it is not seen."""
+    from io import BytesIO
+
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * count, 3.6), layout="constrained")
+    class Picture(Figure):
+        def __repr__(self) -> str:
+            return about
+
+        def _repr_png_(self) -> bytes:
+            self.savefig(drawn := BytesIO(), format="png")
+            return drawn.getvalue()
+
+    figure = Picture(figsize=(4.2 * count, 3.6), layout="constrained")
     axes = figure.subplots(1, count, squeeze=False)[0]
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)

@@ -176,3 +176,9 @@ def test_what_is_wrong_is_said_in_a_line(message, call, draws):
         call(draws)
     assert "\n" not in str(caught.value)
     assert re.search(r"[:;,]", str(caught.value))
+
+
+def test_a_figure_is_shown_and_described_without_pyplot(draws):
+    figure = draws.curve().plot()
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert repr(figure).startswith("Figure. Mean reward, win rate and KL of best-of-n")
