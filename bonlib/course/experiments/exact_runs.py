@@ -30,8 +30,7 @@ from bonlib.course.experiments.enumerated import (
     TabularPolicy,
     train_exactly,
 )
-from bonlib.course.experiments.results import RESULTS, add_run, claim, done_runs
-from bonlib.course.experiments.sentiment import describe_device
+from bonlib.course.experiments.results import RESULTS, add_run, claim, done_runs, options_text, provenance
 from bonlib.course.making.enumerable import LENGTH, PROMPTS, letter_sentiment, vowel_count
 from bonlib.course.runner import BUILD, commit_of_workbook
 from bonlib.draws.samplers import SamplingSettings
@@ -39,11 +38,10 @@ from bonlib.exact import TiltReward, kl_divergence
 from bonlib.methods import METHODS
 from bonlib.methods.bon_sft import BonSft
 from bonlib.methods.bond import Bond
-from bonlib.methods.dpo import Dpo
 from bonlib.methods.jbond import JBond
 from bonlib.models.loaded import LoadedModel, load_language_model
 from bonlib.training.off_policy import OffPolicy
-from bonlib.training.reward_cdf import LogCdf, SampledCdf
+from bonlib.training.reward_cdf import SampledCdf
 from bonlib.training.settings import TrainingData, TrainSettings
 from bonlib.training.trainer import train
 
@@ -179,23 +177,6 @@ def run_exactly(run: ExactRun, curve: Curve | None = None) -> dict[str, Any]:
     return {**asdict(run), **found, "processor_seconds": time.process_time() - begun}
 
 
-def _watched(
-    objective: Objective, run: ExactRun, prompts: EnumeratedPrompts, curve: list[dict[str, float]]
-) -> Objective:
-    """The same objective, that writes down how the policy stands at some of the steps."""
-    steps = itertools.count()
-
-    def objective_and_note(log_probs: torch.Tensor, progress: float) -> torch.Tensor:
-        step = next(steps)
-        if step % max(run.steps // CURVE_POINTS, 1) == 0:
-            log_quantile = float((log_probs.detach().exp() * prompts.log_cdf).sum(1).mean())
-            found = prompts.judge(log_probs, run.target).means()
-            curve.append({"step": step, **found, "log_quantile": log_quantile})
-        return objective(log_probs, progress)
-
-    return objective_and_note
-
-
 def _trained(run: ExactRun, prompts: EnumeratedPrompts, curve: Curve | None) -> torch.Tensor | LoadedModel:
     if run.training == "trainer":
         settings = TrainSettings(
@@ -215,60 +196,57 @@ def _trained(run: ExactRun, prompts: EnumeratedPrompts, curve: Curve | None) -> 
     policy: torch.nn.Module = TabularPolicy(prompts.ref_log_probs)
     if run.policy == "network":
         policy = ListedPolicy(copy.deepcopy(reference().model), prompts.prompt_ids)
-    objective = _objective(run, prompts, policy)
-    if curve is not None:
-        objective = _watched(objective, run, prompts, curve)
-    train_exactly(policy, objective, steps=run.steps, learning_rate=run.learning_rate, decay=run.decay)
+    objective, steps = _objective(run, prompts, policy), itertools.count()
+
+    def watched(log_probs: torch.Tensor, progress: float) -> torch.Tensor:
+        step = next(steps)
+        if curve is not None and step % max(run.steps // CURVE_POINTS, 1) == 0:
+            log_quantile = float((log_probs.detach().exp() * prompts.log_cdf).sum(1).mean())
+            found = prompts.judge(log_probs, run.target).means()
+            curve.append({"step": step, **found, "log_quantile": log_quantile})
+        return objective(log_probs, progress)
+
+    train_exactly(policy, watched, steps=run.steps, learning_rate=run.learning_rate, decay=run.decay)
     with torch.no_grad():
         return policy()
 
 
 def _method(run: ExactRun) -> Any:
-    if run.method == "ipo":
-        return Dpo(_given(run.beta), identity=True)
-    if run.method in ("bond", "jbond"):
-        return JBond(**dict(run.options)) if run.method == "jbond" else Bond(**{"n": N, **dict(run.options)})
-    entry = METHODS[run.method]
-    return entry.make(N if entry.setting == "n" else _given(run.beta))
+    if run.method == "jbond":
+        return JBond(**dict(run.options))
+    entry = METHODS["dpo" if run.method == "ipo" else run.method]
+    if entry.setting == "n":
+        return entry.make(**{"n": N, **dict(run.options)})
+    if run.beta is None:
+        raise ValueError("beta is None; this method needs one, such as matching_beta returns")
+    return entry.make(run.beta, **({"identity": True} if run.method == "ipo" else {}))
 
 
 def _objective(run: ExactRun, prompts: EnumeratedPrompts, policy: torch.nn.Module) -> Objective:
-    method, sampled = _method(run), run.training == "samples"
+    method, count = _method(run), run.count if run.training == "samples" else None
     if isinstance(method, Bond | JBond):
-        return Distillation(prompts, method, policy, count=run.count if sampled else None, seed=run.seed)
-    if not isinstance(method, OffPolicy):
-        count = run.count if sampled else None
-        return prompts.ascend(method, count=count, cdf=_cdf(run, prompts), easing=0.5, seed=run.seed)
-    if isinstance(method, BonSft) and not sampled:
-        return prompts.imitate(N)
-    return prompts.learn(method, count=run.count, seed=run.seed)
-
-
-def _cdf(run: ExactRun, prompts: EnumeratedPrompts) -> LogCdf | None:
-    if run.m is None:
-        return None
-    rng = np.random.default_rng([run.seed, run.m])
-    samples = np.stack([rng.choice(o.rewards, run.m, p=o.probs / o.probs.sum()) for o in prompts.outcomes])
-    return SampledCdf(PROMPTS, samples, run.smoothing)  # type: ignore[arg-type]
-
-
-def _given(beta: float | None) -> float:
-    if beta is None:
-        raise ValueError("beta is None; this method needs one, such as matching_beta returns")
-    return beta
+        return Distillation(prompts, method, policy, count=count, seed=run.seed)
+    if isinstance(method, OffPolicy):
+        exact = isinstance(method, BonSft) and count is None
+        return prompts.imitate(N) if exact else prompts.learn(method, count=run.count, seed=run.seed)
+    cdf = None
+    if run.m is not None:
+        rng = np.random.default_rng([run.seed, run.m])
+        samples = np.stack([rng.choice(o.rewards, run.m, p=o.probs / o.probs.sum()) for o in prompts.outcomes])
+        cdf = SampledCdf(PROMPTS, samples, run.smoothing)  # type: ignore[arg-type]
+    return prompts.ascend(method, count=count, cdf=cdf, easing=0.5, seed=run.seed)
 
 
 def run_all(runs: Iterable[ExactRun], *, table: Path = TABLE) -> None:
     """Do every run that has no row yet; several processes may do so at once."""
-    about = {"device": describe_device(torch.device("cpu")), "commit": commit_of_workbook()}
+    about = provenance(torch.device("cpu"), commit_of_workbook())
     for run in runs:
         with claim(BUILD / "exact_runs" / f"{run.identity}.lock") as ours:
             if not ours or run.identity in done_runs(table):
                 continue
             curve: Curve = []
             row = run_exactly(run, curve if run.method in ("bond", "jbond") else None)
-            row |= about | {"date": time.strftime("%Y-%m-%d"), "smoothing": run.smoothing or None}
-            row["options"] = "; ".join(f"{name}={value}" for name, value in run.options) or None
+            row |= about | {"smoothing": run.smoothing or None, "options": options_text(run.options)}
             add_run(table, run.identity, row, curves=curve)
         print(
             f"{run.method:11s} {run.reward} {run.policy} {run.training:7s} m={run.m} {run.smoothing} "

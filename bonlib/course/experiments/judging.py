@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -76,6 +76,17 @@ class Judgement:
     def by_prompt(self) -> pd.DataFrame:
         """Return the mean over the summaries of each document, a column a measure."""
         return pd.DataFrame({name: getattr(self, name).mean(axis=1) for name in MEASURES})
+
+    def rows(self) -> list[dict[str, float]]:
+        """Return the same as rows to be stored, without measures that are not there."""
+        table = self.by_prompt().round(4).dropna(axis=1)
+        return [{"prompt": place, **dict(row)} for place, (_, row) in enumerate(table.iterrows())]
+
+    def first_texts(self, count: int) -> list[dict[str, Any]]:
+        """Return a summary of each of the first documents, and its rewards, as rows to be stored."""
+        columns = {"summary": self.texts, "gold": self.gold, "proxy": self.proxy}
+        places = range(min(count, len(self.texts)))
+        return [{"prompt": i, **{name: table[i, 0] for name, table in columns.items()}} for i in places]
 
     def summary(self) -> dict[str, float]:
         """Return the mean over documents of every measure that is there, and its standard error as NAME_se."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 from bonlib.course.runner import ROOT
@@ -66,6 +68,20 @@ def add_run(path: Path, run: str, row: Mapping[str, Any], **parts: Sequence[Mapp
         buffer = io.BytesIO()
         table.to_parquet(buffer, index=False, compression="zstd")
         replace_file(path, buffer.getvalue())
+
+
+def provenance(device: torch.device, commit: str) -> dict[str, str]:
+    """Return the columns that say what a run was made on, by which version, and when."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    threads = torch.get_num_threads()
+    if device.type != "cuda":
+        name += f", {threads} thread{'s' if threads > 1 else ''}"
+    return {"device": name, "commit": commit, "date": time.strftime("%Y-%m-%d")}
+
+
+def options_text(options: Iterable[tuple[str, Any]]) -> str | None:
+    """Return fields of a method as one text for a column, which `with_fields` reads; None if there is none."""
+    return "; ".join(f"{name}={value}" for name, value in options) or None
 
 
 @contextmanager

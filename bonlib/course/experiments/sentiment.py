@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 
 from bonlib.checks import number, settle, whole
-from bonlib.course.experiments.results import RESULTS, add_run, claim, done_runs
+from bonlib.course.experiments.results import RESULTS, add_run, claim, done_runs, options_text, provenance
 from bonlib.course.experiments.setting import Setting, imdb_setting
 from bonlib.course.making.reviews import review_prompts
 from bonlib.course.profiles import Imdb, Profile, Summaries, Training
@@ -152,12 +151,10 @@ class Harness:
             revision=self.setting.source.partition("@")[2] or None,
         )
 
-    def draw(self, prompts: Sequence[str], count: int, seed: int) -> tuple[Draws, Any]:
+    def draw(self, prompts: Sequence[str], count: int, seed: int, temperature: float = 1.0) -> tuple[Draws, Any]:
         """Return draws of the reference and their rewards, from the store as far as it has them."""
-        chunk_size = self.sizes.chunk_size
-        draws = self.store.draw(
-            self.setting.sampler, prompts, count, self.setting.sampling, seed=seed, chunk_size=chunk_size
-        )
+        sampler, sampling = self.setting.sampler, replace(self.setting.sampling, temperature=temperature)
+        draws = self.store.draw(sampler, prompts, count, sampling, seed=seed, chunk_size=self.sizes.chunk_size)
         return draws, self.store.score(self.setting.reward_model, draws)
 
     @cached_property
@@ -303,7 +300,7 @@ class Harness:
             "algorithm": entry.algorithm,
             "cdf": run.cdf if told_cdf else None,
             "m": self.samples_behind(run) if told_cdf else None,
-            "options": "; ".join(f"{name}={value}" for name, value in run.options) or None,
+            "options": options_text(run.options),
             "learning_rate": settings.learning_rate,
             "steps": settings.steps,
             "decay": settings.decay,
@@ -317,9 +314,7 @@ class Harness:
             "precision": settings.precision,
             "lora_rank": settings.lora_rank,
             "reference": f"{reference.name}@{reference.commit or reference.fingerprint[:12]}",
-            "device": describe_device(reference.device),
-            "commit": self.commit,
-            "date": time.strftime("%Y-%m-%d"),
+            **provenance(reference.device, self.commit),
         }
 
     def run_all(self, runs: Iterable[Run], *, results: Path = RESULTS) -> bool:
@@ -358,14 +353,6 @@ class Harness:
             f"rate {row['win_rate']:.3f}, KL {row['kl']:.2f}, {trained.seconds:.0f} s",
             flush=True,
         )
-
-
-def describe_device(device: torch.device) -> str:
-    """Return what a result was computed on, in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"{device.type}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _by_prompt(evaluation: Evaluation) -> list[dict[str, Any]]:

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bonlib.course.experiments.judging import Condition, Judgement, Judges, copied
-from bonlib.course.experiments.results import RESULTS, add_run, claim, done_runs, read_rows
-from bonlib.course.experiments.sentiment import TEXTS_KEPT, Harness, Run, describe_device
+from bonlib.course.experiments.results import RESULTS, add_run, claim, done_runs, provenance, read_rows
+from bonlib.course.experiments.sentiment import TEXTS_KEPT, Harness, Run
 from bonlib.course.experiments.setting import Setting
 from bonlib.course.making.adapters import save_adapter, write_card
 from bonlib.course.making.documents import (
@@ -198,18 +198,9 @@ class SummaryHarness(Harness):
     def reference_draws_at(self, where: Condition) -> tuple[Draws, Judges]:
         """Return summaries by the reference, with their rewards, from the store as far as it has them."""
         if where not in self._drawn:  # to ask the store takes the hashes of three models
-            sizes, prompts = self.sizes, self.exam(where.distribution).prompts
-            sampling = SamplingSettings(sizes.max_new_tokens, where.temperature)
-            draws = self.store.draw(
-                self.setting.sampler,
-                prompts,
-                sizes.draws + sizes.opponents,
-                sampling,
-                seed=where.sampling_seed,
-                chunk_size=sizes.chunk_size,
-            )
-            judges = (self.store.score(judge, draws) for judge in (self.setting.reward_model, self.gold))
-            self._drawn[where] = draws, Judges(*judges)
+            prompts, count = self.exam(where.distribution).prompts, self.sizes.draws + self.sizes.opponents
+            draws, proxy = self.draw(prompts, count, where.sampling_seed, where.temperature)
+            self._drawn[where] = draws, Judges(proxy, self.store.score(self.gold, draws))
         return self._drawn[where]
 
     def of_reference(self, where: Condition) -> dict[str, Judgement]:
@@ -336,42 +327,17 @@ class SummaryHarness(Harness):
             found |= self.of_reference(where)
         if wanted := {name: policy for name, policy in policies.items() if name in missing}:
             found |= self.of_policies(wanted, where)
+        about = provenance(self.setting.reference.device, self.commit)
+        kept = TEXTS_KEPT if where.sampling_seed == self.sizes.sampling_seeds[0] else 0
         for name, judgement in found.items():
             method, _, trained = name.partition(" ")
-            head = {"profile": self.profile.name, "method": method, "seed": int(trained or 0), **asdict(where)}
-            curves = self.best_of_each_n(where) if method == "bon" else []
-            self._write(file, names[name], head, judgement, curves)
+            row = {"profile": self.profile.name, "method": method, "seed": int(trained or 0), **asdict(where)}
+            parts = {"prompts": judgement.rows(), "texts": judgement.first_texts(kept)}
+            parts["curves"] = self.best_of_each_n(where) if method == "bon" else []
+            add_run(file, names[name], {**row, **judgement.summary(), **about}, **parts)
         if found:
-            spent, about = time.perf_counter() - begun, f"{where.distribution}, temperature {where.temperature:g}"
-            print(f"{about}, seed {where.sampling_seed}: {len(found)} in {spent:.0f} s", flush=True)
-
-    def _write(
-        self,
-        file: Path,
-        identity: str,
-        head: dict[str, Any],
-        judgement: Judgement,
-        curves: Sequence[Mapping[str, float]],
-    ) -> None:
-        table = judgement.by_prompt().round(4).dropna(axis=1)
-        prompts = [{"prompt": place, **dict(row)} for place, row in table.iterrows()]
-        first = head["sampling_seed"] == self.sizes.sampling_seeds[0]
-        texts = [
-            {
-                "prompt": i,
-                "summary": judgement.texts[i, 0],
-                "gold": judgement.gold[i, 0],
-                "proxy": judgement.proxy[i, 0],
-            }
-            for i in range(min(TEXTS_KEPT, len(judgement.texts)) if first else 0)
-        ]
-        about = {
-            "device": describe_device(self.setting.reference.device),
-            "commit": self.commit,
-            "date": time.strftime("%Y-%m-%d"),
-        }
-        row = {**head, **judgement.summary(), **about}
-        add_run(file, identity, row, curves=curves, prompts=prompts, texts=texts)
+            at = f"{where.distribution}, temperature {where.temperature:g}, seed {where.sampling_seed}"
+            print(f"{at}: {len(found)} in {time.perf_counter() - begun:.0f} s", flush=True)
 
     def _judgement(self, where: Condition, responses: Responses, rewards: Judges) -> Judgement:
         exam, shape = self.exam(where.distribution), rewards.gold.shape
