@@ -1,7 +1,7 @@
 """The front door: `import bonlib as bon`, then load, reward, draw, train, compare.
 
-Each function does the usual thing with the parts behind it, which stay importable. Draws, rewards and policies are
-kept on disk, in the store of `bonlib.draws.store`, so that the same call a second time computes nothing.
+Each function does the usual thing with the parts behind it, which stay importable. Draws, rewards and trained policies
+are kept on disk, in the store of `bonlib.draws.store`: asked for again, they are read. A comparison is measured anew.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def reward(
         what: a function of a prompt and a response that returns a number; a classifier, loaded or by its name, of which
             one with two classes is taken for a judge of sentiment; or any object with ``score(prompts, responses)`` and
             a ``fingerprint``, which is returned as it is.
-        name: of a function, by which the store knows its rewards; its own name and a hash of its code if empty, so that
-            another function never gets its rewards.
+        name: of a function, by which the store knows its rewards. If empty, its own name and a hash of its code and of
+            what it encloses; when a function of the module that it calls changes, give a name.
         chat: whether a classifier judges conversations, in its own chat template.
 
     Raises:
@@ -72,6 +72,10 @@ def reward(
     from bonlib.draws.rewards import ClassifierReward, FunctionReward, SentimentReward, check_reward_model
     from bonlib.models.loaded import LoadedModel, load_classifier
 
+    if name and not callable(what):
+        raise ValueError(
+            f"name is {name!r}; only a function needs one, and {type(what).__name__} is none: leave it out"
+        )
     if hasattr(what, "score"):
         check_reward_model(what)
         return what  # type: ignore[return-value]  # it was just checked
@@ -249,7 +253,7 @@ class _Table:
 
 
 class Curve(_Table):
-    """What best-of-n makes of given draws: estimates without bias, from all subsets of n draws.
+    """What best-of-n makes of given draws, from all subsets of n of them; reward and win rate have no bias.
 
     `table` has a row an n, with the mean reward, the win rate over the reference (ties count one half) and the KL from
     it in nats, each with its standard error over prompts as NAME_se; `control` is the mean reward of a random one of n.
@@ -307,7 +311,8 @@ def train(method: str | Any, draws: ScoredDraws, *, folder: Folder | None = None
 
     Args:
         method: a name in `bonlib.methods.METHODS`, such as "vbon"; or its settings, such as ``Vbon(n=8)``.
-        draws: of the model at temperature 1, scored. Methods that need log F estimate it from them.
+        draws: of the model at temperature 1, scored. Methods that need log F estimate it from them. Leave out stop
+            strings if `compare` shall measure the policy.
         folder: of this run; one of its own beside the draws if None. The same call again loads what it finished.
         **settings: fields of the method (n, beta, …) and of `bonlib.training.settings.TrainSettings` (steps, prompts,
             group, learning_rate, lora_rank, seed, …).
@@ -316,6 +321,7 @@ def train(method: str | Any, draws: ScoredDraws, *, folder: Folder | None = None
         ValueError: if method, draws and settings do not fit.
         bonlib.training.trainer.DivergedError: if numbers are no longer finite, or the policy runs away.
     """
+    from bonlib.draws.store import POLICIES
     from bonlib.training.reward_cdf import SampledCdf
     from bonlib.training.settings import TrainingData, TrainSettings
     from bonlib.training.trainer import train as run
@@ -334,10 +340,11 @@ def train(method: str | Any, draws: ScoredDraws, *, folder: Folder | None = None
     data = TrainingData(draws.prompts, draws.reward, draws.settings, draws.draws, draws.rewards, cdf)
     training = TrainSettings(**chosen)
     if folder is None:
-        about = [draws.model.fingerprint, draws.reward.fingerprint, repr(method), repr(training), repr(draws.settings)]
+        about: list[Any] = [draws.model.fingerprint, draws.reward.fingerprint, repr(method), draws.prompts]
+        about += [training.described(), draws.settings.described()]
         tables = draws.rewards.tobytes() + draws.log_probs.tobytes()
-        key = hashlib.sha256(json.dumps([*about, draws.prompts]).encode() + tables).hexdigest()[:12]
-        folder = draws.store.root / "policies" / f"{type(method).__name__.lower()}-{key}"
+        key = hashlib.sha256(json.dumps(about).encode() + tables).hexdigest()[:12]
+        folder = draws.store.root / POLICIES / f"{type(method).__name__.lower()}-{key}"
     return run(draws.model, method, data, training, folder)
 
 
@@ -384,7 +391,7 @@ class Comparison(_Table):
 
 
 def compare(
-    policies: Trained | LoadedModel | Mapping[str, Trained | LoadedModel],
+    policies: Trained | LoadedModel | Folder | Mapping[str, Trained | LoadedModel | Folder],
     draws: ScoredDraws,
     *,
     responses: int = 32,
@@ -394,11 +401,12 @@ def compare(
     """Measure policies beside their reference and its best-of-n, on the prompts of some draws.
 
     Policies are judged on responses that they draw now, and play against fresh draws of the reference: what a policy
-    learned from does not judge it. Give draws of other prompts than it was trained on to see how far it generalises.
+    learned from does not judge it. What best-of-n does is estimated from the given draws. Give draws of other prompts
+    than a policy was trained on to see how far it generalises.
 
     Args:
-        policies: one, as `train` returns it or loaded, or several by name.
-        draws: of the reference, scored: at least two prompts.
+        policies: one, as `train` returns it, loaded, or its folder; or several by name.
+        draws: of the reference at temperature 1 and without stop strings, scored: at least two prompts.
         responses: of each policy to each prompt, and as many opponents.
         ns: best-of-n to show, those that there are draws for.
         seed: of the fresh draws; another than that of `draws`.
@@ -433,7 +441,10 @@ def compare(
     rows |= {f"best-of-{n}": dict(row.drop(["control", "control_se"])) for n, row in curve.iterrows()}
     answers = {}
     for name, policy in named.items():
-        loaded = policy.policy if isinstance(policy, Trained) else policy
+        if name in rows:
+            raise ValueError(f"policies has {name!r}, which another row of the table is called: take another name")
+        loaded: Any = policy.policy if isinstance(policy, Trained) else policy
+        loaded = load(loaded) if isinstance(loaded, str | os.PathLike) else loaded
         found = evaluate(loaded, draws.model, draws.reward, test)
         rows[name] = {key: value for key, value in found.summary().items() if key in rows["reference"]}
         answers[name] = found.responses.texts.reshape(len(draws.prompts), responses)

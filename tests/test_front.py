@@ -92,6 +92,18 @@ def test_a_policy_is_trained_once_and_found_again(draws, trained):
     assert again.curve == trained.curve
     other = bon.train("bon-sft", draws, n=8, steps=1, prompts=2, group=2)
     assert other.folder != trained.folder
+    found = bon.compare({"by folder": str(trained.folder / "policy"), "as it is": trained}, draws, responses=2)
+    assert found.table.loc["by folder"].tolist() == found.table.loc["as it is"].tolist()
+
+
+def test_policies_are_pruned_with_the_draws(language_model, tmp_path):
+    draws = bon.draw(language_model, PROMPTS, 4, max_new_tokens=4, store=tmp_path).score(vowels)
+    trained = bon.train("vbon", draws, n=2, steps=1, prompts=2, group=2)
+    assert draws.store.prune(1) == 0
+    assert trained.folder.exists()
+    assert draws.store.prune(0) > 0
+    assert not trained.folder.exists()
+    assert draws.store.size() == 0
 
 
 @pytest.mark.parametrize("name", ["bond-iterative", "kl-rl-ppo"])
@@ -168,6 +180,8 @@ def test_functions_without_a_name_are_told_apart_by_their_code():
         ("a comparison needs rewards", lambda d: bon.compare(d.model, d.draws)),
         ("seed is 0, that of draws", lambda d: bon.compare(d.model, d, seed=0)),
         ("it must be a function", lambda d: bon.reward(3)),
+        ("name is 'x'; only a function needs one", lambda d: bon.reward("imdb-sentiment-tiny", name="x")),
+        ("policies has 'reference'", lambda d: bon.compare({"reference": d.model}, d, responses=2)),
         ("n is 64", lambda d: d.curve([64])),
     ],
 )

@@ -1,4 +1,4 @@
-"""Drawing responses from a language model, and choosing among them: best-of-n and its control, random-of-n."""
+"""Drawing responses from a language model."""
 
 from __future__ import annotations
 

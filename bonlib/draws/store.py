@@ -37,6 +37,7 @@ from bonlib.models.reading import response_log_probs
 from bonlib.models.responses import Responses, concatenate
 
 FORMAT = 2  # of the files and the way of drawing; raise it when either changes, and older chunks are drawn anew
+POLICIES = "policies"  # folder of those that `bonlib.train` keeps beside the draws
 
 
 T = TypeVar("T")
@@ -224,16 +225,16 @@ class SampleStore:
         return list(rows.values())
 
     def prune(self, unused_days: float = 0.0) -> int:
-        """Delete the draws of prompts last asked for so many days ago; return how many bytes that freed.
+        """Delete draws of prompts last asked for so many days ago, and policies trained then; return the bytes freed.
 
         Raises:
             ValueError: if `unused_days` is not a finite number of at least 0.
         """
         unused_days = number("unused_days", unused_days, least=0)
         freed = 0
-        for about in list(self.root.glob("*/*/about.json")):
+        for about in [*self.root.glob("*/*/about.json"), *self.root.glob(f"{POLICIES}/*/run.json")]:
             if about.stat().st_mtime <= time.time() - unused_days * 86_400:
-                freed += sum(file.stat().st_size for file in about.parent.iterdir())
+                freed += sum(file.stat().st_size for file in about.parent.rglob("*") if file.is_file())
                 shutil.rmtree(about.parent)
         return freed
 
@@ -384,7 +385,7 @@ def _days(context: click.Context, option: click.Parameter, text: str | None) -> 
 
 @click.command("store")
 @click.option("--root", type=Path, help="folder, instead of BONLIB_STORE or the user's cache folder")
-@click.option("--prune", callback=_days, metavar="DAYS", help="delete draws not asked for in so many days (0: all)")
+@click.option("--prune", callback=_days, metavar="DAYS", help="delete what nobody asked for in so many days (0: all)")
 def store_command(root: Path | None, prune: float | None) -> None:
     """Show what the store of draws holds, or prune it."""
     if root and not root.expanduser().is_dir():
@@ -394,4 +395,6 @@ def store_command(root: Path | None, prune: float | None) -> None:
         print(f"freed {store.prune(prune) / 1e6:.1f} MB")
     for row in store.describe():
         print("  ".join(f"{key}={value}" for key, value in row.items()))
+    if policies := list((store.root / POLICIES).glob("*/run.json")):
+        print(f"{len(policies)} trained policies in {store.root / POLICIES}")
     print(f"{store.root}: {store.size() / 1e6:.1f} MB")

@@ -14,7 +14,7 @@ from bonlib.training.learner import TrainingMethod
 METHODS: dict[str, Method] = {}  # in the order in which tables list them
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Method:
     """A training method as a table lists it.
 
@@ -50,6 +50,9 @@ class Method:
     decides: tuple[str, ...] = ()
     training: Mapping[str, Any] = field(default_factory=dict)
     place: float = 100.0
+
+    def __repr__(self) -> str:
+        return f"{self.label}, by {self.setting} ({self.source})"
 
     @property
     def options(self) -> list[str]:

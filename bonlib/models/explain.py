@@ -15,13 +15,14 @@ assert decoding
 assert reading
 
 
-def explain(loaded: LoadedModel, *, length: int = 64) -> str:
+def explain(loaded: LoadedModel | str, *, length: int = 64) -> str:
     """Return a table of the fast ways to run a model, and which of them are right for it.
 
     Args:
-        loaded: a causal language model, or a classifier.
+        loaded: a causal language model, or its name, or a classifier.
         length: tokens of the longest text in question, as windows may matter to it.
     """
+    loaded = load_language_model(loaded) if isinstance(loaded, str) else loaded
     judges = hasattr(loaded.model.config, "num_labels") and "Classification" in type(inner(loaded.model)).__name__
     tasks = ["judging"] if judges else ["drawing", "responses"]
     if not judges and any(weight.requires_grad for weight in loaded.model.parameters()):

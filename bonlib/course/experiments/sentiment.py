@@ -1,4 +1,4 @@
-"""Every method on sentiment control: the grid of runs, each with one stored row, for notebooks 07 and 08."""
+"""Every method on sentiment control: the grid of runs, each with one stored row, for notebooks 07 to 10."""
 
 from __future__ import annotations
 
