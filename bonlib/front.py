@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bonlib.exact import Array
+from bonlib.tables import Comparison, Curve, mean_and_error
 
 if TYPE_CHECKING:
     import pandas as pd
     import torch
-    from matplotlib.figure import Figure
 
     from bonlib.draws.rewards import RewardModel
     from bonlib.draws.samplers import Sampler, SamplingSettings
@@ -217,7 +217,8 @@ class ScoredDraws(ModelDraws):
             ns: numbers of draws n, at most M − 1; 1, 2, 4 … up to M / 2 if empty.
         """
         most = self.rewards.shape[1]
-        return Curve(self, tuple(ns) or tuple(2**k for k in range(most.bit_length()) if 2**k <= max(most // 2, 1)))
+        chosen = tuple(ns) or tuple(2**k for k in range(most.bit_length()) if 2**k <= max(most // 2, 1))
+        return Curve(self.rewards, chosen, log_probs=self.log_probs, responses=self.texts, seed=self.seed)
 
     def table(self) -> pd.DataFrame:
         """Return prompts, responses and rewards, a row a draw."""
@@ -237,73 +238,6 @@ class ScoredDraws(ModelDraws):
         ordered = self.table().sort_values("reward", ascending=False)
         few = ordered.iloc[[0, len(ordered) // 2, -1]].to_html(index=False, float_format="{:.2f}".format)
         return f"<p>{self!r}; the best, a middling and the worst:</p>{few}"
-
-
-class _Table:
-    """A result that is a table, and shows itself as one."""
-
-    def __init__(self, table: pd.DataFrame) -> None:
-        self.table = table
-
-    def __repr__(self) -> str:
-        return self.table.to_string(float_format="{:.3f}".format)
-
-    def _repr_html_(self) -> str:
-        return self.table.to_html(float_format="{:.3f}".format)
-
-
-class Curve(_Table):
-    """What best-of-n makes of given draws, from all subsets of n of them; reward and win rate have no bias.
-
-    `table` has a row an n, with the mean reward, the win rate over the reference (ties count one half) and the KL from
-    it in nats, each with its standard error over prompts as NAME_se; `control` is the mean reward of a random one of n.
-
-    Args:
-        draws: scored.
-        ns: numbers of draws.
-    """
-
-    def __init__(self, draws: ScoredDraws, ns: Sequence[int]) -> None:
-        import pandas as pd
-
-        from bonlib.estimates import best_of_n_kl, best_of_n_reward, best_of_n_win_rate
-        from bonlib.inference.best_of_n import random_of_n
-
-        rewards = draws.rewards
-        rows = []
-        for n in ns:
-            by_chance = np.take_along_axis(rewards, random_of_n(rewards, n, seed=draws.seed), axis=1)
-            rows.append(
-                {
-                    **_mean("reward", best_of_n_reward(rewards, n).value),
-                    **_mean("win_rate", best_of_n_win_rate(rewards, n)),
-                    **_mean("kl", best_of_n_kl(rewards, n, log_probs=draws.log_probs, responses=draws.texts)),
-                    **_mean("control", by_chance.mean(axis=1)),
-                }
-            )
-        super().__init__(pd.DataFrame(rows, index=pd.Index(ns, name="n")))
-
-    def plot(self) -> Figure:
-        """Draw reward with its control, win rate and KL against n; dotted, what holds where no two rewards tie."""
-        from bonlib.bounds import kl_bound, win_rate_bound
-
-        figure, axes = _panels(
-            3, "Figure. Mean reward, win rate and KL of best-of-n against n; the reward of a random one of n."
-        )
-        table, ns = self.table, self.table.index.to_numpy()
-        for axis, name in zip(axes, ("reward", "win_rate", "kl"), strict=True):
-            axis.errorbar(ns, table[name], table[f"{name}_se"], fmt="o-", color="#0173b2", label="best-of-n")
-            axis.set_xscale("log", base=2)
-            axis.xaxis.set_major_formatter("{x:.0f}")
-            axis.set(xlabel="n", ylabel={"reward": "mean reward", "win_rate": "win rate", "kl": "KL  (nats)"}[name])
-        axes[0].errorbar(
-            ns, table["control"], table["control_se"], fmt="s--", color="#ca9161", label="a random one of n"
-        )
-        axes[1].plot(ns, win_rate_bound(ns), ls=":", color="#222222", label="n / (n + 1)")
-        axes[2].plot(ns, kl_bound(ns), ls=":", color="#222222", label="log n − (n − 1)/n")
-        for axis in axes:
-            axis.legend(frameon=False)
-        return figure
 
 
 def train(method: str | Any, draws: ScoredDraws, *, folder: Folder | None = None, **settings: Any) -> Trained:
@@ -364,32 +298,6 @@ def _made(name: str, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     return method, dict(entry.training)
 
 
-class Comparison(_Table):
-    """Policies beside their reference and its best-of-n, measured on the same prompts.
-
-    `table` has a row each, with mean reward, win rate over fresh draws of the reference and KL from it in nats, each
-    with its standard error over prompts as NAME_se. `responses` has what each policy answered, (P, k) texts by name.
-    """
-
-    def __init__(self, table: pd.DataFrame, responses: dict[str, NDArray[np.object_]]) -> None:
-        super().__init__(table)
-        self.responses = responses
-
-    def plot(self) -> Figure:
-        """Draw win rate against KL: best-of-n as a curve, each policy as a point."""
-        figure, (axis,) = _panels(
-            1, "Figure. Win rate over the reference against the KL to it: best-of-n, and each policy."
-        )
-        curve = self.table[self.table.index.str.startswith("best-of-") | (self.table.index == "reference")]
-        axis.plot(curve["kl"], curve["win_rate"], "o-", color="#0173b2", label="best-of-n")
-        for name in self.responses:
-            row = self.table.loc[name]
-            axis.errorbar(row["kl"], row["win_rate"], row["win_rate_se"], row["kl_se"], fmt="s", label=name)
-        axis.set(xlabel="KL to the reference  (nats)", ylabel="win rate over the reference")
-        axis.legend(frameon=False)
-        return figure
-
-
 def compare(
     policies: Trained | LoadedModel | Folder | Mapping[str, Trained | LoadedModel | Folder],
     draws: ScoredDraws,
@@ -434,9 +342,11 @@ def compare(
     nothing = np.zeros(len(draws.prompts))
     rows = {
         "reference": {
-            **_mean("reward", opponents.mean(axis=1)), **_mean("win_rate", nothing + 0.5), **_mean("kl", nothing)
+            **mean_and_error("reward", opponents.mean(axis=1)),
+            **mean_and_error("win_rate", nothing + 0.5),
+            **mean_and_error("kl", nothing),
         }
-    }  # fmt: skip
+    }
     curve = draws.curve([n for n in ns if n < draws.rewards.shape[1]] or [1]).table
     rows |= {f"best-of-{n}": dict(row.drop(["control", "control_se"])) for n, row in curve.iterrows()}
     answers = {}
@@ -457,31 +367,3 @@ def _known(function: str, given: Mapping[str, Any], kind: Any) -> dict[str, Any]
     if unknown := [name for name in given if name not in names]:
         raise ValueError(f"{function} has no argument {unknown[0]!r}; besides its own it takes {', '.join(names)}")
     return dict(given)
-
-
-def _mean(name: str, by_prompt: Array) -> dict[str, float]:
-    """A mean over prompts and its standard error, which one prompt does not tell."""
-    count = len(by_prompt)
-    error = by_prompt.std(ddof=1) / np.sqrt(count) if count > 1 else np.nan
-    return {name: float(by_prompt.mean()), f"{name}_se": float(error)}
-
-
-def _panels(count: int, about: str) -> tuple[Figure, Any]:
-    """A figure that a notebook shows once, as it is none of pyplot's, and its words where it is not seen."""
-    from io import BytesIO
-
-    from matplotlib.figure import Figure
-
-    class Picture(Figure):
-        def __repr__(self) -> str:
-            return about
-
-        def _repr_png_(self) -> bytes:
-            self.savefig(drawn := BytesIO(), format="png")
-            return drawn.getvalue()
-
-    figure = Picture(figsize=(4.2 * count, 3.6), layout="constrained")
-    axes = figure.subplots(1, count, squeeze=False)[0]
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes

@@ -85,8 +85,7 @@ class Run:
 
     def check_names(self) -> None:
         """Raise a ValueError if the method has no option of a name in `options`."""
-        entry = METHODS[self.method]
-        known = {field.name for field in fields(entry.make(self._value))} - {entry.setting, *entry.decides}
+        known = set(METHODS[self.method].options)
         if not set(dict(self.options)) <= known:
             unknown = min(set(dict(self.options)) - known)
             raise ValueError(
