@@ -129,10 +129,9 @@ class TransformersSampler:
             self.loaded.model,
             encoded,
             Law(settings.temperature, settings.top_p, settings.top_k, settings.min_p),
-            max_new_tokens=settings.max_new_tokens,
             end_ids=self.loaded.end_token_ids,
             pad_id=self.loaded.pad_token_id,
-            generator=torch.Generator().manual_seed(seed),
+            uniforms=torch.rand(len(encoded), settings.max_new_tokens, generator=torch.Generator().manual_seed(seed)),
         )
         drawn = zip(decoded.tokens.cpu().tolist(), decoded.lengths.tolist(), strict=True)
         rows = [row[:length] for row, length in drawn]

@@ -44,10 +44,9 @@ def decode(
     prompts: Sequence[Sequence[int]],
     law: Law,
     *,
-    max_new_tokens: int,
     end_ids: Sequence[int],
     pad_id: int,
-    generator: torch.Generator,
+    uniforms: Tensor,
 ) -> Decoded:
     """Sample one response for each prompt of a batch; equal prompts are read once and share what was read.
 
@@ -55,13 +54,12 @@ def decode(
         model: a `transformers` causal language model.
         prompts: B lists of token ids, none empty.
         law: what the next token is drawn from.
-        max_new_tokens: length at which a response is cut.
         end_ids: tokens that end a response.
         pad_id: token to fill up with.
-        generator: a CPU generator; one number a row and step is drawn from it.
+        uniforms: (B, T) random numbers in [0, 1), one for each token that may be drawn; a response is cut at T.
     """
-    device, rows = next(model.parameters()).device, len(prompts)
-    uniforms = torch.rand(rows, max_new_tokens, generator=generator).to(device)
+    device, (rows, max_new_tokens) = next(model.parameters()).device, uniforms.shape
+    uniforms = uniforms.to(device)
     tokens = torch.full((rows, max_new_tokens), pad_id, device=device)
     lengths = torch.zeros(rows, dtype=torch.long, device=device)
     # Apple's GPUs have no float64.
