@@ -5,7 +5,7 @@ Everything is float64 and, where numbers may be tiny or n huge, in log space. No
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -21,6 +21,7 @@ Ties = Literal["first", "order"]
 TiltReward = Literal["raw", "calibrated", "log_cdf"]
 
 SUM_TOLERANCE = 1e-9
+BLOCK = 1 << 17  # outcomes worked on at once: what is made of them stays in the processor's cache
 _SMALLEST = np.finfo(np.float64).tiny
 
 
@@ -130,37 +131,32 @@ class Outcomes:
 
         Source: Beirami et al., Lemma 2.3 (π_n = F≤^n − F^n); Amini et al., Appendix C (total order).
         """
-        ladder, log_no_better, found = self._selection(n, ties)
-        with np.errstate(divide="ignore"):
-            log_probs = np.log(found, out=found)
-        log_probs += log_no_better
-        # What is almost sure has a logarithm near 0, whose digits only log1p keeps.
-        sure = np.flatnonzero(log_probs > -0.5)
-        log_probs[sure] = log_no_better[sure] + np.log1p(-np.exp(float(n) * ladder.log_ratio[sure]))
-        if ladder.log_share is not None:
-            log_probs += ladder.log_share
-        return log_probs
+        n, ladder = self._selection(n, ties)
+        log_policy = np.empty(len(self))
+        for part, (found, log_no_better) in _blocks(len(self), 2):
+            _selected(ladder, n, part, found, log_no_better)
+            with np.errstate(divide="ignore"):
+                log_probs = np.log(found, out=log_policy[part])
+            log_probs += log_no_better
+            # What is almost sure has a logarithm near 0, whose digits only log1p keeps.
+            sure = np.flatnonzero(log_probs > -0.5)
+            log_probs[sure] = log_no_better[sure] + np.log1p(-np.exp(n * ladder.log_ratio[part][sure]))
+            if ladder.log_share is not None:
+                log_probs += ladder.log_share[part]
+        return log_policy
 
     def best_of(self, n: float, ties: Ties = "first") -> Array:
         """Return π_n(y), the probabilities of the best of `n` draws, shape (K,); arguments as in `log_best_of`."""
-        ladder, log_no_better, found = self._selection(n, ties)
-        if ladder.log_share is not None:
-            log_no_better += ladder.log_share
-        found *= np.exp(log_no_better, out=log_no_better)
-        return found
+        n, ladder = self._selection(n, ties)
+        policy = np.empty(len(self))
+        for part, (room,) in _blocks(len(self), 1):
+            _best_of(ladder, n, part, policy[part], room)
+        return policy
 
-    def _selection(self, n: float, ties: Ties) -> tuple[_Ladder, Array, Array]:
-        """The two factors of F≤^n − F^n = F≤^n · (1 − (F/F≤)^n), the first as its logarithm.
-
-        Neither cancels, whatever n; the difference itself loses every digit.
-        """
-        n = float(as_n(n))
+    def _selection(self, n: float, ties: Ties) -> tuple[float, _Ladder]:
         if ties not in ("first", "order"):
             raise ValueError(f"ties is {ties!r}; it must be 'first' or 'order'")
-        ladder = self._ladder if ties == "first" else self._ladder_in_order
-        found = n * ladder.log_ratio
-        np.expm1(found, out=found)
-        return ladder, n * ladder.log_cdf, np.negative(found, out=found)
+        return float(as_n(n)), self._ladder if ties == "first" else self._ladder_in_order
 
     def tilt(self, beta: float, reward: TiltReward = "raw") -> Array:
         """Return the optimum of KL-regularised reward maximisation, π(y) exp(r(y)/β) normalised, shape (K,).
@@ -269,12 +265,28 @@ class Outcomes:
             family: maps a knob to probabilities of shape (K,): `best_of` over n, `tilt` over β, `rewind_at` over α.
             knobs: values of the knob, shape (points,).
         """
-        points: list[tuple[float, float, float]] = []
+        points = []
         for knob in knobs:
-            policy, total = self._policy(family(float(knob)))
-            kl = _kl(policy, total, self.probs, 1.0)
-            points.append((kl, float(policy @ self.calibrated_reward) / total, float(policy @ self.rewards) / total))
+            total = kl = won = reward = 0.0
+            for part, p, room in self._in_blocks(family, float(knob)):
+                total += float(p.sum())
+                won += float(p @ self.calibrated_reward[part])
+                reward += float(p @ self.rewards[part])
+                kl += _kl_sum(p, self.probs[part], room)
+            points.append((_kl(kl, total, 1.0), won / total, reward / total))
         return TradeOff(*np.array(points, dtype=np.float64).reshape(-1, 3).T)
+
+    def _in_blocks(self, family: Callable[[float], ArrayLike], knob: float) -> Iterator[tuple[slice, Array, Array]]:
+        """A policy in blocks, with room for as many numbers; best-of-n is never whole in memory, which is slow."""
+        if family == self.best_of:
+            n, ladder = self._selection(knob, "first")
+            for part, (p, room) in _blocks(len(self), 2):
+                _best_of(ladder, n, part, p, room)
+                yield part, p, room
+        else:
+            policy, _ = self._policy(family(knob))
+            for part, (room,) in _blocks(len(self), 1):
+                yield part, policy[part], room
 
     def win_rate(self, p: ArrayLike) -> float:
         """Return the probability that a draw of policy `p` beats a draw of the reference, ties counting one half.
@@ -361,25 +373,23 @@ def kl_divergence(p: ArrayLike, q: ArrayLike) -> float:
     (p, p_total), (q, q_total) = _checked_probs("p", p), _checked_probs("q", q)
     if p.shape != q.shape:
         raise ValueError(f"p has shape {p.shape} and q {q.shape}; both must be over the same outcomes")
-    return _kl(p, p_total, q, q_total)
+    return _kl(sum(_kl_sum(p[part], q[part], *room) for part, room in _blocks(len(p), 1)), p_total, q_total)
 
 
-def _kl(p: Array, p_total: float, q: Array, q_total: float) -> float:
+def _kl_sum(p: Array, q: Array, room: Array) -> float:
+    """Σ p log(p/q) of some outcomes; `room` is written over."""
     if q.min() < _SMALLEST:  # dividing by it could overflow
         held = p > 0
         p, q = p[held], q[held]
-        if q.min() == 0:
-            return np.inf
-        divergence = p @ (np.log(p) - np.log(q))
-    else:
-        divergence = 0.0
-        for start in range(0, len(p), 65536):  # blocks that stay in the processor's cache
-            block = p[start : start + 65536]
-            log_ratio = np.maximum(block, _SMALLEST)  # where p is 0 any finite logarithm will do
-            log_ratio /= q[start : start + 65536]
-            divergence += block @ np.log(log_ratio, out=log_ratio)
-    divergence = divergence / p_total - np.log(p_total / q_total)
-    return max(float(divergence), 0.0)  # rounding may leave −1e-17 where p = q
+        return float(p @ (np.log(p) - np.log(q))) if (q > 0).all() else np.inf
+    log_ratio = np.divide(p, q, out=room[: len(p)])
+    np.maximum(log_ratio, _SMALLEST, out=log_ratio)  # where p is 0 any finite logarithm will do
+    return float(p @ np.log(log_ratio, out=log_ratio))
+
+
+def _kl(sum_: float, p_total: float, q_total: float) -> float:
+    """KL from Σ p log(p/q) of probabilities whose sums are off one by rounding."""
+    return max(float(sum_ / p_total - np.log(p_total / q_total)), 0.0)  # rounding may leave −1e-17 where p = q
 
 
 def entropy(p: ArrayLike) -> float:
@@ -426,6 +436,33 @@ def as_n(n: ArrayLike) -> Array:
     if bad.any():
         raise ValueError(f"n is {numbers[bad].flat[0]}; the number of draws must be finite and at least 1")
     return numbers
+
+
+def _blocks(count: int, rooms: int = 0) -> Iterator[tuple[slice, Array]]:
+    """Blocks of so many outcomes, and for each some room, (rooms, block), that is the same for all of them."""
+    room = np.empty((rooms, min(BLOCK, count)))
+    for begin in range(0, count, BLOCK):
+        part = slice(begin, min(begin + BLOCK, count))
+        yield part, room[:, : part.stop - begin]
+
+
+def _best_of(ladder: _Ladder, n: float, part: slice, policy: Array, room: Array) -> None:
+    """Write the probabilities of the best of n of some outcomes; `room` is written over."""
+    _selected(ladder, n, part, policy, room)
+    if ladder.log_share is not None:
+        room += ladder.log_share[part]
+    policy *= np.exp(room, out=room)
+
+
+def _selected(ladder: _Ladder, n: float, part: slice, found: Array, log_no_better: Array) -> None:
+    """Write the two factors of F≤^n − F^n = F≤^n · (1 − (F/F≤)^n), the first as its logarithm.
+
+    Neither cancels, whatever n; the difference itself loses every digit.
+    """
+    np.multiply(n, ladder.log_ratio[part], out=found)
+    np.expm1(found, out=found)
+    np.negative(found, out=found)
+    np.multiply(n, ladder.log_cdf[part], out=log_no_better)
 
 
 def _frozen(value: Array) -> Array:
