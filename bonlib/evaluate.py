@@ -67,9 +67,7 @@ class TestSet:
     def first(self, prompts: int, responses: int) -> TestSet:
         """Return a smaller test set: the first prompts of this one."""
         few, drawn = slice(prompts), self.draws
-        draws = drawn and replace(
-            drawn, prompts=drawn.prompts[few], responses=drawn.responses[few], chunks=drawn.chunks[few]
-        )
+        draws = drawn and replace(drawn, prompts=drawn.prompts[few], responses=drawn.responses[few])
         rewards = None if self.rewards is None else self.rewards[few]
         return TestSet(self.prompts[few], self.opponents[few], self.sampling, responses, self.seed, draws, rewards)
 

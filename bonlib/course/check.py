@@ -247,7 +247,7 @@ def _seconds_for(profile: Profile, draws: int, sampler: TransformersSampler | No
             sampler = TransformersSampler(load_language_model(name, device=profile.device, dtype=profile.dtype))
         except FileNotFoundError:
             return None
-    settings, batch = SamplingSettings(profile.imdb.max_new_tokens), ["The movie"] * profile.imdb.chunk_size
+    settings, batch = SamplingSettings(profile.imdb.max_new_tokens), ["The movie"] * profile.imdb.batch_size
     sampler.sample(batch, settings, seed=0)  # the first call pays for set-up
     begun = time.perf_counter()
     sampler.sample(batch, settings, seed=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bonlib.course.runner import ROOT
-from bonlib.draws.store import replace_file
+from bonlib.draws.segments import replace_file
 from bonlib.methods import METHODS
 
 PAGE = ROOT / "METHODS.md"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,7 +36,7 @@ class Imdb:
         prompt_tokens: shortest and longest opening, in tokens.
         draws: responses drawn for each prompt, from which best-of-n chooses.
         opponents: independent responses for each prompt that a win rate is counted against.
-        chunk_size: draws made and stored together.
+        batch_size: responses drawn at once.
         max_new_tokens: length of a response, in tokens.
         ns: numbers of draws N to show.
     """
@@ -45,7 +45,7 @@ class Imdb:
     test_prompts: int
     draws: int
     opponents: int
-    chunk_size: int
+    batch_size: int
     prompt_tokens: tuple[int, int] = (2, 8)
     max_new_tokens: int = 24
     ns: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
@@ -80,7 +80,7 @@ class Instruct:
         prompt_draws: responses to each of those.
         block_ns: numbers of draws n for each block of blockwise best-of-n.
         block_responses: responses that it writes to each prompt.
-        chunk_size: draws made and stored together.
+        batch_size: responses drawn at once.
         max_new_tokens: length of an instruct model's response, in tokens.
     """
 
@@ -89,7 +89,7 @@ class Instruct:
     prompt_draws: int
     block_ns: tuple[int, ...] = (2, 4, 8)
     block_responses: int = 4
-    chunk_size: int = 128
+    batch_size: int = 128
     max_new_tokens: int = 32
 
 
@@ -150,7 +150,7 @@ class Summaries:
         prompt_tokens: longest prompt.
         max_new_tokens: longest summary, in tokens.
         cut_penalty: what a summary without an end token loses, in units of reward.
-        chunk_size: draws made and stored together.
+        batch_size: responses drawn at once.
         truth_draws: reference summaries of a document that estimates of log F are compared with.
     """
 
@@ -166,7 +166,7 @@ class Summaries:
     prompt_tokens: int = 224
     max_new_tokens: int = 48
     cut_penalty: float = 1.0
-    chunk_size: int = 64
+    batch_size: int = 64
     truth_draws: int = 1984
 
 
@@ -291,7 +291,7 @@ PROFILES = {
     for profile in (
         Profile(
             "quick",
-            Imdb(train_prompts=64, test_prompts=32, draws=128, opponents=64, chunk_size=64),
+            Imdb(train_prompts=64, test_prompts=32, draws=128, opponents=64, batch_size=64),
             Cdf(16, 3000),
             Instruct(draws=256, prompts=8, prompt_draws=1024, block_responses=2),
             Training(
@@ -323,7 +323,7 @@ PROFILES = {
         ),
         Profile(
             "laptop",
-            Imdb(train_prompts=512, test_prompts=256, draws=256, opponents=128, chunk_size=128),
+            Imdb(train_prompts=512, test_prompts=256, draws=256, opponents=128, batch_size=128),
             Cdf(512, 20_000),
             Instruct(draws=4096, prompts=32, prompt_draws=4096, block_ns=(2, 4, 8, 16, 32), block_responses=2),
             Training(
@@ -343,9 +343,9 @@ PROFILES = {
         ),
         Profile(
             "gpu",
-            Imdb(train_prompts=2000, test_prompts=512, draws=512, opponents=128, chunk_size=512, max_new_tokens=32),
+            Imdb(train_prompts=2000, test_prompts=512, draws=512, opponents=128, batch_size=512, max_new_tokens=32),
             Cdf(2000, 20_000),
-            Instruct(20_000, prompts=64, prompt_draws=4096, block_ns=(2, 4, 8, 16, 32, 64), chunk_size=512),
+            Instruct(20_000, prompts=64, prompt_draws=4096, block_ns=(2, 4, 8, 16, 32, 64), batch_size=512),
             replace(APPENDIX_F, draws=512, steps=500, lora_rank=16),
             Summaries(150, 100, draws=100, opponents=32, n=100, training=SECTION_6),
             THOROUGH,
@@ -361,7 +361,7 @@ PROFILES = {
                 test_prompts=512,
                 draws=600,
                 opponents=128,
-                chunk_size=200,
+                batch_size=200,
                 max_new_tokens=48,
                 ns=(1, 2, 4, 8, 16, 32, 64, 128, 256),
             ),
@@ -398,6 +398,11 @@ def get_profile(name: str) -> Profile:
     if name not in PROFILES:
         raise ValueError(f"profile is {name!r}; it must be one of {', '.join(PROFILES)}")
     return PROFILES[name]
+
+
+def known_sizes(sizes: Imdb | Summaries) -> dict[str, Any]:
+    """Return sizes by the names that stored runs know them by: `batch_size` was called `chunk_size`."""
+    return {"chunk_size" if name == "batch_size" else name: value for name, value in asdict(sizes).items()}
 
 
 def n_grid(theory: Theory) -> NDArray[np.float64]:

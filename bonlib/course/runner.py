@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bonlib.course.profiles import Profile
-from bonlib.draws.store import replace_file
+from bonlib.draws.segments import replace_file
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"

@@ -1,11 +1,12 @@
 """Drawing and scoring by several processes or machines at once, the actors of a Ray cluster, into one store.
 
-The store does the work that matters: a chunk's random numbers follow from its key alone, so it does not matter who
-draws it, and whatever is there is not drawn again. Here the prompts are only shared out.
+The store does the work that matters: each draw has a seed of its own, so it does not matter who draws it and with
+what, and whatever is there is not drawn again. Here the prompts are only shared out.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
@@ -27,6 +28,7 @@ from tqdm import tqdm
 
 from bonlib.draws.rewards import RewardModel
 from bonlib.draws.samplers import Sampler, SamplingSettings
+from bonlib.draws.segments import replace_file
 from bonlib.draws.store import SampleStore, check_request
 
 MAX_LOSSES = 10  # of actors at the same prompts: more, and it is the work that kills them, not the machines
@@ -37,9 +39,9 @@ class FleetReport:
     """What a job has done."""
 
     prompts: int  # that have all their draws, and their rewards if a reward model was given
-    chunks: int  # that hold these draws
-    drawn: int  # how many of the chunks were drawn meanwhile, by lost actors too (and by another job on the same store)
-    tokens: int  # of the responses that this job drew
+    draws: int  # that these prompts have
+    drawn: int  # how many of them were not there before, whoever drew them
+    tokens: int  # of the responses that were not there before
     lost: int  # how often an actor was lost and another one took over its prompts
     seconds: dict[str, float]  # at work, of each process that finished prompts, by host and number; without loading
 
@@ -57,13 +59,12 @@ def draw_everywhere(
     cpus_per_actor: float = 1,
     gpus_per_actor: float = 0,
     prompts_at_once: int = 16,
-    chunk_size: int = 64,
 ) -> FleetReport:
     """Fill the store with `count` draws for each prompt, and their rewards, by several actors.
 
     Afterwards `store.draw` and `store.score`, called with the same arguments, find all of it there. Works on a Ray that
     is initialised, else on the cluster that RAY_ADDRESS names, else on one started on this machine for the time of the
-    call. A lost actor is started again and resumes its prompts, which costs the chunk in flight. What `make_sampler`,
+    call. A lost actor is started again and resumes its prompts, which costs seconds of its work. What `make_sampler`,
     `make_reward`, sampling or scoring raise is raised here too and ends the job; what was drawn is kept.
 
     Args:
@@ -79,7 +80,6 @@ def draw_everywhere(
             many: another number rounds differently, and now and then a response takes another turn.
         gpus_per_actor: what Ray reserves for each; with 0 on a machine with GPUs, all actors find the same one.
         prompts_at_once: prompts given to an actor at a time; what it does not finish waits for it if it is lost.
-        chunk_size: draws made and kept together; part of what identifies a draw.
 
     Raises:
         ModuleNotFoundError: if Ray is not installed.
@@ -87,7 +87,7 @@ def draw_everywhere(
         FileNotFoundError: if an actor does not see the folder of the store.
         RuntimeError: if the same prompts have cost more than MAX_LOSSES actors.
     """
-    check_request(prompts, count, chunk_size)
+    check_request(prompts, count)
     for name, value, least in (
         ("actors", actors, 1),
         ("prompts_at_once", prompts_at_once, 1),
@@ -111,17 +111,16 @@ def draw_everywhere(
         _cluster(ray, actors, cpus_per_actor, gpus_per_actor),
         tqdm(total=len(prompts), desc="drawing", unit="prompt", mininterval=5, leave=False) as progress,
     ):
-        Path(journal, "begun").touch()
         # Ray starts a lost actor again and repeats its task without limit; MAX_LOSSES ends it, and says why.
         limits = {"num_cpus": cpus_per_actor, "num_gpus": gpus_per_actor, "max_restarts": -1, "max_task_retries": -1}
-        request = {"count": count, "settings": settings, "seed": seed, "chunk_size": chunk_size}
+        request = {"count": count, "settings": settings, "seed": seed}
         worker = SampleStore(root), request, make_sampler, make_reward, max(1, int(cpus_per_actor)), Path(journal)
         crew = [ray.remote(**limits)(_Worker).remote(*worker) for _ in range(min(actors, len(shares)))]
         try:
             for row in ActorPool(crew).map_unordered(lambda actor, share: actor.work.remote(*share), shares):
                 if row["error"]:
                     raise pickle.loads(row["error"])
-                done.update({name: row[name] for name in ("prompts", "chunks", "drawn", "tokens", "lost")})
+                done.update({name: row[name] for name in ("prompts", "draws", "drawn", "tokens", "lost")})
                 seconds[row["process"]] += row["seconds"]
                 progress.update(row["prompts"])
         finally:
@@ -171,32 +170,34 @@ class _Worker:
     models: tuple[Sampler, RewardModel | None] | None = None
 
     def work(self, number: int, prompts: list[str]) -> dict[str, Any]:
-        row = {"prompts": 0, "chunks": 0, "drawn": 0, "tokens": 0, "lost": 0, "seconds": 0.0, "error": b""}
+        row = {"prompts": 0, "draws": 0, "drawn": 0, "tokens": 0, "lost": 0, "seconds": 0.0, "error": b""}
         row["process"] = process = f"{socket.gethostname()}/{os.getpid()}"
         try:
             row["lost"] = self.losses(number, prompts)
-            row |= self.fill(prompts)
+            row |= self.fill(number, prompts)
         except Exception as error:  # carried as a value: Ray would hand back one of its own, a page long
             row["error"] = _carried(error, process)
         return row
 
-    def fill(self, prompts: list[str]) -> dict[str, Any]:
+    def fill(self, number: int, prompts: list[str]) -> dict[str, Any]:
         # Models are made here and not in __init__, so that what goes wrong takes the same way, exception or death.
         if self.models is None:
             torch.set_num_threads(self.threads)
             self.models = self.make_sampler(), self.make_reward() if self.make_reward else None
         sampler, reward_model = self.models
         begun = time.perf_counter()
+        before = self.journal / f"{number}.npy"
+        if not before.exists():  # else an actor was lost, and what it drew counts too
+            content = io.BytesIO()
+            np.save(content, self.store.held(sampler, prompts, **self.request))
+            replace_file(before, content.getvalue())
         draws = self.store.draw(sampler, prompts, **self.request)
         if reward_model is not None:
             self.store.score(reward_model, draws)
         seconds = time.perf_counter() - begun
-        # By the clock of the file system, which all machines share; it counts what lost actors drew as well.
-        since = (self.journal / "begun").stat().st_mtime_ns
-        drawn = np.array([[path.stat().st_mtime_ns >= since for path in paths] for paths in draws.chunks])
-        mine = np.repeat(drawn, self.request["chunk_size"], axis=1)[:, : self.request["count"]]
-        done = {"prompts": len(prompts), "chunks": drawn.size, "drawn": int(drawn.sum())}
-        return {**done, "tokens": int(draws.lengths[mine].sum()), "seconds": seconds}
+        drawn = ~np.load(before)
+        done = {"prompts": len(prompts), "draws": drawn.size, "drawn": int(drawn.sum())}
+        return {**done, "tokens": int(draws.lengths[drawn].sum()), "seconds": seconds}
 
     def losses(self, number: int, prompts: list[str]) -> int:
         """Return how many actors were lost at these prompts, from a file that outlives them."""
@@ -212,7 +213,7 @@ class _Worker:
             raise RuntimeError(
                 f"{lost} actors were lost at the {len(prompts)} prompts from {prompts[0][:40]!r} on, the last on "
                 f"{socket.gethostname()}: out of memory? What was drawn is kept; go on with fewer actors a machine, or "
-                "a smaller chunk_size"
+                "a smaller batch_size"
             )
         return lost
 

@@ -9,12 +9,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from bonlib.checks import number, settle, strings, whole
 from bonlib.models.decoding import Law, decode
 from bonlib.models.loaded import LoadedModel
 from bonlib.models.responses import Responses, concatenate
-from bonlib.models.texts import response_texts
+from bonlib.models.texts import response_texts, token_ids
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,11 @@ class SamplingSettings:
 
 
 class Sampler(Protocol):
-    """Anything that draws responses to prompts."""
+    """Anything that draws responses to prompts.
+
+    Two things it may have besides: `batch_size`, how many responses the store asks for at once, and
+    `prompt_lengths(prompts)`, by which it puts prompts of one length together.
+    """
 
     @property
     def fingerprint(self) -> str:
@@ -75,8 +81,12 @@ class Sampler(Protocol):
         """What people call it; for listings only."""
         ...
 
-    def sample(self, prompts: Sequence[str], settings: SamplingSettings, *, seed: int) -> Responses:
-        """Return one response to each prompt; list a prompt several times for several draws."""
+    def sample(self, prompts: Sequence[str], settings: SamplingSettings, *, seed: int | Sequence[int]) -> Responses:
+        """Return one response to each prompt; list a prompt several times for several draws.
+
+        The seed is one for the whole call, or one for each prompt listed: a response then follows from its own seed,
+        and the others that it is drawn with change no more than the rounding.
+        """
         ...
 
 
@@ -99,13 +109,18 @@ class TransformersSampler:
         """Name of the model, with the commit if it came from the hub."""
         return self.loaded.name + (f"@{self.loaded.commit}" if self.loaded.commit else "")
 
-    def sample(self, prompts: Sequence[str], settings: SamplingSettings, *, seed: int) -> Responses:
+    def prompt_lengths(self, prompts: Sequence[str]) -> list[int]:
+        """Return how many tokens each prompt has."""
+        return list(map(len, token_ids(self.loaded.tokenizer, prompts)))
+
+    def sample(self, prompts: Sequence[str], settings: SamplingSettings, *, seed: int | Sequence[int]) -> Responses:
         """Return one response to each prompt.
 
         Args:
             prompts: at least one; list a prompt several times for several draws (it is read once).
             settings: length, temperature, top-p.
-            seed: of all random numbers of this call; the same seed and prompts give the same responses.
+            seed: of all random numbers of this call, by which the same prompts get the same responses; or one for each
+                prompt listed, by which a response is the same whatever it is drawn with, but for rounding.
 
         Raises:
             ValueError: if there is no prompt, or one is empty or too long for the model's context.
@@ -113,25 +128,33 @@ class TransformersSampler:
         encoded = self.loaded.encode(prompts, settings.max_new_tokens)
         return self.sample_tokens(encoded, settings, seed=seed)
 
-    def sample_tokens(self, encoded: Sequence[list[int]], settings: SamplingSettings, *, seed: int) -> Responses:
+    def sample_tokens(
+        self, encoded: Sequence[list[int]], settings: SamplingSettings, *, seed: int | Sequence[int]
+    ) -> Responses:
         """Return one response to each prompt given as token ids, not empty and with room for the response."""
+        uniforms = self._uniforms(seed, len(encoded), settings.max_new_tokens)
         starts = range(0, len(encoded), self.batch_size)
-        seeds = np.random.SeedSequence(whole("seed", seed)).generate_state(len(starts), np.uint64)
-        return concatenate(
-            [
-                self._batch(encoded[start : start + self.batch_size], settings, int(batch_seed >> 1))
-                for start, batch_seed in zip(starts, seeds, strict=True)
-            ]
-        )
+        batches = [slice(start, start + self.batch_size) for start in starts]
+        return concatenate([self._batch(encoded[at], settings, uniforms[at]) for at in batches])
 
-    def _batch(self, encoded: Sequence[list[int]], settings: SamplingSettings, seed: int) -> Responses:
+    def _uniforms(self, seed: int | Sequence[int], rows: int, length: int) -> Tensor:
+        """Random numbers in [0, 1), (rows, length): each row from its own seed, or batch by batch from one for all."""
+        if each := row_seeds(seed, rows):
+            return torch.from_numpy(split_mix(each, length))
+        generator = torch.Generator()
+        sizes = [min(self.batch_size, rows - start) for start in range(0, rows, self.batch_size)]
+        seeds = np.random.SeedSequence(whole("seed", seed)).generate_state(len(sizes), np.uint64)
+        batches = zip(sizes, seeds.tolist(), strict=True)
+        return torch.cat([torch.rand(size, length, generator=generator.manual_seed(s >> 1)) for size, s in batches])
+
+    def _batch(self, encoded: Sequence[list[int]], settings: SamplingSettings, uniforms: Tensor) -> Responses:
         decoded = decode(
             self.loaded.model,
             encoded,
             Law(settings.temperature, settings.top_p, settings.top_k, settings.min_p),
             end_ids=self.loaded.end_token_ids,
             pad_id=self.loaded.pad_token_id,
-            uniforms=torch.rand(len(encoded), settings.max_new_tokens, generator=torch.Generator().manual_seed(seed)),
+            uniforms=uniforms,
         )
         drawn = zip(decoded.tokens.cpu().tolist(), decoded.lengths.tolist(), strict=True)
         rows = [row[:length] for row, length in drawn]
@@ -144,6 +167,39 @@ class TransformersSampler:
             for table in (decoded.log_probs, decoded.sampling_log_probs)
         )
         return Responses(np.array(texts, dtype=object), token_ids, log_probs, sampling_log_probs)
+
+
+def row_seeds(seed: int | Sequence[int], rows: int) -> list[int]:
+    """Return the seeds of the rows of a call, if each has its own; none if one is for all of them.
+
+    Raises:
+        ValueError: if there are not as many as rows, or one is out of range.
+    """
+    if not isinstance(seed, Sequence):
+        return []
+    seeds = [whole("seed", each, 0, 2**63 - 1) for each in seed]
+    if len(seeds) != rows:
+        raise ValueError(f"seed has {len(seeds)} numbers for {rows} prompts; give one number, or one for each prompt")
+    return seeds
+
+
+def split_mix(seeds: Sequence[int], length: int) -> NDArray[np.float32]:
+    """Return random numbers in [0, 1), (B, length): each row from its seed alone.
+
+    PyTorch's generator takes 32 bits of a seed, so that of 100,000 rows some would be the same.
+
+    Args:
+        seeds: B numbers below 2⁶⁴ that are random themselves.
+        length: numbers a row.
+
+    Source: Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators", Figure 17 (SplitMix64).
+    """
+    step = np.arange(1, length + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = np.array(seeds, dtype=np.uint64)[:, None] + step
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    mixed ^= mixed >> np.uint64(31)
+    return (mixed >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
 
 
 def stopped_texts(

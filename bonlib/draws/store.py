@@ -1,23 +1,22 @@
-"""A store of draws and their rewards, so that nothing is sampled twice and an interruption costs one chunk at most.
+"""A store of draws and their rewards, so that nothing is sampled twice and an interruption costs seconds at most.
 
-A chunk is a fixed number of draws for one prompt, made as one batch with a seed of its own. Its folder is named by a
-hash of all that the draws depend on; more draws are more chunks, so the first N of them never change.
+A draw follows from sampler, settings, seed, prompt and its number among the draws of the prompt: it has a seed of its
+own, and is the same whatever it is drawn with, but for rounding. So draws of many prompts are made in one batch, and
+the first ones never change when more are asked for. What was drawn with one sampler, settings and seed is in one
+folder, in files of many draws; their rewards lie beside them.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import io
 import json
 import os
 import shutil
-import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,21 +29,32 @@ from platformdirs import user_cache_path
 from tqdm import tqdm
 
 from bonlib.checks import literal, number, strings, whole
+from bonlib.draws import former
 from bonlib.draws.rewards import RewardModel, check_reward_model, checked_score
 from bonlib.draws.samplers import Sampler, SamplingSettings, TransformersSampler
+from bonlib.draws.segments import (
+    DamagedFileError,
+    DrawRows,
+    RewardRows,
+    add,
+    digests,
+    merge,
+    read_each,
+    read_prompts,
+    replace_file,
+    sweep,
+)
 from bonlib.models.loaded import LoadedModel
 from bonlib.models.reading import response_log_probs
 from bonlib.models.responses import Responses, concatenate
 
-FORMAT = 2  # of the files and the way of drawing; raise it when either changes, and older chunks are drawn anew
+FORMAT = 3  # of the files and the way of drawing; raise it when either changes
 POLICIES = "policies"  # folder of those that `bonlib.train` keeps beside the draws
-
+BATCH = 256  # responses asked for at once, where sampler or reward model do not say
+KEEP_SECONDS, KEEP_ROWS = 2.0, 1 << 14  # what is drawn or scored is written after so long, or so much of it
+ODD = np.uint64(0x9E3779B97F4A7C15)  # times the place of a prompt; sets apart equal digests of responses to others
 
 T = TypeVar("T")
-
-
-class DamagedFileError(ValueError):
-    """A file of the store cannot be read; the message names it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +64,7 @@ class Draws:
     Attributes:
         prompts: the P prompts.
         responses: of each prompt, in the order drawn.
-        chunks: the files that hold them, of each prompt.
+        folder: where the store keeps them, and their rewards.
         sampler: fingerprint of what drew them; empty if it is not known.
         model: its name; likewise.
         settings: the law that they are drawn from; None if it is not known.
@@ -62,7 +72,7 @@ class Draws:
 
     prompts: tuple[str, ...]
     responses: tuple[Responses, ...]
-    chunks: tuple[tuple[Path, ...], ...]
+    folder: Path
     sampler: str = ""
     model: str = ""
     settings: SamplingSettings | None = None
@@ -100,14 +110,7 @@ class SampleStore:
         self.root = Path(chosen).expanduser() if chosen else user_cache_path("bonlib") / "samples"
 
     def draw(
-        self,
-        sampler: Sampler,
-        prompts: Sequence[str],
-        count: int,
-        settings: SamplingSettings,
-        *,
-        seed: int,
-        chunk_size: int = 64,
+        self, sampler: Sampler, prompts: Sequence[str], count: int, settings: SamplingSettings, *, seed: int
     ) -> Draws:
         """Return `count` draws for each prompt, sampling only those that the store lacks.
 
@@ -117,91 +120,57 @@ class SampleStore:
             count: draws a prompt, at least 1; the first `count` are the same whatever `count` is.
             settings: the law to draw from.
             seed: a different seed gives independent draws.
-            chunk_size: draws made and kept together; part of what identifies a draw.
 
         Raises:
             ValueError: if an argument is out of range.
-            DamagedFileError: if a stored chunk cannot be read.
+            DamagedFileError: if a file of these draws cannot be read.
         """
-        prompts, count, chunk_size = check_request(prompts, count, chunk_size)
-        if not hasattr(sampler, "sample"):
-            raise ValueError(f"sampler is {sampler!r}; give TransformersSampler(load_language_model(NAME))")
-        seed = whole("seed", seed)
-        fingerprint = sampler.fingerprint
-        identity = {
-            "sampler": fingerprint,
-            "settings": settings.described(),
-            "seed": seed,
-            "chunk_size": chunk_size,
-            "format": FORMAT,
-        }
-        count_chunks = -(-count // chunk_size)
-        chunks = tuple(self._chunks({**identity, "prompt": p}, count_chunks, sampler.name) for p in prompts)
-        missing = [
-            (prompt, path) for prompt, paths in zip(prompts, chunks, strict=True) for path in paths if not path.exists()
-        ]
-        for prompt, path in _progress(missing, "sampling"):
-            chunk_seed = int(_hash([path.parent.name, path.name])[:15], 16)
-            responses = sampler.sample([prompt] * chunk_size, settings, seed=chunk_seed)
-            if len(responses) != chunk_size or not np.isfinite(responses.log_probs).all():
-                raise ValueError(
-                    f"{sampler.name} returned {len(responses)} responses for {chunk_size} draws of {prompt!r}, or one "
-                    "whose log-probability is not finite: the model is broken (NaN weights?); the chunk is not kept"
-                )
-            _write(path, **{**vars(responses), "texts": _packed(responses.texts.tolist())})
-        drawn = tuple(concatenate([_read_responses(path) for path in paths])[:count] for paths in chunks)
-        return Draws(tuple(prompts), drawn, chunks, fingerprint, sampler.name, settings)
+        prompts, count = check_request(prompts, count)
+        folder = self._folder(sampler, prompts, settings, seed)
+        while True:
+            held, parts = _held(folder, prompts, count)
+            missing = np.flatnonzero(~held.ravel())
+            if not missing.size:
+                break
+            _sample(folder, sampler, prompts, count, settings, missing)
+            merge(folder, "draws", DrawRows)
+        places = np.concatenate([at for at, _ in parts])
+        drawn = concatenate([part for _, part in parts])[np.argsort(places)]
+        responses = tuple(drawn[start : start + count] for start in range(0, len(drawn), count))
+        return Draws(tuple(prompts), responses, folder, sampler.fingerprint, sampler.name, settings)
+
+    def held(
+        self, sampler: Sampler, prompts: Sequence[str], count: int, settings: SamplingSettings, *, seed: int
+    ) -> NDArray[np.bool_]:
+        """Return which of the draws that `draw` would return are there already, (P, count)."""
+        prompts, count = check_request(prompts, count)
+        return _held(self._folder(sampler, prompts, settings, seed), prompts, count)[0]
 
     def score(self, reward_model: RewardModel, draws: Draws) -> NDArray[np.float64]:
         """Return the reward of every draw, shape (P, count), scoring only these, and of them what has no stored reward.
 
-        Equal responses to a prompt are scored once and have one reward, whatever chunks they are in.
+        Equal responses to a prompt are scored once and have one reward.
 
         Raises:
             ValueError: if the reward model returns something other than a finite number for a response.
-            DamagedFileError: if a stored file cannot be read.
+            DamagedFileError: if a file of these rewards cannot be read.
         """
         check_reward_model(reward_model)
-        suffix = f".reward-{_hash(reward_model.fingerprint)[:20]}.npz"
-        source = getattr(reward_model, "source", "")
-        by_tokens, others = hasattr(reward_model, "score_responses"), set[str]()
-        judged: list[dict[Hashable, float]] = [{} for _ in draws.prompts]
-        missing: list[tuple[str, tuple[Path, Responses, dict[Hashable, float]]]] = []
-        for prompt, responses, paths, known in zip(draws.prompts, draws.responses, draws.chunks, judged, strict=True):
-            for path, chunk in zip(paths, _by_chunk(responses, paths), strict=True):
-                file = path.with_suffix(suffix)
-                stored, before = _stored_rewards(file)
-                if source and before.split()[:1] == source.split()[:1] and before != source:
-                    others.add(before)
-                for key, reward in zip(_keys(chunk, by_tokens), stored.tolist(), strict=False):
-                    known.setdefault(key, reward)
-                if len(stored) < len(chunk):
-                    missing.append((prompt, (file, chunk, known)))
-            if known and hasattr(reward_model, "remember"):
-                place = {key: place for place, key in enumerate(_keys(responses, by_tokens)) if key in known}
-                rewards = np.array([known[key] for key in place])
-                reward_model.remember([prompt] * len(place), responses[list(place.values())], rewards)
-        if others:
-            warnings.warn(
-                f"stored rewards come back that another function called {getattr(reward_model, 'name', '')!r} gave: "
-                "call this one otherwise",
-                stacklevel=2,
-            )
-        for prompt, (file, chunk, known) in _progress(missing, "scoring"):
-            keys = _keys(chunk, by_tokens)
-            new = {key: place for place, key in enumerate(keys) if key not in known}
-            if new:
-                found = checked_score(reward_model, [prompt] * len(new), chunk[list(new.values())])
-                known.update(zip(new, found.tolist(), strict=True))
-            if len(_stored_rewards(file)[0]) < len(chunk):  # else another process has scored more meanwhile
-                about = {"source": np.array(source)} if source else {}
-                _write(file, rewards=np.array([known[key] for key in keys]), **about)
-        return np.array(
-            [
-                [known[key] for key in _keys(responses, by_tokens)]
-                for responses, known in zip(draws.responses, judged, strict=True)
-            ]
-        )
+        kind = f"rewards-{_hash(reward_model.fingerprint)[:20]}"
+        by_tokens, count = hasattr(reward_model, "score_responses"), len(draws.responses[0])
+        digest = np.concatenate([digests(responses, by_tokens) for responses in draws.responses])
+        keys = digest + np.repeat(np.arange(len(draws.prompts), dtype=np.uint64), count) * ODD
+        different, first, which = np.unique(keys, return_index=True, return_inverse=True)
+        rewards = _stored_rewards(draws, kind, different, reward_model)
+        if hasattr(reward_model, "remember"):
+            known = np.flatnonzero(~np.isnan(rewards))
+            for part in _blocks(known[np.argsort(first[known])], KEEP_ROWS):
+                reward_model.remember(*_some(draws, first[part]), rewards[part])
+        while (missing := np.isnan(rewards)).any():
+            _score(draws, kind, np.sort(first[missing]), digest, reward_model)
+            merge(draws.folder, kind, RewardRows)
+            rewards = _stored_rewards(draws, kind, different, reward_model)
+        return rewards[which].reshape(len(draws.prompts), count)
 
     def size(self) -> int:
         """Return how many bytes the store takes."""
@@ -210,7 +179,7 @@ class SampleStore:
     def describe(self) -> list[dict[str, Any]]:
         """Return one row for each sampler and setting in the store: how many prompts, files and bytes."""
         rows: dict[str, dict[str, Any]] = {}
-        for about in self.root.glob("*/*/about.json"):
+        for about in self._abouts():
             try:
                 identity = json.loads(about.read_text())
                 key = {"model": identity["model"], "sampler": identity["sampler"][:8], "seed": identity["seed"]}
@@ -219,43 +188,56 @@ class SampleStore:
                 raise DamagedFileError(f"{about} is damaged ({error}): delete its folder") from error
             files = list(about.parent.glob("*.npz"))
             row = rows.setdefault(_hash(key), {**key, "prompts": 0, "files": 0, "bytes": 0})
-            row["prompts"] += 1
+            prompts = [[identity["prompt"]]] if "prompt" in identity else read_each(about.parent, "draws", read_prompts)
+            row["prompts"] += len({prompt for each in prompts for prompt in each})
             row["files"] += len(files)
             row["bytes"] += sum(file.stat().st_size for file in files)
         return list(rows.values())
 
     def prune(self, unused_days: float = 0.0) -> int:
-        """Delete draws of prompts last asked for so many days ago, and policies trained then; return the bytes freed.
+        """Delete what was not asked for in so many days; return the bytes freed.
+
+        Draws of one sampler, settings and seed go together, once none of them was asked for so long, and their rewards
+        with them; policies go so long after they were trained.
 
         Raises:
             ValueError: if `unused_days` is not a finite number of at least 0.
         """
         unused_days = number("unused_days", unused_days, least=0)
         freed = 0
-        for about in [*self.root.glob("*/*/about.json"), *self.root.glob(f"{POLICIES}/*/run.json")]:
+        for about in [*self._abouts(), *self.root.glob(f"{POLICIES}/*/run.json")]:
             if about.stat().st_mtime <= time.time() - unused_days * 86_400:
                 freed += sum(file.stat().st_size for file in about.parent.rglob("*") if file.is_file())
                 shutil.rmtree(about.parent)
         return freed
 
-    def _chunks(self, identity: dict[str, Any], count: int, name: str) -> tuple[Path, ...]:
-        key = _hash(identity)
-        about = self.root / key[:2] / key / "about.json"
-        if about.exists():
-            about.touch()  # prune asks when it was last used
-            _sweep(about.parent)
+    def _abouts(self) -> list[Path]:
+        """The files that describe folders of draws."""
+        return [*self.root.glob("draws/*/about.json"), *self.root.glob(former.ABOUTS)]
+
+    def _folder(self, sampler: Sampler, prompts: Sequence[str], settings: SamplingSettings, seed: int) -> Path:
+        """The folder of the draws of a sampler, settings and seed, marked as used."""
+        if not hasattr(sampler, "sample"):
+            raise ValueError(f"sampler is {sampler!r}; give TransformersSampler(load_language_model(NAME))")
+        about = {"sampler": sampler.fingerprint, "settings": settings.described(), "seed": whole("seed", seed)}
+        folder = self.root / "draws" / _hash({**about, "format": FORMAT})[:40]
+        file = folder / "about.json"
+        if file.exists():
+            file.touch()  # prune asks when it was last used
+            sweep(folder)
         else:
-            replace_file(about, json.dumps({"model": name, **identity}, indent=1).encode())
-        return tuple(about.with_name(f"{number:05d}.npz") for number in range(count))
+            replace_file(file, json.dumps({"model": sampler.name, **about, "format": FORMAT}, indent=1).encode())
+        former.adopt(self.root, folder, about, prompts)
+        return folder
 
 
-def check_request(prompts: Sequence[str], count: int, chunk_size: int) -> tuple[list[str], int, int]:
+def check_request(prompts: Sequence[str], count: int) -> tuple[list[str], int]:
     """Return what is asked of `SampleStore.draw` in Python's own kinds; a ValueError says what it would refuse."""
     texts = strings("prompts", prompts, least=1)
     prompt, times = Counter(texts).most_common(1)[0]
     if times > 1:
         raise ValueError(f"prompts has {prompt!r} {times} times, each to get the same draws: ask for more draws")
-    return texts, whole("count", count, 1), whole("chunk_size", chunk_size, 1)
+    return texts, whole("count", count, 1)
 
 
 def check_draws(draws: Draws, reference: LoadedModel, few: int = 8) -> None:
@@ -284,99 +266,156 @@ def check_draws(draws: Draws, reference: LoadedModel, few: int = 8) -> None:
         )
 
 
-def _progress(chunks: list[tuple[str, T]], what: str) -> Iterable[tuple[str, T]]:
+def _held(
+    folder: Path, prompts: Sequence[str], count: int
+) -> tuple[NDArray[np.bool_], list[tuple[NDArray[np.intp], Responses]]]:
+    """Which of the draws asked for are there, (P, count), and these: their places in that table and responses."""
+    place = {prompt: i for i, prompt in enumerate(prompts)}
+
+    def read(file: Path) -> tuple[NDArray[np.intp], Responses] | None:
+        if place.keys().isdisjoint(read_prompts(file)):
+            return None
+        rows = DrawRows.read(file)
+        asked = np.array([place.get(prompt, -1) for prompt in rows.prompts])[rows.prompt]
+        kept = np.flatnonzero((asked >= 0) & (rows.index < count))
+        return asked[kept] * count + rows.index[kept], rows.responses[kept]
+
+    held = np.zeros(len(prompts) * count, dtype=bool)
+    parts = []
+    for found in read_each(folder, "draws", read):
+        if found is not None:
+            at, responses = found
+            new = ~held[at]  # what two processes drew at once stands in two files
+            held[at] = True
+            parts.append((at, responses) if new.all() else (at[new], responses[new]))
+    return held.reshape(len(prompts), count), parts
+
+
+def _sample(
+    folder: Path,
+    sampler: Sampler,
+    prompts: Sequence[str],
+    count: int,
+    settings: SamplingSettings,
+    missing: NDArray[np.intp],
+) -> None:
+    """Make draws at some places of the table (P, count), and keep them as they come."""
+    lengths = sampler.prompt_lengths(prompts) if hasattr(sampler, "prompt_lengths") else [0] * len(prompts)
+    order = missing[np.argsort(np.array(lengths)[missing // count], kind="stable")]
+    keys = [hashlib.sha256(json.dumps([folder.name, prompt]).encode()).digest() for prompt in prompts]
+
+    def batches() -> Iterator[tuple[NDArray[np.intp], Responses]]:
+        for at in _blocks(order, getattr(sampler, "batch_size", BATCH)):
+            pairs = [divmod(place, count) for place in at.tolist()]
+            asked = [prompts[prompt] for prompt, _ in pairs]
+            responses = sampler.sample(asked, settings, seed=[_seed(keys[prompt], index) for prompt, index in pairs])
+            if len(responses) != len(asked) or not np.isfinite(responses.log_probs).all():
+                raise ValueError(
+                    f"{sampler.name} returned {len(responses)} responses for {len(asked)} draws, the first to "
+                    f"{asked[0]!r}, or one whose log-probability is not finite: the model is broken (NaN weights?); "
+                    "they are not kept"
+                )
+            yield at, responses
+
+    def write(at: NDArray[np.intp], parts: list[Responses]) -> None:
+        prompt, index = np.divmod(at, count)
+        some, within = np.unique(prompt, return_inverse=True)
+        add(folder, "draws", DrawRows(tuple(prompts[i] for i in some), within, index, concatenate(parts)))
+
+    _keep(batches(), write, len(order), "sampling")
+
+
+def _seed(key: bytes, index: int) -> int:
+    """The seed of a draw, a hash of all that it depends on."""
+    digest = hashlib.blake2b(index.to_bytes(8, "little"), key=key, digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _stored_rewards(
+    draws: Draws, kind: str, keys: NDArray[np.uint64], reward_model: RewardModel
+) -> NDArray[np.float64]:
+    """Rewards of some responses, known by their keys in ascending order; NaN where none is stored."""
+    place = {prompt: i for i, prompt in enumerate(draws.prompts)}
+
+    def read(file: Path) -> RewardRows | None:
+        return None if place.keys().isdisjoint(read_prompts(file)) else RewardRows.read(file)
+
+    rewards, sources = np.full(len(keys), np.nan), set[str]()
+    for rows in read_each(draws.folder, kind, read):
+        if rows is None:
+            continue
+        prompt = np.array([place.get(prompt, -1) for prompt in rows.prompts])[rows.prompt]
+        asked = prompt >= 0
+        theirs = rows.digest[asked] + prompt[asked].astype(np.uint64) * ODD
+        at = np.minimum(np.searchsorted(keys, theirs), len(keys) - 1)
+        new = (keys[at] == theirs) & np.isnan(rewards[at])
+        rewards[at[new]] = rows.reward[asked][new]
+        sources |= set(rows.sources)
+    own = getattr(reward_model, "source", "")
+    if own and any(each != own and each.split()[:1] == own.split()[:1] for each in sources):
+        warnings.warn(
+            f"stored rewards come back that another function called {getattr(reward_model, 'name', '')!r} gave: "
+            "call this one otherwise",
+            stacklevel=3,
+        )
+    return rewards
+
+
+def _score(
+    draws: Draws, kind: str, missing: NDArray[np.intp], digest: NDArray[np.uint64], reward_model: RewardModel
+) -> None:
+    """Score responses at some places of the table (P, count), and keep their rewards as they come."""
+    source, count = getattr(reward_model, "source", ""), len(draws.responses[0])
+
+    def batches() -> Iterator[tuple[NDArray[np.intp], NDArray[np.float64]]]:
+        for at in _blocks(missing, getattr(reward_model, "batch_size", BATCH)):
+            yield at, checked_score(reward_model, *_some(draws, at))
+
+    def write(at: NDArray[np.intp], parts: list[NDArray[np.float64]]) -> None:
+        some, within = np.unique(at // count, return_inverse=True)
+        prompts, sources = tuple(draws.prompts[i] for i in some), (source,) if source else ()
+        add(draws.folder, kind, RewardRows(prompts, within, digest[at], np.concatenate(parts), sources))
+
+    _keep(batches(), write, len(missing), "scoring")
+
+
+def _some(draws: Draws, places: NDArray[np.intp]) -> tuple[list[str], Responses]:
+    """Prompts and responses at some places of the table (P, count), in ascending order."""
+    prompt, index = np.divmod(places, len(draws.responses[0]))
+    some, begins = np.unique(prompt, return_index=True)
+    parts = [draws.responses[i][rows] for i, rows in zip(some, np.split(index, begins[1:]), strict=True)]
+    return [draws.prompts[i] for i in prompt], concatenate(parts)
+
+
+def _blocks(places: NDArray[np.intp], size: int) -> Iterator[NDArray[np.intp]]:
+    yield from (places[start : start + size] for start in range(0, len(places), size))
+
+
+def _keep(
+    made: Iterable[tuple[NDArray[np.intp], T]],
+    write: Callable[[NDArray[np.intp], list[T]], None],
+    total: int,
+    what: str,
+) -> None:
+    """Have what is made written, every few seconds and at the end, whatever ends the work."""
+    places, parts, begun = list[NDArray[np.intp]](), list[T](), time.monotonic()
     # Every refresh stays in a notebook's output for good, so there are few.
-    return tqdm(chunks, desc=what, unit="chunk", disable=not chunks, mininterval=5, leave=False)
+    with tqdm(total=total, desc=what, unit="draw", mininterval=5, leave=False) as progress:
+        try:
+            for at, part in made:
+                places.append(at)
+                parts.append(part)
+                progress.update(len(at))
+                if time.monotonic() - begun >= KEEP_SECONDS or sum(map(len, places)) >= KEEP_ROWS:
+                    write(np.concatenate(places), parts)
+                    places, parts, begun = [], [], time.monotonic()
+        finally:
+            if parts:
+                write(np.concatenate(places), parts)
 
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _sweep(folder: Path, age: float = 3600.0) -> None:
-    """Delete what a killed process left half written; a living one renames its file within seconds."""
-    for leftover in folder.glob("*.part"):
-        if leftover.stat().st_mtime < time.time() - age:
-            leftover.unlink(missing_ok=True)
-
-
-def _write(path: Path, **arrays: NDArray[Any]) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    try:
-        replace_file(path, buffer.getvalue())
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise OSError(
-            error.errno,
-            f"the disk is full ({error.strerror}): free some, run `python -m bonlib store --prune DAYS`, or set "
-            "BONLIB_STORE to a folder on another one. What was drawn before is kept",
-            str(path),
-        ) from error
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that readers, and whoever comes after a crash, see all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
-def _read(path: Path, names: set[str], perhaps: frozenset[str] = frozenset()) -> dict[str, NDArray[Any]]:
-    content = path.read_bytes()
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-            arrays = dict(archive)
-    except Exception as error:  # a flipped bit can surface as any of a dozen kinds
-        raise DamagedFileError(f"{path} is damaged ({error}): delete it, and what it held is made again") from error
-    if set(arrays) - perhaps != names:
-        raise DamagedFileError(f"{path} holds {sorted(arrays)} in place of {sorted(names)}: delete it")
-    return arrays
-
-
-def _packed(texts: list[str]) -> NDArray[np.uint8]:
-    """Texts as bytes: NumPy's own strings would lose NULs at their ends."""
-    return np.frombuffer(json.dumps(texts, ensure_ascii=False).encode("utf-8", "surrogatepass"), dtype=np.uint8)
-
-
-def _read_responses(path: Path) -> Responses:
-    arrays = _read(path, {field.name for field in fields(Responses)})
-    if arrays["texts"].dtype == np.uint8:  # older files have NumPy's strings
-        arrays["texts"] = json.loads(arrays["texts"].tobytes().decode("utf-8", "surrogatepass"))
-    return Responses(**arrays)
-
-
-def _stored_rewards(file: Path) -> tuple[NDArray[np.float64], str]:
-    """Rewards of the first draws of a chunk, as far as they are there, and which code gave them, if that is known."""
-    if not file.exists():
-        return np.empty(0), ""
-    arrays = _read(file, {"rewards"}, frozenset({"source"}))
-    return arrays["rewards"], str(arrays.get("source", ""))
-
-
-def _by_chunk(responses: Responses, paths: Sequence[Path]) -> list[Responses]:
-    """The responses to a prompt, chunk by chunk."""
-    size = len(responses)
-    if len(paths) > 1:
-        size = int(json.loads(paths[0].with_name("about.json").read_text())["chunk_size"])
-    return [responses[start : start + size] for start in range(0, len(responses), size)]
-
-
-def _keys(responses: Responses, by_tokens: bool) -> list[Hashable]:
-    """What tells responses to a prompt apart: their text, and for a reward model that looks at them their tokens."""
-    if not by_tokens:
-        return list(responses.texts)
-    tokens = (row[row >= 0].tobytes() for row in responses.token_ids)
-    return list(zip(responses.texts, tokens, strict=True))
 
 
 def _days(context: click.Context, option: click.Parameter, text: str | None) -> float | None:

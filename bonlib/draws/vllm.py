@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 
 from bonlib.checks import whole
-from bonlib.draws.samplers import SamplingSettings, stopped_texts
+from bonlib.draws.samplers import SamplingSettings, row_seeds, stopped_texts
 from bonlib.models.loaded import end_token_ids
 from bonlib.models.places import locate
 from bonlib.models.responses import Responses
-from bonlib.models.texts import encode_prompts
+from bonlib.models.texts import encode_prompts, token_ids
 
 _KINDS = (".safetensors", ".json", ".txt", ".model", ".jinja")  # files that a model is made of
 # Defaults for what the user has not set. An engine in the process itself is gone when the sampler is; on a CPU it would
@@ -114,7 +114,7 @@ class VllmSampler:
                     digest.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
         return digest.hexdigest()
 
-    def sample(self, prompts: Sequence[str], settings: SamplingSettings, *, seed: int) -> Responses:
+    def sample(self, prompts: Sequence[str], settings: SamplingSettings, *, seed: int | Sequence[int]) -> Responses:
         """Return one response to each prompt; arguments and errors as of `TransformersSampler.sample`.
 
         Raises:
@@ -123,7 +123,10 @@ class VllmSampler:
         if settings.temperature < 0.01:
             raise ValueError(f"temperature is {settings.temperature}; vLLM samples at 0.01 and above")
         encoded = encode_prompts(self.tokenizer, self.context, prompts, settings.max_new_tokens)
-        seeds = np.random.SeedSequence(whole("seed", seed)).generate_state(len(prompts), np.uint64) >> np.uint64(1)
+        seeds = row_seeds(seed, len(prompts))
+        if not seeds:
+            words = np.random.SeedSequence(whole("seed", seed)).generate_state(len(prompts), np.uint64)
+            seeds = [word >> 1 for word in words.tolist()]
         common = {
             "temperature": settings.temperature,
             "top_p": settings.top_p,
@@ -133,7 +136,7 @@ class VllmSampler:
             "stop_token_ids": self.end_token_ids,
             "logprobs": 0,  # that of the drawn token alone
         }
-        outputs = self._run(encoded, [{**common, "seed": int(row_seed)} for row_seed in seeds])
+        outputs = self._run(encoded, [{**common, "seed": row_seed} for row_seed in seeds])
         completions = [output.outputs[0] for output in outputs]
         # vLLM's own stop strings would need its texts, which are not always ours.
         drawn = [list(completion.token_ids) for completion in completions]
@@ -147,6 +150,10 @@ class VllmSampler:
         for row, response in zip(token_ids, responses, strict=True):
             row[: len(response)] = response
         return Responses(np.array(texts, dtype=object), token_ids, log_probs, sampling_log_probs)
+
+    def prompt_lengths(self, prompts: Sequence[str]) -> list[int]:
+        """Return how many tokens each prompt has."""
+        return list(map(len, token_ids(self.tokenizer, prompts)))
 
     def close(self) -> None:
         """Give the engine's memory back; the sampler cannot draw any more."""

@@ -35,7 +35,7 @@ class Responses:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def __getitem__(self, places: Sequence[int] | slice) -> Responses:
+    def __getitem__(self, places: Sequence[int] | NDArray[np.intp] | slice) -> Responses:
         """Return those at some places."""
         return Responses(*(getattr(self, field.name)[places] for field in fields(self)))
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bonlib.draws.store import replace_file
+from bonlib.draws.segments import replace_file
 from bonlib.models.loaded import LoadedModel, without_bars
 from bonlib.models.peft_folders import save_peft_folder
 

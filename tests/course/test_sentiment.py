@@ -27,7 +27,7 @@ from bonlib.methods import METHODS
 quick = get_profile("quick")
 SMALL = replace(
     quick,
-    imdb=replace(quick.imdb, train_prompts=8, draws=8, opponents=8, chunk_size=16, max_new_tokens=6),
+    imdb=replace(quick.imdb, train_prompts=8, draws=8, opponents=8, batch_size=16, max_new_tokens=6),
     training=replace(
         quick.training, draws=16, cdf_samples=8, ns=(4,), bond_ns=(4,), steps=3, test_prompts=4, responses=2
     ),

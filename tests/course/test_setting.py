@@ -28,12 +28,12 @@ def test_the_paper_profile_runs_on_local_models_and_data(papers_folders, tmp_pat
         reward_model=str(papers_folders[1]),
         reviews=str(data),
         device="cpu",
-        imdb=dataclasses.replace(paper.imdb, test_prompts=4, draws=4, chunk_size=4, max_new_tokens=8),
+        imdb=dataclasses.replace(paper.imdb, test_prompts=4, draws=4, batch_size=4, max_new_tokens=8),
     )
     setting = imdb_setting(small)
     assert len(setting.prompts) == 4
     store = SampleStore(tmp_path / "store")
-    draws = store.draw(setting.sampler, setting.prompts, 4, setting.sampling, seed=0, chunk_size=4)
+    draws = store.draw(setting.sampler, setting.prompts, 4, setting.sampling, seed=0)
     rewards = store.score(setting.reward_model, draws)
     assert rewards.shape == (4, 4)
     assert np.isfinite(rewards).all()

@@ -35,7 +35,7 @@ def profile(finetuned_folder, reward_folders):
         summary_policies=None,
         summaries=replace(
             sizes, train_prompts=8, test_prompts=3, draws=8, opponents=4, n=4, training=training, prompt_tokens=60,
-            max_new_tokens=12, chunk_size=6, responses=3,
+            max_new_tokens=12, batch_size=6, responses=3,
         ),
     )  # fmt: skip
 

@@ -3,19 +3,18 @@
 import os
 import pickle
 import re
-import shutil
 import signal
 import sys
-import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from test_store_under_fire import LENGTH, LetterSampler, assert_same, content
+from test_store_under_fire import LENGTH, LetterSampler, content
 
 from bonlib.draws import fleet
+from bonlib.draws import store as store_module
 from bonlib.draws.fleet import draw_everywhere
 from bonlib.draws.rewards import SentimentReward
 from bonlib.draws.samplers import SamplingSettings, TransformersSampler
@@ -23,24 +22,25 @@ from bonlib.draws.store import SampleStore
 from bonlib.models.loaded import load_classifier, load_language_model
 
 PROMPTS = ["the film", "a bad", "I saw", "nobody knows", "the end", "my mother"]
-COUNT, CHUNK = 10, 4  # the last chunk of a prompt is not used to its end
-CHUNKS = len(PROMPTS) * 3
+COUNT, BATCH = 10, 4
+DRAWS = len(PROMPTS) * COUNT
 SETTINGS = SamplingSettings(6)
 # Ray leaves files and processes to the garbage collector when it shuts down.
 ray_starts = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 class MortalSampler(TransformersSampler):
-    """Logs process, threads and seed of every chunk; kills its process at the fourth, once."""
+    """Logs process, threads and seed of every draw; kills its process at the fourth batch, once."""
 
     def __init__(self, folder, log):
-        super().__init__(load_language_model(folder, device="cpu"))
+        super().__init__(load_language_model(folder, device="cpu"), batch_size=BATCH)
         self.log, self.calls = log, 0
+        store_module.KEEP_SECONDS = 0.0
 
     def sample(self, prompts, settings, *, seed):
         self.calls += 1
         with self.log.open("a") as log:
-            log.write(f"{os.getpid()} {torch.get_num_threads()} {seed}\n")
+            log.writelines(f"{os.getpid()} {torch.get_num_threads()} {each}\n" for each in seed)
         if self.calls == 4:
             with suppress(FileExistsError):
                 os.close(os.open(self.log.with_suffix(".killed"), os.O_CREAT | os.O_EXCL))
@@ -84,21 +84,28 @@ def test_two_actors_one_of_them_killed_fill_the_store_as_one_process_does(
         make_sampler=partial(MortalSampler, language_model_folder, log),
         make_reward=partial(make_judge, classifier_folder),
         prompts_at_once=2,
-        chunk_size=CHUNK,
     )
     assert not ray.is_initialized()
     assert log.with_suffix(".killed").exists()
-    sampler = TransformersSampler(load_language_model(language_model_folder, device="cpu"))
-    draws = alone.draw(sampler, PROMPTS, COUNT, SETTINGS, seed=0, chunk_size=CHUNK)
+    sampler = TransformersSampler(load_language_model(language_model_folder, device="cpu"), batch_size=BATCH)
+    draws = alone.draw(sampler, PROMPTS, COUNT, SETTINGS, seed=0)
     alone.score(make_judge(classifier_folder), draws)
-    assert_same(content(store.root), content(alone.root))
+    found, wanted = content(store.root), content(alone.root)
+    assert found.keys() == wanted.keys()
+    for key, value in wanted.items():  # the draws are the same; what they are drawn with rounds differently
+        texts, token_ids, log_prob = value if isinstance(value, tuple) else ("", [], value)
+        assert (
+            found[key] == (texts, token_ids, pytest.approx(log_prob))
+            if texts
+            else found[key] == pytest.approx(log_prob)
+        )
     assert {path.name for path in store.root.iterdir()} == {path.name for path in alone.root.iterdir()}
     lines = [line.split() for line in log.read_text().splitlines()]
-    assert len(lines) == CHUNKS + 1  # only the chunk in flight was drawn again
-    assert len({seed for *_, seed in lines}) == CHUNKS
+    assert len(lines) == DRAWS + BATCH  # only the batch in flight was drawn again
+    assert len({seed for *_, seed in lines}) == DRAWS
     assert {threads for _, threads, _ in lines} == {"1"}
     assert {process.split("/")[1] for process in report.seconds} <= {pid for pid, *_ in lines}
-    assert (report.prompts, report.chunks, report.drawn, report.lost) == (len(PROMPTS), CHUNKS, CHUNKS, 1)
+    assert (report.prompts, report.draws, report.drawn, report.lost) == (len(PROMPTS), DRAWS, DRAWS, 1)
     assert report.tokens == draws.lengths.sum()
 
 
@@ -112,30 +119,26 @@ def test_a_job_draws_only_what_is_missing_and_says_what_went_wrong(tmp_path):
 
     def run(kind, **sizes):
         make_sampler = partial(kind, log)
-        sizes = {"actors": 1, "chunk_size": CHUNK} | sizes
-        return draw_everywhere(
-            store, PROMPTS, COUNT, SETTINGS, seed=0, make_sampler=make_sampler, make_reward=make_length, **sizes
-        )
+        models = {"make_sampler": make_sampler, "make_reward": make_length}
+        return draw_everywhere(store, PROMPTS, COUNT, SETTINGS, seed=0, actors=1, **models, **sizes)
 
-    draws = alone.draw(LetterSampler(tmp_path / "other log"), PROMPTS, COUNT, SETTINGS, seed=0, chunk_size=CHUNK)
+    draws = alone.draw(LetterSampler(tmp_path / "other log"), PROMPTS, COUNT, SETTINGS, seed=0)
     alone.score(LENGTH, draws)
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
     try:
         with pytest.raises(ValueError, match=r"^this sampler refuses to draw\n") as caught:
             run(RefusingSampler)
         assert "test_fleet.py" in caught.value.__notes__[0]  # where in the actor it was raised
-        assert len(log.read_text().splitlines()) == 1  # it is not tried again
+        assert len(log.read_text().splitlines()) == BATCH  # it is not tried again
         assert content(store.root) == {}
 
-        shutil.copytree(alone.root, store.root, dirs_exist_ok=True)
-        chunks = sorted(path for path in store.root.rglob("*.npz") if "reward" not in path.name)
-        for gone in (*chunks[:2], chunks[10], *chunks[5].parent.glob("*.reward-*")):
-            gone.unlink()
+        few = store.draw(LetterSampler(tmp_path / "other log"), PROMPTS[2:], 7, SETTINGS, seed=0)
+        store.score(LENGTH, few)
         log.unlink()
         report = run(LetterSampler, prompts_at_once=4)
-        assert_same(content(store.root), content(alone.root))
-        assert len(log.read_text().splitlines()) == 3
-        assert (report.prompts, report.chunks, report.drawn) == (len(PROMPTS), CHUNKS, 3)
+        assert content(store.root) == content(alone.root)
+        assert len(log.read_text().splitlines()) == DRAWS - few.texts.size
+        assert (report.prompts, report.draws, report.drawn) == (len(PROMPTS), DRAWS, DRAWS - few.texts.size)
         assert 0 < report.tokens < draws.lengths.sum()
 
         assert ray.is_initialized()
@@ -144,7 +147,7 @@ def test_a_job_draws_only_what_is_missing_and_says_what_went_wrong(tmp_path):
 
 
 def worker(tmp_path, make_sampler, journal="journal"):
-    request = {"count": COUNT, "settings": SETTINGS, "seed": 0, "chunk_size": CHUNK}
+    request = {"count": COUNT, "settings": SETTINGS, "seed": 0}
     return fleet._Worker(
         SampleStore(tmp_path), request, make_sampler, None, torch.get_num_threads(), tmp_path / journal
     )
@@ -152,12 +155,10 @@ def worker(tmp_path, make_sampler, journal="journal"):
 
 def test_a_job_that_is_done_draws_nothing(tmp_path):
     log = tmp_path / "log"
-    SampleStore(tmp_path).draw(LetterSampler(log), PROMPTS, COUNT, SETTINGS, seed=0, chunk_size=CHUNK)
+    SampleStore(tmp_path).draw(LetterSampler(log), PROMPTS, COUNT, SETTINGS, seed=0)
     (tmp_path / "journal").mkdir()
-    (tmp_path / "journal" / "begun").touch()
-    os.utime(tmp_path / "journal" / "begun", (time.time() + 1,) * 2)  # a file system's clock ticks every few ms
     row = worker(tmp_path, partial(RefusingSampler, log)).work(0, PROMPTS)
-    assert (row["error"], row["prompts"], row["chunks"]) == (b"", len(PROMPTS), CHUNKS)
+    assert (row["error"], row["prompts"], row["draws"]) == (b"", len(PROMPTS), DRAWS)
     assert (row["drawn"], row["tokens"], row["lost"]) == (0, 0, 0)
 
 
@@ -168,10 +169,9 @@ def raised(row):
 
 def test_prompts_that_kill_every_actor_end_the_job(tmp_path, language_model):
     (tmp_path / "journal").mkdir()
-    (tmp_path / "journal" / "begun").touch()
     (tmp_path / "journal" / "7").write_bytes(b"." * fleet.MAX_LOSSES)
     row = worker(tmp_path, partial(TransformersSampler, language_model)).work(7, PROMPTS[:2])
-    assert (row["error"], row["lost"], row["drawn"]) == (b"", fleet.MAX_LOSSES, 6)
+    assert (row["error"], row["lost"], row["drawn"]) == (b"", fleet.MAX_LOSSES, 2 * COUNT)
     error = raised(worker(tmp_path, partial(TransformersSampler, language_model)).work(7, PROMPTS[:2]))
     assert isinstance(error, RuntimeError)
     assert re.match(r"11 actors were lost at the 2 prompts from 'the film' on.*out of memory", str(error))
@@ -205,7 +205,6 @@ def test_any_exception_comes_home(tmp_path):
         ({"prompts": "the film"}, "prompts is 'the film'; it must be a list"),
         ({"prompts": ["a", "b", "a"]}, "prompts has 'a' 2 times"),
         ({"count": 0}, "count is 0; it must be a whole number of at least 1"),
-        ({"chunk_size": 0}, "chunk_size is 0"),
         ({"actors": 0}, "actors is 0; it must be at least 1"),
         ({"prompts_at_once": 0}, "prompts_at_once is 0"),
         ({"cpus_per_actor": -1}, "cpus_per_actor is -1; it must be at least 0"),

@@ -181,11 +181,11 @@ def test_a_judge_without_two_sentiments_is_refused(classifier):
         SentimentReward(dataclasses.replace(classifier, model=odd))
 
 
-def test_a_text_is_judged_once_whatever_chunk_it_is_in(bundled_model, bundled_classifier, tmp_path):
+def test_a_text_is_judged_once_whatever_batch_it_is_in(bundled_model, bundled_classifier, tmp_path):
     """The response " effects" is three of four draws: its F≤ must be told of it whenever it comes again."""
     store, sampler = SampleStore(tmp_path), TransformersSampler(bundled_model)
     judge = SentimentReward(bundled_classifier, batch_size=7)
-    draws = store.draw(sampler, ["The special"], 256, SamplingSettings(1), seed=0, chunk_size=32)
+    draws = store.draw(sampler, ["The special"], 256, SamplingSettings(1), seed=0)
     rewards = store.score(judge, draws)
     of_text = {text: set(rewards[0][draws.texts[0] == text]) for text in draws.texts[0]}
     assert all(len(given) == 1 for given in of_text.values())

@@ -10,7 +10,7 @@ import torch
 from scipy.stats import chisquare
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from bonlib.draws.samplers import Sampler, SamplingSettings, TransformersSampler
+from bonlib.draws.samplers import Sampler, SamplingSettings, TransformersSampler, split_mix
 from bonlib.draws.store import SampleStore
 from bonlib.models.loaded import LoadedModel, load_language_model
 from bonlib.models.reading import response_log_probs
@@ -218,10 +218,8 @@ def test_a_bad_seed_is_refused_before_anything_is_drawn(language_model, tmp_path
                 draw(bad)
     assert not list(tmp_path.rglob("*"))
     store = SampleStore(tmp_path)
-    first = store.draw(
-        sampler, ["the film"], np.int64(4), SamplingSettings(4), seed=np.int64(0), chunk_size=np.int64(4)
-    )
-    second = store.draw(sampler, [np.str_("the film")], 4, SamplingSettings(4, temperature=1), seed=0, chunk_size=4)
+    first = store.draw(sampler, ["the film"], np.int64(4), SamplingSettings(4), seed=np.int64(0))
+    second = store.draw(sampler, [np.str_("the film")], 4, SamplingSettings(4, temperature=1), seed=0)
     assert first.chunks == second.chunks
 
 
@@ -241,3 +239,31 @@ def test_late_settings_leave_older_draws_their_key_and_tell_new_ones_apart():
     ):
         with pytest.raises(ValueError, match=message):
             SamplingSettings(**bad)
+
+
+def test_a_response_with_a_seed_of_its_own_is_the_same_in_any_company(language_model):
+    prompts, seeds = PROMPTS * 4, [seed * 2**58 + 1 for seed in range(16)]
+    together = TransformersSampler(language_model).sample(prompts, SamplingSettings(8), seed=seeds)
+    for size in (1, 5):
+        sampler = TransformersSampler(language_model, batch_size=size)
+        apart = sampler.sample(prompts[::-1], SamplingSettings(8), seed=seeds[::-1])
+        np.testing.assert_array_equal(apart.token_ids[::-1], together.token_ids)
+        np.testing.assert_allclose(apart.log_probs[::-1], together.log_probs, rtol=1e-5)
+    for bad, message in (([1, 2], "seed has 2 numbers for 16 prompts"), ([-1] * 16, "seed is -1")):
+        with pytest.raises(ValueError, match=message):
+            sampler.sample(prompts, SamplingSettings(8), seed=bad)
+
+
+def test_rows_of_random_numbers_are_uniform_and_independent():
+    seeds = np.random.default_rng(0).integers(0, 2**63, 4000).tolist()
+    uniforms = split_mix(seeds, 64)
+    assert uniforms.dtype == np.float32
+    assert uniforms.min() >= 0
+    assert uniforms.max() < 1
+    counts = np.bincount((uniforms.ravel() * 256).astype(int), minlength=256)
+    assert chisquare(counts).pvalue > 1e-3
+    pairs = np.bincount(((uniforms[:, :-1] * 16).astype(int) * 16 + (uniforms[:, 1:] * 16).astype(int)).ravel())
+    assert chisquare(pairs).pvalue > 1e-3
+    assert np.abs(np.corrcoef(uniforms.T) - np.eye(64)).max() < 0.08  # 5 standard errors
+    np.testing.assert_array_equal(split_mix(seeds[5:6], 10)[0], uniforms[5, :10])
+    assert split_mix([0], 1)[0, 0] == np.float32(0xE220A8397B1DCDAF / 2**64)  # the first number of the reference code

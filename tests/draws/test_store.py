@@ -2,8 +2,11 @@
 
 import copy
 import dataclasses
+import hashlib
+import json
 import os
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +16,8 @@ from hypothesis import strategies as st
 
 from bonlib.draws.rewards import FunctionReward, checked_score
 from bonlib.draws.samplers import SamplingSettings, TransformersSampler
-from bonlib.draws.store import DamagedFileError, SampleStore, check_draws
+from bonlib.draws.segments import DamagedFileError, DrawRows, RewardRows, add, merge
+from bonlib.draws.store import SampleStore, check_draws
 from bonlib.estimates import best_of_n_kl
 from bonlib.models.loaded import load_language_model
 from bonlib.models.responses import Responses
@@ -25,10 +29,12 @@ LENGTH = FunctionReward(lambda prompt, response: float(len(response)), name="len
 
 
 class CountingSampler:
-    """Draws like its inner sampler, counts the calls, and fails at one of them if asked to."""
+    """Draws like its inner sampler, four at once, notes what it is asked for, and fails at a call if it shall."""
+
+    batch_size = 4
 
     def __init__(self, inner, fail_at=None):
-        self.inner, self.fail_at, self.calls = inner, fail_at, 0
+        self.inner, self.fail_at, self.calls, self.asked = inner, fail_at, 0, []
 
     @property
     def fingerprint(self):
@@ -42,7 +48,22 @@ class CountingSampler:
         self.calls += 1
         if self.calls == self.fail_at:
             raise KeyboardInterrupt
+        self.asked += zip(prompts, seed, strict=True)
         return self.inner.sample(prompts, settings, seed=seed)
+
+
+class Letters:
+    """Random letters, each response from its seed alone."""
+
+    fingerprint = name = "letters"
+
+    def sample(self, prompts, settings, *, seed):
+        ids = [np.random.default_rng(each).integers(97, 123, size=each % 4 + 1) for each in seed]
+        token_ids = np.full((len(prompts), 8), -1, dtype=np.int32)
+        for row, letters in zip(token_ids, ids, strict=True):
+            row[: len(letters)] = letters
+        log_probs = np.array([-letters.sum() / 100.0 for letters in ids])
+        return Responses(["".join(map(chr, letters)) for letters in ids], token_ids, log_probs, log_probs - 1.0)
 
 
 @pytest.fixture
@@ -56,29 +77,57 @@ def store(tmp_path):
 
 
 def test_a_second_run_draws_nothing(store, sampler):
-    first = store.draw(sampler, PROMPTS, 10, SETTINGS, seed=0, chunk_size=4)
-    assert sampler.calls == 9
-    again = SampleStore(store.root).draw(sampler, PROMPTS, 10, SETTINGS, seed=0, chunk_size=4)
-    assert sampler.calls == 9
+    first = store.draw(sampler, PROMPTS, 10, SETTINGS, seed=0)
+    assert len(sampler.asked) == 30  # as many as were asked for
+    again = SampleStore(store.root).draw(sampler, PROMPTS, 10, SETTINGS, seed=0)
+    assert len(sampler.asked) == 30
     np.testing.assert_array_equal(first.texts, again.texts)
     np.testing.assert_array_equal(first.log_probs, again.log_probs)
     assert first.texts.shape == first.log_probs.shape == first.lengths.shape == (3, 10)
 
 
-def test_draws_are_nested_in_their_number_and_independent_of_the_other_prompts(store, sampler):
-    many = store.draw(sampler, PROMPTS, 12, SETTINGS, seed=0, chunk_size=4)
-    few = store.draw(sampler, PROMPTS[1:2], 5, SETTINGS, seed=0, chunk_size=4)
-    assert sampler.calls == 9
-    np.testing.assert_array_equal(few.texts[0], many.texts[1, :5])
-    assert len({tuple(row) for row in many.texts.reshape(9, 4)}) == 9  # every chunk has its own random numbers
+def test_draws_are_nested_in_their_number_and_independent_of_the_other_prompts(store, sampler, tmp_path):
+    few = store.draw(sampler, PROMPTS[1:2], 5, SETTINGS, seed=0)
+    more = store.draw(sampler, PROMPTS, 12, SETTINGS, seed=0)
+    assert len(sampler.asked) == len(set(sampler.asked)) == 36  # each draw has a seed of its own
+    np.testing.assert_array_equal(few.texts[0], more.texts[1, :5])
+    for size in (3, 256):  # whatever they are drawn with
+        sampler.batch_size = size
+        alone = SampleStore(tmp_path / str(size)).draw(sampler, PROMPTS[::-1], 12, SETTINGS, seed=0)
+        np.testing.assert_array_equal(alone.texts[::-1], more.texts)
+        np.testing.assert_allclose(alone.log_probs[::-1], more.log_probs, rtol=1e-5)
+    assert len(set(map(tuple, more.texts))) == 3
+
+
+def test_prompts_of_one_length_are_drawn_together(language_model, tmp_path):
+    class Listing(TransformersSampler):
+        def sample_tokens(self, encoded, settings, *, seed):
+            lengths.extend(map(len, encoded))
+            return super().sample_tokens(encoded, settings, seed=seed)
+
+    lengths, prompts = [], ["the", "the film was", "a", "a film was", "I", "I film was"]
+    SampleStore(tmp_path).draw(Listing(language_model, batch_size=6), prompts, 4, SETTINGS, seed=0)
+    assert len(set(lengths)) > 1
+    assert lengths == sorted(lengths)
+
+
+def test_many_prompts_make_few_files(store):
+    prompts = [f"prompt {i}" for i in range(500)]
+    for count in (2, 3, 8):
+        draws = store.draw(Letters(), prompts, count, SETTINGS, seed=0)
+        rewards = store.score(LENGTH, draws)
+    assert len(list(store.root.rglob("*.npz"))) <= 4
+    again = store.draw(Letters(), prompts[::7], 5, SETTINGS, seed=0)
+    np.testing.assert_array_equal(again.texts, draws.texts[::7, :5])
+    silent = SimpleNamespace(fingerprint=LENGTH.fingerprint, score=None)
+    np.testing.assert_array_equal(store.score(silent, again), rewards[::7, :5])
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"seed": 1}, {"chunk_size": 2}, {"settings": SamplingSettings(7)}, {"settings": SamplingSettings(6, 0.9)}],
+    "change", [{"seed": 1}, {"settings": SamplingSettings(7)}, {"settings": SamplingSettings(6, 0.9)}]
 )
 def test_whatever_affects_a_draw_is_part_of_its_key(store, sampler, change):
-    arguments = {"settings": SETTINGS, "seed": 0, "chunk_size": 4}
+    arguments = {"settings": SETTINGS, "seed": 0}
     store.draw(sampler, PROMPTS, 4, **arguments)
     before = sampler.calls
     store.draw(sampler, PROMPTS, 4, **{**arguments, **change})
@@ -90,20 +139,20 @@ def test_weights_are_part_of_the_key(store, sampler, language_model_folder):
     other = load_language_model(language_model_folder, device="cpu")
     assert other.fingerprint == sampler.inner.loaded.fingerprint  # asked for before the weights change, as in training
     other.model.transformer.wte.weight.data[0, 0] += 1e-3
-    store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0, chunk_size=4)
+    store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0)
     changed = CountingSampler(TransformersSampler(other))
-    store.draw(changed, PROMPTS, 4, SETTINGS, seed=0, chunk_size=4)
-    assert changed.calls == 3
+    store.draw(changed, PROMPTS, 4, SETTINGS, seed=0)
+    assert len(changed.asked) == 12
 
 
 def test_an_interrupted_run_resumes_to_the_same_draws(store, sampler, tmp_path):
-    whole = SampleStore(tmp_path / "other").draw(sampler, PROMPTS, 8, SETTINGS, seed=0, chunk_size=4)
+    whole = SampleStore(tmp_path / "other").draw(sampler, PROMPTS, 8, SETTINGS, seed=0)
     broken = CountingSampler(sampler.inner, fail_at=5)
     with pytest.raises(KeyboardInterrupt):
-        store.draw(broken, PROMPTS, 8, SETTINGS, seed=0, chunk_size=4)
+        store.draw(broken, PROMPTS, 8, SETTINGS, seed=0)
     rest = CountingSampler(sampler.inner)
-    resumed = store.draw(rest, PROMPTS, 8, SETTINGS, seed=0, chunk_size=4)
-    assert rest.calls == 2
+    resumed = store.draw(rest, PROMPTS, 8, SETTINGS, seed=0)
+    assert len(rest.asked) == 8  # four batches were kept
     np.testing.assert_array_equal(whole.texts, resumed.texts)
     np.testing.assert_array_equal(whole.log_probs, resumed.log_probs)
     assert not list(store.root.rglob("*.part"))
@@ -112,7 +161,7 @@ def test_an_interrupted_run_resumes_to_the_same_draws(store, sampler, tmp_path):
 def test_rewards_are_stored_too(store, sampler):
     calls = []
     reward = FunctionReward(lambda p, r: calls.append(r) or float(len(r)), name="counted length")
-    draws = store.draw(sampler, PROMPTS, 6, SETTINGS, seed=0, chunk_size=4)
+    draws = store.draw(sampler, PROMPTS, 6, SETTINGS, seed=0)
     rewards = store.score(reward, draws)
     np.testing.assert_array_equal(rewards, [[len(text) for text in row] for row in draws.texts])
     scored = len(calls)
@@ -122,12 +171,12 @@ def test_rewards_are_stored_too(store, sampler):
 
 
 def test_a_reward_model_that_fails_loses_no_draw(store, sampler):
-    draws = store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0, chunk_size=4)
+    draws = store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0)
     bad = FunctionReward(lambda p, r: float("nan") if p == "a bad" else 1.0, name="bad")
     with pytest.raises(ValueError, match="prompt 'a bad'"):
         store.score(bad, draws)
     before = sampler.calls
-    again = store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0, chunk_size=4)
+    again = store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0)
     assert sampler.calls == before
     assert store.score(LENGTH, again).shape == (3, 4)
 
@@ -136,34 +185,34 @@ def test_a_reward_model_that_fails_loses_no_draw(store, sampler):
     "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:60] + b"\xff" * 40 + b[100:]]
 )
 def test_a_damaged_file_is_named(store, sampler, damage):
-    store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0, chunk_size=4)
+    store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0)
     victim = sorted(store.root.rglob("*.npz"))[0]
     victim.write_bytes(damage(victim.read_bytes()))
     with pytest.raises(DamagedFileError, match=str(victim)):
-        store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0, chunk_size=4)
+        store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0)
     victim.unlink()
-    store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0, chunk_size=4)
+    store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0)
 
 
 def test_a_file_of_something_else_is_named(store, sampler):
-    store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0, chunk_size=4)
+    store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0)
     victim = sorted(store.root.rglob("*.npz"))[0]
     np.savez(victim, other=np.zeros(3))
     with pytest.raises(DamagedFileError, match="in place of"):
-        store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0, chunk_size=4)
+        store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0)
 
 
 def test_the_store_can_be_inspected_and_pruned(store, sampler):
-    store.draw(sampler, PROMPTS, 8, SETTINGS, seed=0, chunk_size=4)
-    store.draw(sampler, PROMPTS[:1], 4, SamplingSettings(3), seed=0, chunk_size=4)
+    store.draw(sampler, PROMPTS, 8, SETTINGS, seed=0)
+    store.draw(sampler, PROMPTS[:1], 4, SamplingSettings(3), seed=0)
     rows = {row["max_new_tokens"]: row for row in store.describe()}
-    assert (rows[6]["prompts"], rows[6]["files"], rows[3]["prompts"]) == (3, 6, 1)
+    assert (rows[6]["prompts"], rows[6]["files"], rows[3]["prompts"]) == (3, 1, 1)
     assert 0 < rows[3]["bytes"] < rows[6]["bytes"] < store.size()
     assert store.prune(unused_days=1) == 0
     old = time.time() - 10 * 86_400
     for about in store.root.rglob("about.json"):
         os.utime(about, (old, old))
-    store.draw(sampler, PROMPTS[:1], 8, SETTINGS, seed=0, chunk_size=4)  # asked for again, so not old any more
+    store.draw(sampler, PROMPTS[:1], 4, SamplingSettings(3), seed=0)  # asked for again, so not old any more
     assert store.prune(unused_days=1) > 0
     assert [row["prompts"] for row in store.describe()] == [1]
     assert store.prune() > 0
@@ -183,8 +232,6 @@ def test_bad_arguments_are_named(store, sampler):
             store.draw(sampler, prompts, 4, SETTINGS, seed=0)
     with pytest.raises(ValueError, match="count is 0"):
         store.draw(sampler, PROMPTS, 0, SETTINGS, seed=0)
-    with pytest.raises(ValueError, match="chunk_size is 0"):
-        store.draw(sampler, PROMPTS, 1, SETTINGS, seed=0, chunk_size=0)
 
 
 def test_reward_models_with_long_names_alike_are_told_apart(store, sampler):
@@ -196,7 +243,7 @@ def test_reward_models_with_long_names_alike_are_told_apart(store, sampler):
         def score(self, prompts, responses):
             return np.full(len(responses), float(self.number))
 
-    draws = store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0, chunk_size=4)
+    draws = store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0)
     for number in (1, 2):
         assert (store.score(Version(number), draws) == number).all()
 
@@ -209,15 +256,15 @@ def test_broken_draws_are_refused_and_not_kept(store, sampler):
             return responses
 
     with pytest.raises(ValueError, match="not finite: the model is broken"):
-        store.draw(Broken(sampler.inner), PROMPTS, 4, SETTINGS, seed=0, chunk_size=4)
+        store.draw(Broken(sampler.inner), PROMPTS, 4, SETTINGS, seed=0)
     assert not list(store.root.rglob("*.npz"))
-    assert np.isfinite(store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0, chunk_size=4).log_probs).all()
+    assert np.isfinite(store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0).log_probs).all()
 
 
 def test_a_reward_file_of_something_else_is_named(store, sampler):
-    draws = store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0, chunk_size=4)
+    draws = store.draw(sampler, PROMPTS, 4, SETTINGS, seed=0)
     store.score(LENGTH, draws)
-    victim = sorted(store.root.rglob("*.reward-*.npz"))[0]
+    victim = sorted(store.root.rglob("rewards-*.npz"))[0]
     np.savez(victim, other=np.zeros(3))
     with pytest.raises(DamagedFileError, match=str(victim)):
         store.score(LENGTH, draws)
@@ -272,20 +319,6 @@ def test_only_what_was_asked_for_is_scored(language_model, tmp_path):
     assert len(calls) == scored
 
 
-def test_rewards_stored_chunk_by_chunk_come_back_as_one_a_text(language_model, tmp_path):
-    """A store filled when equal texts of two chunks were scored apart."""
-    store, name = SampleStore(tmp_path), "chunk by chunk"
-    reward = FunctionReward(lambda p, r: float(len(r)), name=name)
-    draws = store.draw(TransformersSampler(language_model), ["a"], 64, SamplingSettings(1), seed=0, chunk_size=8)
-    store.score(reward, draws)
-    for place, file in enumerate(sorted(tmp_path.rglob("*.reward-*.npz"))):
-        with np.load(file) as arrays:
-            rewards = arrays["rewards"] + place * 1e-8
-        np.savez(file, rewards=rewards)
-    found = store.score(reward, draws)
-    assert all(len(set(found[0][draws.texts[0] == text])) == 1 for text in draws.texts[0])
-
-
 TEXTS = st.text(st.characters(exclude_categories=[]) | st.sampled_from("\0\r\n\u2028\u202e\U0001f600א "), max_size=8)
 
 
@@ -299,7 +332,7 @@ class Writer:
 
     def sample(self, prompts, settings, *, seed):
         zeros = np.zeros(len(prompts))
-        return Responses(self.texts, np.zeros((len(prompts), 1), dtype=np.int32), zeros, zeros)
+        return Responses(self.texts[: len(prompts)], np.zeros((len(prompts), 1), dtype=np.int32), zeros, zeros)
 
 
 @settings(max_examples=30)
@@ -307,15 +340,82 @@ class Writer:
 def test_texts_are_the_same_in_the_store_and_after_it(tmp_path_factory, texts):
     store = SampleStore(tmp_path_factory.mktemp("texts"))
     for _ in range(2):  # drawn, and read again
-        draws = store.draw(Writer(texts), ["a"], 4, SamplingSettings(4), seed=0, chunk_size=4)
+        draws = store.draw(Writer(texts), ["a"], 4, SamplingSettings(4), seed=0)
         assert draws.texts[0].tolist() == texts
         assert draws.responses[0][1:3].texts.tolist() == texts[1:3]
 
 
-def test_files_from_before_are_read(tmp_path):
-    store, texts = SampleStore(tmp_path), ["good\r\n", "", "ß…", "x"]
-    draws = store.draw(Writer(texts), ["a"], 4, SamplingSettings(4), seed=0, chunk_size=4)
-    ((path,),) = draws.chunks
-    with np.load(path) as arrays:
-        np.savez(path, **{**arrays, "texts": np.array(texts)})
-    assert store.draw(Writer([]), ["a"], 4, SamplingSettings(4), seed=0, chunk_size=4).texts[0].tolist() == texts
+def test_draws_that_two_processes_made_at_once_count_once(store, sampler):
+    """The draws of the file that was written first, and so do rewards."""
+    draws = store.draw(sampler, PROMPTS, 6, SETTINGS, seed=0)
+    rewards = store.score(LENGTH, draws)
+    (file,) = draws.folder.glob("draws-*.npz")
+    rows = DrawRows.read(file)
+    others = dataclasses.replace(rows.responses, log_probs=rows.responses.log_probs - 1)
+    add(draws.folder, "draws", dataclasses.replace(rows, responses=others))
+    (file,) = draws.folder.glob("rewards-*.npz")
+    kind, rows = file.stem.rsplit("-", 2)[0], RewardRows.read(file)
+    add(draws.folder, kind, dataclasses.replace(rows, reward=rows.reward + 1))
+    assert len(list(draws.folder.glob("*.npz"))) == 4
+    for _ in range(2):  # in two files, and in one
+        again = store.draw(sampler, PROMPTS, 6, SETTINGS, seed=0)
+        np.testing.assert_array_equal(again.model_log_probs, draws.model_log_probs)
+        np.testing.assert_array_equal(store.score(LENGTH, draws), rewards)
+        merge(draws.folder, "draws", DrawRows)
+        merge(draws.folder, kind, RewardRows)
+        assert len(list(draws.folder.glob("*.npz"))) == 2
+
+
+def write_former(root, chunk_size, prompt, texts, rewards, reward_model, sampler="writer"):
+    """A folder as stores had it: files of `chunk_size` draws to one prompt, and rewards of the first draws of each."""
+    identity = {"sampler": sampler, "settings": SamplingSettings(4).described(), "seed": 0, "chunk_size": chunk_size}
+    identity |= {"format": 2, "prompt": prompt}
+    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    folder = root / key[:2] / key
+    folder.mkdir(parents=True)
+    (folder / "about.json").write_text(json.dumps({"model": "writer", **identity}))
+    kind = hashlib.sha256(json.dumps(reward_model.fingerprint).encode()).hexdigest()[:20]
+    for number, start in enumerate(range(0, len(texts), chunk_size)):
+        some = texts[start : start + chunk_size]
+        log_probs = -np.arange(start, start + len(some), dtype=float)
+        token_ids = np.array([[start + place, -1] for place in range(len(some))], dtype=np.int32)
+        # older files have NumPy's strings
+        written = np.array(some) if number else np.frombuffer(json.dumps(some).encode(), dtype=np.uint8)
+        columns = {"texts": written, "token_ids": token_ids, "log_probs": log_probs, "sampling_log_probs": log_probs}
+        np.savez_compressed(folder / f"{number:05d}.npz", **columns)
+        said = np.array(rewards[start : start + chunk_size])
+        if len(said):
+            source = np.array("3.0 other code")
+            np.savez_compressed(folder / f"{number:05d}.reward-{kind}.npz", rewards=said, source=source)
+    return folder
+
+
+@pytest.mark.parametrize("by_tokens", [False, True])
+def test_draws_and_rewards_of_the_former_layout_are_the_first_ones(tmp_path, by_tokens):
+    class Judge:
+        fingerprint = "judge"
+
+        def score(self, prompts, responses):
+            asked.extend(responses)
+            return np.full(len(responses), 7.0)
+
+    judge, asked = Judge(), []
+    if by_tokens:
+        judge.score_responses = lambda prompts, responses: judge.score(prompts, responses.texts.tolist())
+    texts = ["good\r\n", "", "ß…", "x", "y", "good\r\n"]
+    old = [write_former(tmp_path, 4, prompt, texts, [0.1, 0.2, 0.3, 0.4, 0.5], judge) for prompt in "ab"]
+    fewer = write_former(tmp_path, 2, "a", ["z", "z"], [], judge)
+    other = write_former(tmp_path, 4, "a", texts, [], judge, sampler="another")
+    store = SampleStore(tmp_path)
+    assert [row["prompts"] for row in store.describe()] in ([3, 1], [1, 3])
+    draws = store.draw(Writer([]), ["a"], 5, SamplingSettings(4), seed=0)
+    assert draws.texts[0].tolist() == texts[:5]
+    assert draws.log_probs[0].tolist() == [0, -1, -2, -3, -4]
+    assert [folder.exists() for folder in (*old, fewer, other)] == [False, True, True, True]
+    np.testing.assert_array_equal(store.score(judge, draws), [[0.1, 0.2, 0.3, 0.4, 0.5]])
+    assert asked == []
+    both = store.draw(Writer([f"new {i}" for i in range(6)]), ["b", "a"], 9, SamplingSettings(4), seed=0)
+    assert both.texts[:, :6].tolist() == [texts, texts]
+    last = 7.0 if by_tokens else 0.1  # a text has one reward; the same text of other tokens may have another
+    np.testing.assert_array_equal(store.score(judge, both), [[0.1, 0.2, 0.3, 0.4, 0.5, last, 7.0, 7.0, 7.0]] * 2)
+    assert len(list((tmp_path / "draws").rglob("draws-*.npz"))) == 1

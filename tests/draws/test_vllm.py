@@ -31,13 +31,13 @@ def sampler():
 @with_vllm
 def test_the_store_keeps_its_draws_and_asks_for_no_more(sampler, tmp_path, monkeypatch):
     store, prompts, settings = SampleStore(tmp_path), ["The film", "My mother"], SamplingSettings(8)
-    draws = store.draw(sampler, prompts, 32, settings, seed=0, chunk_size=32)
+    draws = store.draw(sampler, prompts, 32, settings, seed=0)
     assert draws.texts.shape == (2, 32)
     assert len(set(draws.texts.ravel())) > 50
     rewards = store.score(FunctionReward(lambda prompt, response: len(response), name="length"), draws)
     assert np.isfinite(rewards).all()
     monkeypatch.setattr(sampler, "sample", None)
-    again = store.draw(sampler, prompts, 32, settings, seed=0, chunk_size=32)
+    again = store.draw(sampler, prompts, 32, settings, seed=0)
     np.testing.assert_array_equal(again.texts, draws.texts)
 
 

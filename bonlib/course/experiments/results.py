@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from bonlib.course.runner import ROOT
-from bonlib.draws.store import replace_file
+from bonlib.draws.segments import replace_file
 
 RESULTS = ROOT / "data" / "results"
 PARTS = ("curves", "prompts", "texts")  # what a run has many rows of, as columns of lists

@@ -19,7 +19,7 @@ from bonlib.checks import number, settle, whole
 from bonlib.course.experiments.results import RESULTS, add_run, claim, done_runs, options_text, provenance
 from bonlib.course.experiments.setting import Setting, imdb_setting
 from bonlib.course.making.reviews import review_prompts
-from bonlib.course.profiles import Imdb, Profile, Summaries, Training
+from bonlib.course.profiles import Imdb, Profile, Summaries, Training, known_sizes
 from bonlib.course.runner import BUILD, commit_of_workbook
 from bonlib.draws.store import Draws, SampleStore
 from bonlib.evaluate import Evaluation, TestSet, divergences, evaluate, log_quantiles
@@ -153,7 +153,7 @@ class Harness:
     def draw(self, prompts: Sequence[str], count: int, seed: int, temperature: float = 1.0) -> tuple[Draws, Any]:
         """Return draws of the reference and their rewards, from the store as far as it has them."""
         sampler, sampling = self.setting.sampler, replace(self.setting.sampling, temperature=temperature)
-        draws = self.store.draw(sampler, prompts, count, sampling, seed=seed, chunk_size=self.sizes.chunk_size)
+        draws = self.store.draw(sampler, prompts, count, sampling, seed=seed)
         return draws, self.store.score(self.setting.reward_model, draws)
 
     @cached_property
@@ -225,7 +225,7 @@ class Harness:
         """Return what draws and rewards depend on."""
         profile = self.profile
         return {
-            "imdb": {name: value for name, value in asdict(profile.imdb).items() if name != "ns"},
+            "imdb": {name: value for name, value in known_sizes(profile.imdb).items() if name != "ns"},
             "models": [profile.language_model, profile.reward_model, profile.reviews],
             "revisions": [profile.language_model_revision, profile.reward_model_revision],
         }

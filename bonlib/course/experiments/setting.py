@@ -51,7 +51,7 @@ def instruct_sampler(profile: Profile) -> TransformersSampler:
     loaded = load_language_model(
         profile.instruct_model, revision=profile.instruct_model_revision, device=device, dtype=dtype
     )
-    return TransformersSampler(loaded, batch_size=profile.instruct.chunk_size)
+    return TransformersSampler(loaded, batch_size=profile.instruct.batch_size)
 
 
 def imdb_setting(profile: Profile, prompts: int | None = None) -> Setting:
@@ -72,7 +72,7 @@ def imdb_setting(profile: Profile, prompts: int | None = None) -> Setting:
     reviews_commit = resolve_reviews(profile.reviews, profile.reviews_revision)
     return Setting(
         reference=reference,
-        sampler=TransformersSampler(reference, batch_size=sizes.chunk_size),
+        sampler=TransformersSampler(reference, batch_size=sizes.batch_size),
         reward_model=SentimentReward(judge),
         prompts=review_prompts(
             reference.tokenizer,

@@ -28,7 +28,7 @@ from bonlib.course.making.documents import (
     rouge,
     summary_prompt,
 )
-from bonlib.course.profiles import Profile, Summaries, Training
+from bonlib.course.profiles import Profile, Summaries, Training, known_sizes
 from bonlib.course.runner import BUILD
 from bonlib.draws.rewards import ClassifierReward, CutPenalty, checked_score
 from bonlib.draws.samplers import SamplingSettings, TransformersSampler
@@ -119,7 +119,7 @@ class SummaryHarness(Harness):
         where["dtype"] = "bfloat16" if profile.dtype == "auto" and has_bfloat16(where["device"]) else profile.dtype
         reference = load_language_model(profile.summary_model, revision=profile.summary_model_revision, **where)
         # What reads the whole prompt needs little memory beside the model: as many summaries at once as are kept.
-        sampler = TransformersSampler(reference, batch_size=max(sizes.chunk_size, 128))
+        sampler = TransformersSampler(reference, batch_size=max(sizes.batch_size, 128))
         return Setting(
             reference=reference,
             sampler=sampler,
@@ -187,7 +187,7 @@ class SummaryHarness(Harness):
         profile = self.profile
         models = ("summary_model", "proxy_model")
         return {
-            "sizes": {name: value for name, value in asdict(self.sizes).items() if name in SOURCES},
+            "sizes": {name: value for name, value in known_sizes(self.sizes).items() if name in SOURCES},
             "models": [getattr(profile, name) for name in models],
             "revisions": [getattr(profile, f"{name}_revision") for name in models],
             "posts": [profile.posts, profile.posts_revision],
@@ -300,7 +300,7 @@ class SummaryHarness(Harness):
         prints |= {name: policy.fingerprint for name, policy in policies.items()}
         prints["bon"] = f"{prints['sft']} {sizes.n}"
         judges = [self.setting.reward_model.fingerprint, self.gold.fingerprint]
-        about = [asdict(sizes), self.profile.posts, self.profile.posts_revision, self.profile.reviews, *judges]
+        about = [known_sizes(sizes), self.profile.posts, self.profile.posts_revision, self.profile.reviews, *judges]
         runs: set[str] = set()
         for seed, distribution, temperature in product(sizes.sampling_seeds, DISTRIBUTIONS, sizes.temperatures):
             where = Condition(distribution, temperature, seed)
