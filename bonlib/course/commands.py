@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from bonlib.checks import literal
+from bonlib.checks import literal, whole
 
 Reader = Callable[[click.Context, click.Parameter, Any], Any]
 
@@ -59,6 +59,7 @@ def assignments(option: str, texts: Sequence[str]) -> dict[str, Any]:
 @click.option("--build", callback=folder, help="folder for the results, instead of _build/PROFILE")
 @click.option("--publish", "publishes", is_flag=True, help="copy the figures to figures/, for README")
 @click.option("--without-gpu", is_flag=True, help="run a profile that wants a GPU without one")
+@click.option("--jobs", callback=checked(whole, least=1), help="notebooks at a time; by cores and memory if not given")
 def run_command(
     profile: str,
     only: str,
@@ -67,12 +68,13 @@ def run_command(
     build: Path | None,
     publishes: bool,
     without_gpu: bool,
+    jobs: int | None,
 ) -> int:
     """Execute the notebooks, and make pages of them."""
     from bonlib.course.check import missing_gpu, sampling_cost
     from bonlib.course.profiles import get_profile
     from bonlib.course.runner import BUILD, plan, publish, run_notebooks
-    from bonlib.course.site import build_site
+    from bonlib.course.site import SiteBuilder
 
     sizes, names, values = get_profile(profile), only.split(",") if only else (), assignments("-p", parameters)
     plan(names, values)
@@ -81,11 +83,20 @@ def run_command(
         raise ValueError(trouble)
     place = (build or BUILD / sizes.name).resolve()
     print(f"profile {sizes.name}: {sampling_cost(sizes)}", flush=True)
-    reports = run_notebooks(sizes, only=names, resume=resume, parameters=values, build=place)
+    with SiteBuilder(place) as site:
+        reports = run_notebooks(
+            sizes,
+            only=names,
+            resume=resume,
+            parameters=values,
+            build=place,
+            jobs=jobs,
+            pages=lambda: site.build().folder,
+        )
+        index = site.build().folder / "index.html"
     if publishes:
         publish(reports, place, sizes)
     failed = [report for report in reports if report.status != "ok"]
-    index = build_site(place).folder / "index.html"
     print(f"{len(reports) - len(failed)} of {len(reports)} notebooks ran well; open {index}")
     for report in failed:
         print(f"FAILED {report.name}, {report.error}")

@@ -1,4 +1,4 @@
-"""Runs the notebooks in order, headless, and notes what became of each; `bonlib.course.site` makes pages of them."""
+"""Runs notebooks side by side, headless, and notes what became of each; `bonlib.course.site` makes pages of them."""
 
 from __future__ import annotations
 
@@ -6,22 +6,32 @@ import ast
 import base64
 import hashlib
 import json
+import logging
 import math
+import os
 import re
 import shutil
 import subprocess
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bonlib.course.profiles import Profile
 from bonlib.draws.segments import replace_file
 
+if TYPE_CHECKING:
+    import psutil
+
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 BUILD = ROOT / "_build"
+# Seconds of the longest at the quick profile, and of any other: a guess for those of which no run is reported.
+LONG, USUAL = {"06": 60.0, "07": 60.0, "11": 60.0, "12": 60.0}, 20.0
 
 
 @dataclass
@@ -74,10 +84,13 @@ def run_notebooks(
     parameters: Mapping[str, Any] | None = None,
     folder: Path = NOTEBOOKS,
     build: Path | None = None,
+    jobs: int | None = None,
+    pages: Callable[[], Path] | None = None,
 ) -> list[Report]:
     """Execute notebooks through papermill, write the executed copies, their figures and reports, and say how each went.
 
-    A notebook that fails does not stop the others.
+    Several run side by side, each in a kernel of its own with its share of the cores. One that fails does not stop the
+    others. An interrupt stops them all; what had ended by then is kept.
 
     Args:
         profile: sizes, models and device.
@@ -86,32 +99,138 @@ def run_notebooks(
         parameters: values for the parameters cell of each notebook, besides the profile.
         folder: where the notebooks are.
         build: where results go; `_build/<profile>` if None.
+        jobs: how many run at a time; as many as `jobs_for` says if None.
+        pages: makes the pages of what has ended, and returns their folder; called while other notebooks run.
+
+    Returns:
+        A report for each notebook, in the order of the course.
 
     Raises:
         ValueError: if `only` or `parameters` names something that a notebook does not have.
     """
+    import psutil
+
     paths = plan(only, parameters, folder)
     build = build or BUILD / profile.name
     build.mkdir(parents=True, exist_ok=True)
     values = {"profile": profile.name, **(parameters or {})}
-    log = build / "reports.json"
     past = read_reports(build)
-    reports = []
-    for number, path in enumerate(paths, 1):
-        source = _source_hash(path, values)
-        before = past.get(path.stem)
-        print(f"[{number}/{len(paths)}] {path.stem} …", end=" ", flush=True)
-        if resume and before and before.status == "ok" and before.source == source and _is_complete(before, build):
-            report = before
-            print("done before", flush=True)
-        else:
-            report = _execute(path, build, values, source)
-            print(f"{report.status}, {report.seconds:.0f} s", flush=True)
-        reports.append(report)
-        past[path.stem] = report
-        known = [past[name] for name in sorted(past) if (folder / f"{name}.ipynb").exists()]
-        replace_file(log, json.dumps([asdict(row) for row in known], indent=1).encode())
-    return reports
+    kept = {path for path in paths if resume and _is_done(past.get(path.stem), _source_hash(path, values), build)}
+    to_run = [path for path in paths if path not in kept]
+    jobs = min(jobs or jobs_for(profile), len(to_run)) or 1
+    recording, stopped, others = threading.Lock(), threading.Event(), psutil.Process().children()
+
+    def run(path: Path) -> Path:
+        report = _execute(path, build, values, stopped)
+        with recording:
+            past[path.stem] = report
+            known = [past[name] for name in sorted(past) if (folder / f"{name}.ipynb").exists()]
+            replace_file(build / "reports.json", json.dumps([asdict(row) for row in known], indent=1).encode())
+        return path
+
+    with _cores_shared(jobs), ThreadPoolExecutor(jobs) as threads:
+        running = {threads.submit(run, path) for path in in_order(to_run, past, jobs)}
+        try:
+            ended, said = kept, 0
+            while ended or running:
+                site = _made(pages)  # the first time all of them, while the first notebooks run
+                for path in sorted(ended):
+                    said += 1
+                    how = "done before" if path in kept else _outcome(past[path.stem])
+                    print(f"[{said:2}/{len(paths)}] {path.stem}  {how}{_page(site, path)}", flush=True)
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                ended = {future.result() for future in done}
+        except BaseException:
+            stopped.set()
+            threads.shutdown(wait=False, cancel_futures=True)
+            while not all(future.done() for future in running):  # a kernel may just be starting
+                _kill_children(others)
+                time.sleep(0.1)
+            raise
+    return [past[path.stem] for path in paths]
+
+
+def jobs_for(profile: Profile) -> int:
+    """Return how many notebooks of a profile run side by side here: a core and the memory for each, one on a GPU."""
+    import psutil
+
+    from bonlib.course.check import this_machine
+    from bonlib.models.loaded import pick_device
+
+    if pick_device(profile.device) != "cpu":
+        return 1
+    machine = this_machine()
+    free = min(machine.memory_gb, psutil.virtual_memory().available / 1e9)
+    return max(1, min(machine.cores, int(free / profile.memory_gb)))
+
+
+def in_order(paths: Sequence[Path], past: Mapping[str, Report], jobs: int) -> list[Path]:
+    """Return notebooks in the order in which to start them.
+
+    One at a time: as in the course. Side by side: one worker goes through the course, so that its beginning can be read
+    soon, and the others begin with what takes longest, so that none of that is left for the end.
+
+    Args:
+        paths: in the order of the course.
+        past: reports of earlier runs, which say how long each takes.
+        jobs: how many run at a time.
+    """
+
+    def seconds(path: Path) -> float:
+        return past[path.stem].seconds if path.stem in past else LONG.get(path.stem[:2], USUAL)
+
+    left, order, busy = list(paths), [], [0.0] * jobs
+    while left:
+        worker = busy.index(min(busy))
+        order.append(left.pop(0) if worker == 0 else left.pop(left.index(max(left, key=seconds))))
+        busy[worker] += seconds(order[-1])
+    return order
+
+
+@contextmanager
+def _cores_shared(jobs: int) -> Iterator[None]:
+    """Give each kernel that is started meanwhile its share of the cores, unless the user has said how many are used."""
+    from bonlib.course.check import this_machine
+
+    if "OMP_NUM_THREADS" in os.environ:
+        yield
+        return
+    os.environ["OMP_NUM_THREADS"] = str(max(1, this_machine().cores // jobs))
+    try:
+        yield
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
+
+
+def _kill_children(others: Sequence[psutil.Process]) -> None:
+    """End the processes that this one has started, and theirs, but for others."""
+    import psutil
+
+    for child in psutil.Process().children():
+        if child not in others:
+            with suppress(psutil.NoSuchProcess):
+                for process in [*child.children(recursive=True), child]:
+                    process.kill()
+
+
+def _made(pages: Callable[[], Path] | None) -> Path | None:
+    """The folder of the pages, made now: a run of hours does not end for want of one."""
+    try:
+        return pages() if pages else None
+    except Exception as error:
+        print(f"no pages: {error}", flush=True)
+        return None
+
+
+def _outcome(report: Report) -> str:
+    return f"{report.status}  {report.seconds:.0f} s"
+
+
+def _page(site: Path | None, path: Path) -> str:
+    if site is None:
+        return ""
+    page = site / "notebooks" / f"{path.stem}.html"
+    return f"  {page.relative_to(Path.cwd()) if page.is_relative_to(Path.cwd()) else page}"
 
 
 def plan(only: Sequence[str] = (), parameters: Mapping[str, Any] | None = None, folder: Path = NOTEBOOKS) -> list[Path]:
@@ -194,7 +313,9 @@ def read_reports(build: Path) -> dict[str, Report]:
         return {}
 
 
-def _is_complete(report: Report, build: Path) -> bool:
+def _is_done(report: Report | None, source: str, build: Path) -> bool:
+    if report is None or report.status != "ok" or report.source != source:
+        return False
     return all((build / output).exists() for output in (f"{report.name}.ipynb", *report.figures))
 
 
@@ -220,12 +341,16 @@ def commit_of_workbook() -> str:
         return "unknown"
 
 
-def _execute(path: Path, build: Path, values: Mapping[str, Any], source: str) -> Report:
+def _execute(path: Path, build: Path, values: Mapping[str, Any], stopped: threading.Event) -> Report:
     import nbformat
     import papermill
+    from jupyter_core.utils import ensure_event_loop
     from traitlets.config import Config
 
-    target, error = build / path.name, ""
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # the report says what went wrong
+    source, error = _source_hash(path, values), ""
+    target = build / "running" / path.name  # papermill writes it cell by cell, while pages are made of what has ended
+    target.parent.mkdir(exist_ok=True)
     target.unlink(missing_ok=True)
     begun = time.perf_counter()
     try:
@@ -235,16 +360,23 @@ def _execute(path: Path, build: Path, values: Mapping[str, Any], source: str) ->
             parameters=dict(values),
             kernel_name="python3",
             progress_bar=False,
-            cwd=str(path.parent),
+            resources={"metadata": {"path": str(path.parent)}},  # the kernel's folder alone: threads share their own
             # Without it the kernel warns, in the middle of our progress lines, that others could listen.
             config=Config({"KernelManager": {"transport_encryption": "auto"}}),
         )
     except papermill.PapermillExecutionError as failure:
         error = f"{failure.ename}: {failure.evalue}"
     except Exception as failure:  # the kernel died, say: one notebook's trouble must not end the run
+        if stopped.is_set():
+            raise
         error = f"{type(failure).__name__}: {failure}"
+    finally:
+        ensure_event_loop().close()  # of this thread, in which papermill has spoken with the kernel
     seconds = time.perf_counter() - begun
-    executed = nbformat.read(target if target.exists() else path, as_version=4)
+    (build / path.name).unlink(missing_ok=True)
+    if target.exists():
+        target.replace(build / path.name)
+    executed = nbformat.read(build / path.name if (build / path.name).exists() else path, as_version=4)
     return Report(
         name=path.stem,
         status="failed" if error else "ok",

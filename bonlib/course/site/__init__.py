@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import logging
 import re
 import shutil
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from typing import Any
 from bonlib.course.frames import PRESETS, frames
 from bonlib.course.runner import ROOT, Report, find_notebooks, read_reports
 from bonlib.course.site.links import Links, api_names, modules, papers, terms
-from bonlib.course.site.pages import failure, notebook_page
+from bonlib.course.site.pages import failure, has_same_exercises, notebook_page
 
 STATIC = Path(__file__).parent / "static"
 # Beside the glossary, and README, which becomes the first page.
@@ -82,32 +83,85 @@ def build_site(executed: Path, out: Path | None = None) -> Site:
         ValueError: if `out` holds something else, which would be lost.
         ModuleNotFoundError: if Sphinx is not installed.
     """
-    if importlib.util.find_spec("sphinx") is None:
-        raise ModuleNotFoundError('Sphinx is not installed: `pip install -e ".[course]"`')
-    out = out or executed / "site"
-    if out.exists() and any(out.iterdir()) and not (out / ".buildinfo").exists():
-        raise ValueError(f"out is {out}, which holds something else than a site: name an empty folder")
-    with TemporaryDirectory() as scratch:
-        source, built = Path(scratch, "source"), Path(scratch, "site")
-        write_source(source, executed)
-        warnings = [line.replace(f"{source}/", "") for line in _run_sphinx(source, built)]
-        (built / "_static" / "mathjax").mkdir()
-        shutil.copy(_mathjax() / "tex-svg.js", built / "_static" / "mathjax")
-        shutil.rmtree(out, ignore_errors=True)
-        shutil.move(built, out)
-    files = [file for file in out.rglob("*") if file.is_file()]
-    pages = sorted(str(file.relative_to(out)) for file in files if file.suffix == ".html")
-    return Site(out, pages, sum(file.stat().st_size for file in files) / 1e6, warnings)
+    with SiteBuilder(executed, out) as builder:
+        return builder.build()
 
 
-def write_source(source: Path, executed: Path) -> None:
-    """Write what Sphinx reads, in folders as the workbook has them, so that links lead where they did."""
-    import nbformat
+class SiteBuilder:
+    """Builds the site again and again while notebooks run: after the first time only the pages that changed.
 
-    links = Links(terms(ROOT / "GLOSSARY.md"), papers(ROOT / "CITATION.cff"), api_names())
-    reports = read_reports(executed)
-    paths = find_notebooks()
-    _write(source / "index.md", _first_page(links, paths))
+    Args:
+        executed: as for `build_site`.
+        out: likewise.
+
+    Raises:
+        ValueError: if `out` holds something else, which would be lost.
+        ModuleNotFoundError: if Sphinx is not installed.
+    """
+
+    def __init__(self, executed: Path, out: Path | None = None) -> None:
+        if importlib.util.find_spec("sphinx") is None:
+            raise ModuleNotFoundError('Sphinx is not installed: `pip install -e ".[course]"`')
+        self._executed, self._out = executed, out or executed / "site"
+        if self._out.exists() and any(self._out.iterdir()) and not (self._out / ".buildinfo").exists():
+            raise ValueError(f"out is {self._out}, which holds something else than a site: name an empty folder")
+        self._scratch = TemporaryDirectory()
+        self._source, self._trees = Path(self._scratch.name, "source"), Path(self._scratch.name, "trees")
+        self._shown: dict[str, Report | None] = {}  # by notebook, whose page was made with this report
+        self._site: Site | None = None
+        self._links = Links(terms(ROOT / "GLOSSARY.md"), papers(ROOT / "CITATION.cff"), api_names())
+
+    def __enter__(self) -> SiteBuilder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._scratch.cleanup()
+
+    def build(self) -> Site:
+        """Build the site from what is there now."""
+        changed, built = self._write_notebooks(), Path(self._scratch.name, "site")
+        if self._site and not changed:
+            return self._site
+        if self._site is None:
+            write_texts(self._source, self._links)
+        warnings = [line.replace(f"{self._source}/", "") for line in _run_sphinx(self._source, built, self._trees)]
+        if self._site is None:
+            (built / "_static" / "mathjax").mkdir()
+            shutil.copy(_mathjax() / "tex-svg.js", built / "_static" / "mathjax")
+            shutil.rmtree(self._out, ignore_errors=True)
+        shutil.copytree(built, self._out, dirs_exist_ok=True)
+        files = [file for file in self._out.rglob("*") if file.is_file()]
+        pages = sorted(str(file.relative_to(self._out)) for file in files if file.suffix == ".html")
+        self._site = Site(self._out, pages, sum(file.stat().st_size for file in files) / 1e6, warnings)
+        return self._site
+
+    def _write_notebooks(self) -> bool:
+        """Write the pages of the notebooks that were run since the last time, and the table of times; are there any?"""
+        import nbformat
+
+        reports, paths = read_reports(self._executed), find_notebooks()
+        changed = [p for p in paths if p.stem not in self._shown or self._shown[p.stem] != reports.get(p.stem)]
+        for path in changed:
+            report, ran = reports.get(path.stem), self._executed / path.name
+            notebook, solutions = (
+                nbformat.read(p, as_version=4) for p in (path, path.parent / "solutions" / path.name)
+            )
+            if ran.exists() and has_same_exercises(executed := nbformat.read(ran, as_version=4), solutions):
+                notebook = executed
+            else:
+                report = None
+            page = notebook_page(
+                notebook, solutions, report, partial(self._links.of_text, page=f"notebooks/{path.name}")
+            )
+            _write(self._source / "notebooks" / path.name, nbformat.writes(page))
+            self._shown[path.stem] = reports.get(path.stem)
+        _write(self._source / "times.md", _times_page(reports, paths, self._executed.name))
+        return bool(changed)
+
+
+def write_texts(source: Path, links: Links) -> None:
+    """Write what Sphinx reads besides notebooks, in folders as the workbook has them: links lead where they did."""
+    _write(source / "index.md", _first_page(links, find_notebooks()))
     _write(source / "GLOSSARY.md", links.marked((ROOT / "GLOSSARY.md").read_text(encoding="utf-8")))
     for name in _texts():
         _write(source / name, links.of_text((ROOT / name).read_text(encoding="utf-8"), name))
@@ -117,17 +171,7 @@ def write_source(source: Path, executed: Path) -> None:
     for name in ("LICENSE", "CITATION.cff"):
         shutil.copy(ROOT / name, source)
     shutil.copytree(ROOT / "figures", source / "figures")
-    for path in paths:
-        ran = executed / path.name
-        page = notebook_page(
-            nbformat.read(ran if ran.exists() else path, as_version=4),
-            nbformat.read(path.parent / "solutions" / path.name, as_version=4),
-            reports.get(path.stem),
-            partial(links.of_text, page=f"notebooks/{path.name}"),
-        )
-        _write(source / "notebooks" / path.name, nbformat.writes(page))
     _write(source / "papers.md", links.papers_page())
-    _write(source / "times.md", _times_page(reports, paths, executed.name))
     data = json.dumps({name: frames(outcomes) for name, outcomes in PRESETS.items()}, separators=(",", ":"))
     sliders = (Path(__file__).parent / "sliders.md").read_text(encoding="utf-8")
     _write(source / "sliders.md", sliders.replace("@frames@", data))
@@ -141,12 +185,14 @@ def write_source(source: Path, executed: Path) -> None:
     _write(source / "api" / "index.md", f"# The library\n\n{about}\n\n```{{toctree}}\n:maxdepth: 1\n\n{names}\n```\n")
 
 
-def _run_sphinx(source: Path, out: Path) -> list[str]:
+def _run_sphinx(source: Path, out: Path, trees: Path) -> list[str]:
     from sphinx.application import Sphinx
     from sphinx.util.docutils import docutils_namespace, patch_docutils
 
+    logging.basicConfig(
+        level=logging.WARNING
+    )  # before a style of the theme does, by which all libraries' logs are shown
     complaints = io.StringIO()
-    trees = out.with_name("doctrees")
     with patch_docutils(), docutils_namespace():  # so that a second site can be built in the same process
         sphinx = Sphinx(source, None, out, trees, "html", CONFIGURATION, status=None, warning=complaints)
         sphinx.connect("autodoc-skip-member", _is_named_by_number)

@@ -90,7 +90,7 @@ def _term(row: str) -> str:
     cells = row.split("|") if row.startswith("|") else []
     if len(cells) < 4 or "in code" in cells[2]:
         return ""
-    name = re.match(r"\s*(?:`([a-z_0-9]+)`|(on-policy|proxy|chunk|return|profile))", cells[2])
+    name = re.match(r"\s*(?:`([a-z_0-9]+)`|(on-policy|proxy|return|profile))", cells[2])
     word = (name[1] or name[2]).replace("_", " ") if name else ""
     return word if len(word) > 3 and word not in ("beta", "group", "block", "threshold", "draws") else ""
 

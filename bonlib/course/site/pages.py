@@ -26,10 +26,6 @@ def notebook_page(notebook: Any, solutions: Any, report: Report | None, with_lin
     import nbformat
 
     page = copy.deepcopy(notebook)
-    known = {cell.id for cell in solutions.cells}
-    strange = [cell.id for cell in page.cells if is_tagged(cell, "exercise") and cell.id not in known]
-    if strange:
-        raise ValueError(f"notebook has the exercise {strange[0]!r}, which its solution has not: run it again")
     answers = {cell.id: cell.source for cell in solutions.cells if is_tagged(cell, "exercise")}
     cells = []
     for cell in page.cells:
@@ -40,13 +36,19 @@ def notebook_page(notebook: Any, solutions: Any, report: Report | None, with_lin
         cells.append(cell)
         if is_tagged(cell, "exercise"):
             cell.outputs = []
-            cells.append(nbformat.v4.new_markdown_cell(_folded(answers[cell.id])))
+            cells.append(nbformat.v4.new_markdown_cell(_folded(answers[cell.id]), id=f"{cell.id}-solution"))
     page.cells = cells
     _link_once(page, with_links)
     page.cells[0].source += _ran(report)
     page.metadata.pop("papermill", None)
     page.metadata.pop("widgets", None)
     return page
+
+
+def has_same_exercises(notebook: Any, solutions: Any) -> bool:
+    """Return whether an executed notebook is one of those solved today, not one of an older version of the course."""
+    known = {cell.id for cell in solutions.cells}
+    return all(cell.id in known for cell in notebook.cells if is_tagged(cell, "exercise"))
 
 
 def alternative_text(output: Any) -> str:
