@@ -42,11 +42,14 @@ site: $(VENV)/.run
 stubs: $(VENV)/.run
 	$(BIN)/python -m bonlib stubs
 
+# Beside the tests, whose end one worker waits for.
+TYPES_AND_TESTS = $(BIN)/python -m mypy & types=$$!; \
+  $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder $(1); tests=$$?; wait $$types && exit $$tests
+
 test: $(VENV)/.dev chromium
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest
+	$(call TYPES_AND_TESTS)
 
 test-architectures: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/models/test_architectures.py --all-architectures
@@ -60,8 +63,7 @@ test-vllm: $(VLLM)/.ready
 check: $(VENV)/.dev
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
-	$(BIN)/python -m mypy
-	$(BIN)/python -m pytest -m "not slow"
+	$(call TYPES_AND_TESTS,-m "not slow")
 
 clean:
 	rm -rf _build/quick _build/laptop _build/gpu _build/paper _build/browser build .pytest_cache .mypy_cache .ruff_cache .hypothesis

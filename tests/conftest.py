@@ -1,9 +1,16 @@
-"""Small models with random weights for unit tests; tests of the real ones use the bundled folders."""
+"""Small models with random weights for unit tests; tests of the real ones use the bundled folders.
+
+Workers of pytest-xdist take a module at a time, a notebook each, and what takes longest first.
+"""
 
 import os
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on the hub
+# Said before torch is loaded, which would take all cores in each worker; kernels and other processes hear it, too.
+os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(
+    max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+)
 
 import hypothesis
 import pytest
@@ -11,15 +18,45 @@ import torch
 from corpus import TEXTS
 from toy_training import DOCUMENTS, EXAMPLES, PROMPTS, vowels
 
+from bonlib.course.check import this_machine
 from bonlib.course.making.pretrain import train_tokenizer
+from bonlib.course.profiles import get_profile
+from bonlib.course.runner import LONG, USUAL
 from bonlib.models.loaded import LoadedModel, load_classifier, load_language_model
 
 hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine is no fault of the code
 hypothesis.settings.load_profile("patient")
 
 
+LONG_MODULES = ("test_site", "test_browser")  # after the notebooks
+SAME_WORKER = {"test_browser": "test_site"}  # both look at the one site
+
+
 def pytest_addoption(parser):
     parser.addoption("--all-architectures", action="store_true", help="all models of tests/zoo.py, and MODELS.md")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """A worker may run a notebook, which needs a core and the memory of the quick profile."""
+    machine = this_machine()
+    return max(1, min(machine.cores, int(machine.memory_gb / get_profile("quick").memory_gb)))
+
+
+def pytest_collection_modifyitems(config, items):
+    if not hasattr(config, "workerinput"):
+        return
+
+    def place(item):
+        module = item.path.stem
+        if module == "test_notebooks":
+            return -LONG.get(item.callspec.id[:2], USUAL) if hasattr(item, "callspec") else 0
+        return 1 + (LONG_MODULES.index(module) if module in LONG_MODULES else len(LONG_MODULES))
+
+    items.sort(key=place)
+    for item in items:
+        if item.path.stem != "test_notebooks":
+            item.add_marker(pytest.mark.xdist_group(SAME_WORKER.get(item.path.stem, item.path.stem)))
 
 
 @pytest.fixture(scope="session")

@@ -1,22 +1,31 @@
-"""The site, made once for those that read its pages and those that look at them."""
+"""The site, made once by the command, for those that read its pages and those that look at them."""
 
+import io
 import json
+import os
+from contextlib import redirect_stdout
+from types import SimpleNamespace
 
 import nbformat
 import pytest
 
+from bonlib.__main__ import main
 from bonlib.course.runner import find_notebooks
-from bonlib.course.site import build_site
+from bonlib.course.site import SiteBuilder
 
 PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory):
-    """The site of the notebooks, of which one ran well, one failed, and the others did not run."""
-    executed = tmp_path_factory.mktemp("site") / "quick"
+def ran(tmp_path_factory):
+    """What `bonlib run` made and said in another directory, of a notebook made to fail by a parameter.
+
+    Of the others one had run well before, one had failed, and the rest had not run.
+    """
+    place = tmp_path_factory.mktemp("site")
+    executed = place / "quick"
     executed.mkdir()
-    good, bad = find_notebooks(["01", "02"])
+    good, _, bad = find_notebooks(["01", "02", "03"])
     notebook = nbformat.read(good, as_version=4)
     drawn = next(cell for cell in notebook.cells if cell.metadata.get("figure") == "T1_kl_of_a_coin")
     drawn.metadata["tags"] = ["hide-input"]
@@ -37,4 +46,16 @@ def site(tmp_path_factory):
         failed | {"name": bad.stem, "seconds": 120.0, "checks": 3},
     ]
     (executed / "reports.json").write_text(json.dumps(reports))
-    return build_site(executed)
+
+    sites, build, here = [], SiteBuilder.build, os.getcwd()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as said:
+        patch.setattr(SiteBuilder, "build", lambda self: sites.append(build(self)) or sites[-1])
+        patch.chdir(place)
+        code = main(["run", "--only", "02", "--build", "quick", "-p", "probs=[0.3, 0.8, -0.1]"])
+    assert os.getcwd() == here
+    return SimpleNamespace(sites=sites, code=code, lines=said.getvalue().splitlines())
+
+
+@pytest.fixture(scope="session")
+def site(ran):
+    return ran.sites[-1]

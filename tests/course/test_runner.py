@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -211,21 +209,6 @@ def test_a_profile_that_wants_a_gpu_says_so(monkeypatch, capsys):
     message = capsys.readouterr().err
     assert "wants a CUDA GPU" in message
     assert "PROFILE=laptop" in message
-
-
-@pytest.mark.slow
-def test_the_command_works_from_any_directory_and_its_last_lines_name_the_failure(tmp_path):
-    """`python -m bonlib run` as a user types it, on a notebook of the course made to fail by a parameter."""
-    command = [sys.executable, "-m", "bonlib", "run", "--only", "01", "--build", "out", "-p", "p_best=2.0"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=dict(os.environ))
-    assert done.returncode == 1, done.stderr
-    last = done.stdout.strip().splitlines()[-1]
-    assert last.startswith("FAILED 01_two_outcomes, cell 4 (import numpy as np): ValueError: probs[0] is -1.0")
-    assert json.loads((tmp_path / "out" / "reports.json").read_text())[0]["status"] == "failed"
-    site = tmp_path / "out" / "site"
-    assert f"0 of 1 notebooks ran well; open {site / 'index.html'}" in done.stdout
-    assert "probs[0] is -1.0" in (site / "notebooks" / "01_two_outcomes.html").read_text()
-    assert "not run" in (site / "times.html").read_text()
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The site: pages, cross-references and alternative texts; and that it works in a browser that reaches no network."""
 
+import json
 import re
 
 import nbformat
@@ -17,8 +18,9 @@ LINKS = Links({"win rate": "term-win-rate"}, papers(ROOT / "CITATION.cff"), {"kl
 
 
 @pytest.mark.slow
-def test_the_site_has_every_page_and_sphinx_does_not_complain(site):
-    assert site.warnings == []
+def test_the_site_has_every_page_and_sphinx_does_not_complain(ran):
+    assert [site.warnings for site in ran.sites] == [[]] * 3
+    site = ran.sites[-1]
     for page in (
         "index",
         "sliders",
@@ -35,6 +37,31 @@ def test_the_site_has_every_page_and_sphinx_does_not_complain(site):
         assert f"notebooks/{path.stem}.html" in site.pages
     assert ("MODELS.html" in site.pages) == (ROOT / "MODELS.md").exists()
     assert site.megabytes < 20
+
+
+@pytest.mark.slow
+def test_the_command_works_from_any_directory_and_its_last_lines_name_the_failure(ran, site):
+    first, line, well, failed = ran.lines
+    assert first.startswith("profile quick: ")
+    assert re.fullmatch(r"\[ 1/1\] 02_three_outcomes  failed  \d+ s  quick/site/notebooks/02_three_outcomes.html", line)
+    assert well == f"0 of 1 notebooks ran well; open {site.folder / 'index.html'}"
+    assert failed.startswith(
+        "FAILED 02_three_outcomes, cell 4 (from itertools import product): ValueError: probs[2] is -0.1"
+    )
+    assert ran.code == 1
+    reports = json.loads((site.folder.parent / "reports.json").read_text())
+    assert [row["status"] for row in reports] == ["ok", "failed", "failed"]
+
+
+@pytest.mark.slow
+def test_a_page_that_was_made_again_is_that_of_the_new_run(ran, site):
+    """The first pages are made while the notebook runs, the last after it."""
+    assert len(ran.sites) == 3
+    page = (site.folder / "notebooks" / "02_three_outcomes.html").read_text()
+    assert "<strong>failed</strong>" in page
+    assert "probs[2] is -0.1" in page
+    assert "had not been run" not in page
+    assert "had not been run" in (site.folder / "notebooks" / "04_objectives.html").read_text()
 
 
 @pytest.mark.slow
@@ -71,13 +98,14 @@ def test_the_table_of_times_says_what_ran_what_failed_and_what_did_not_run(site)
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", (site.folder / "times.html").read_text()))
     assert "01 · Two outcomes: how far does best-of-n really go? 0.1 ok 9 today abc" in text
     assert "2.0 failed : cell 4 (x = 'a|b'): ValueError: *no* $ 3 today abc" in text
-    assert text.count("not run") == len(find_notebooks()) - 2
-    assert "folder quick : 2.1 minutes in all" in text
+    assert re.search(r"failed : cell 4 \(from itertools import product\): ValueError: probs\[2\] is -0.1", text)
+    assert text.count("not run") == len(find_notebooks()) - 3
+    assert re.search(r"folder quick : 2\.\d minutes in all", text)
 
 
 @pytest.mark.slow
 def test_the_page_of_a_failed_notebook_says_so_and_shows_its_error(site):
-    page = (site.folder / "notebooks" / "02_three_outcomes.html").read_text()
+    page = (site.folder / "notebooks" / "03_how_far_how_good.html").read_text()
     assert "<strong>failed</strong>" in page
     assert "a deliberate error" in page
 
@@ -97,7 +125,8 @@ def test_a_site_replaces_a_site_and_nothing_else(site, tmp_path):
     with pytest.raises(ValueError, match="which holds something else than a site: name an empty folder"):
         build_site(site.folder.parent, tmp_path)
     assert {path.name for path in site.folder.parent.iterdir()} == {
-        "site", "reports.json", "01_two_outcomes.ipynb", "02_three_outcomes.ipynb"
+        "site", "figures", "running", "reports.json", "01_two_outcomes.ipynb", "02_three_outcomes.ipynb",
+        "03_how_far_how_good.ipynb",
     }  # fmt: skip
 
 
