@@ -188,8 +188,9 @@ def merge(folder: Path, kind: str, rows: type[R]) -> None:
     """Merge small files of a kind into larger ones, unless another process is doing so."""
     from filelock import FileLock, Timeout
 
-    if len(listed(folder, kind)) < 2:
-        return
+    with suppress(FileNotFoundError):  # another process is at it
+        if all(len(run) < 2 for run in _runs(listed(folder, kind))):
+            return
     with suppress(Timeout, NotImplementedError), FileLock(folder / "merge.lock", timeout=0):
         for run in list(_runs(listed(folder, kind))):
             if len(run) > 1:

@@ -64,7 +64,7 @@ class Draws:
     Attributes:
         prompts: the P prompts.
         responses: of each prompt, in the order drawn.
-        folder: where the store keeps them, and their rewards.
+        folder: where the store keeps them, and their rewards; None if no store does.
         sampler: fingerprint of what drew them; empty if it is not known.
         model: its name; likewise.
         settings: the law that they are drawn from; None if it is not known.
@@ -72,7 +72,7 @@ class Draws:
 
     prompts: tuple[str, ...]
     responses: tuple[Responses, ...]
-    folder: Path
+    folder: Path | None = None
     sampler: str = ""
     model: str = ""
     settings: SamplingSettings | None = None
@@ -133,7 +133,7 @@ class SampleStore:
             if not missing.size:
                 break
             _sample(folder, sampler, prompts, count, settings, missing)
-            merge(folder, "draws", DrawRows)
+        merge(folder, "draws", DrawRows)
         places = np.concatenate([at for at, _ in parts])
         drawn = concatenate([part for _, part in parts])[np.argsort(places)]
         responses = tuple(drawn[start : start + count] for start in range(0, len(drawn), count))
@@ -152,24 +152,28 @@ class SampleStore:
         Equal responses to a prompt are scored once and have one reward.
 
         Raises:
-            ValueError: if the reward model returns something other than a finite number for a response.
+            ValueError: if the draws are of no store, or the reward model returns something other than a finite number
+                for a response.
             DamagedFileError: if a file of these rewards cannot be read.
         """
         check_reward_model(reward_model)
+        folder = draws.folder
+        if folder is None:
+            raise ValueError("draws are of no store, which could keep their rewards: ask the reward model itself")
         kind = f"rewards-{_hash(reward_model.fingerprint)[:20]}"
         by_tokens, count = hasattr(reward_model, "score_responses"), len(draws.responses[0])
         digest = np.concatenate([digests(responses, by_tokens) for responses in draws.responses])
         keys = digest + np.repeat(np.arange(len(draws.prompts), dtype=np.uint64), count) * ODD
         different, first, which = np.unique(keys, return_index=True, return_inverse=True)
-        rewards = _stored_rewards(draws, kind, different, reward_model)
+        rewards = _stored_rewards(draws, folder, kind, different, reward_model)
         if hasattr(reward_model, "remember"):
             known = np.flatnonzero(~np.isnan(rewards))
             for part in _blocks(known[np.argsort(first[known])], KEEP_ROWS):
                 reward_model.remember(*_some(draws, first[part]), rewards[part])
         while (missing := np.isnan(rewards)).any():
-            _score(draws, kind, np.sort(first[missing]), digest, reward_model)
-            merge(draws.folder, kind, RewardRows)
-            rewards = _stored_rewards(draws, kind, different, reward_model)
+            _score(draws, folder, kind, np.sort(first[missing]), digest, reward_model)
+            rewards = _stored_rewards(draws, folder, kind, different, reward_model)
+        merge(folder, kind, RewardRows)
         return rewards[which].reshape(len(draws.prompts), count)
 
     def size(self) -> int:
@@ -332,7 +336,7 @@ def _seed(key: bytes, index: int) -> int:
 
 
 def _stored_rewards(
-    draws: Draws, kind: str, keys: NDArray[np.uint64], reward_model: RewardModel
+    draws: Draws, folder: Path, kind: str, keys: NDArray[np.uint64], reward_model: RewardModel
 ) -> NDArray[np.float64]:
     """Rewards of some responses, known by their keys in ascending order; NaN where none is stored."""
     place = {prompt: i for i, prompt in enumerate(draws.prompts)}
@@ -341,7 +345,7 @@ def _stored_rewards(
         return None if place.keys().isdisjoint(read_prompts(file)) else RewardRows.read(file)
 
     rewards, sources = np.full(len(keys), np.nan), set[str]()
-    for rows in read_each(draws.folder, kind, read):
+    for rows in read_each(folder, kind, read):
         if rows is None:
             continue
         prompt = np.array([place.get(prompt, -1) for prompt in rows.prompts])[rows.prompt]
@@ -362,7 +366,12 @@ def _stored_rewards(
 
 
 def _score(
-    draws: Draws, kind: str, missing: NDArray[np.intp], digest: NDArray[np.uint64], reward_model: RewardModel
+    draws: Draws,
+    folder: Path,
+    kind: str,
+    missing: NDArray[np.intp],
+    digest: NDArray[np.uint64],
+    reward_model: RewardModel,
 ) -> None:
     """Score responses at some places of the table (P, count), and keep their rewards as they come."""
     source, count = getattr(reward_model, "source", ""), len(draws.responses[0])
@@ -374,7 +383,7 @@ def _score(
     def write(at: NDArray[np.intp], parts: list[NDArray[np.float64]]) -> None:
         some, within = np.unique(at // count, return_inverse=True)
         prompts, sources = tuple(draws.prompts[i] for i in some), (source,) if source else ()
-        add(draws.folder, kind, RewardRows(prompts, within, digest[at], np.concatenate(parts), sources))
+        add(folder, kind, RewardRows(prompts, within, digest[at], np.concatenate(parts), sources))
 
     _keep(batches(), write, len(missing), "scoring")
 
