@@ -2,6 +2,7 @@
 
 PROFILE ?= quick
 ONLY ?=
+JOBS ?=
 PYTHON ?=
 # The first that runs and is new enough; an installed name alone says little where version managers leave stubs.
 FIND_PYTHON = for p in $(PYTHON) python3.13 python3.12 python3.11 python3 python; do \
@@ -16,7 +17,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 
 .PHONY: help run lab voila site stubs test test-architectures test-fire test-vllm check clean
 help:
-	@echo "make run   [PROFILE=quick|laptop|gpu|paper] [ONLY=05]   execute the notebooks; pages in _build/PROFILE/site"
+	@echo "make run   [PROFILE=quick|laptop|gpu|paper] [ONLY=05] [JOBS=2]   execute the notebooks; pages in _build/PROFILE/site"
 	@echo "make site  [PROFILE=quick]                          make these pages again, from what was run"
 	@echo "make lab                                            open the workbook in JupyterLab"
 	@echo "make voila                                          the sliders alone, as a live page"
@@ -28,7 +29,7 @@ help:
 	@echo "make clean                                          remove what was built; samples and models stay"
 
 run: $(VENV)/.run
-	$(BIN)/python -m bonlib run --profile $(PROFILE) $(if $(ONLY),--only $(ONLY))
+	$(BIN)/python -m bonlib run --profile $(PROFILE) $(if $(ONLY),--only $(ONLY)) $(if $(JOBS),--jobs $(JOBS))
 
 lab: $(VENV)/.run
 	$(BIN)/python -m jupyterlab --notebook-dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
