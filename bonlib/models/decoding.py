@@ -8,13 +8,15 @@ Each is used for a model only where `bonlib.models.ways` has proved it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from bonlib.models.kernels import cpu_kernels
+from bonlib.models.steps import WORTH_SHARING, WrittenStep, can_be_written
 from bonlib.models.ways import TASKS, Probe, Task, Ways, proven, takes
 
 # Given the next-token logits of some rows (B, V), which rows these are, and the step: a token a row, and which go on.
@@ -83,14 +85,25 @@ def decode(
 
 
 def follow(
-    model: Any, prompts: Sequence[Sequence[int]], choose: Choose, *, steps: int, pad_id: int, ways: Ways
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    choose: Choose,
+    *,
+    steps: int,
+    pad_id: int,
+    ways: Ways,
+    sharing: float = WORTH_SHARING,
 ) -> None:
-    """Read prompts, B lists of token ids, and then token by token, at most `steps` of them, what is chosen to come."""
+    """Read prompts, B lists of token ids, and then token by token, at most `steps` of them, what is chosen to come.
+
+    `sharing` is that of `WrittenStep`.
+    """
     device = next(model.parameters()).device
-    with torch.inference_mode("inference" in ways), torch.no_grad(), cpu_kernels(model, ways):
+    with torch.inference_mode("inference" in ways), torch.no_grad(), cpu_kernels(model, ways) as packed:
         for places in alike(list(map(len, prompts)), "left", ways):
             rows = torch.tensor(places, device=device)
-            _follow(model, [tuple(prompts[place]) for place in places], rows, choose, steps, pad_id, ways)
+            texts = [tuple(prompts[place]) for place in places]
+            _follow(model, texts, rows, choose, steps, pad_id, ways, packed, sharing)
 
 
 def alike(lengths: Sequence[int], side: str, ways: Ways) -> Iterator[list[int]]:
@@ -105,7 +118,15 @@ def alike(lengths: Sequence[int], side: str, ways: Ways) -> Iterator[list[int]]:
 
 
 def _follow(
-    model: Any, prompts: Sequence[tuple[int, ...]], rows: Tensor, choose: Choose, steps: int, pad_id: int, ways: Ways
+    model: Any,
+    prompts: Sequence[tuple[int, ...]],
+    rows: Tensor,
+    choose: Choose,
+    steps: int,
+    pad_id: int,
+    ways: Ways,
+    packed: Mapping[Any, Tensor],
+    sharing: float,
 ) -> None:
     cached, shared = "cache" in ways, "shared" in ways
     to_read = list(dict.fromkeys(prompts)) if shared else prompts
@@ -114,44 +135,73 @@ def _follow(
     logits, cache = forward(ids, mask, None)
     if shared:
         place = {prompt: i for i, prompt in enumerate(to_read)}
-        row_of = torch.tensor([place[prompt] for prompt in prompts], device=rows.device)
-        share_cache(cache, row_of, room=steps)
-        logits, mask = logits[row_of], mask[row_of]
-    running = torch.arange(len(rows), device=rows.device)  # those rows whose response goes on
+        row_of, order = torch.tensor([place[prompt] for prompt in prompts], device=rows.device).sort(stable=True)
+        rows, logits = rows[order], logits[row_of]
+    onward: _Onward | WrittenStep
+    if "written" in ways and can_be_written(model) and plain_layers(cache):
+        onward = WrittenStep(model, packed, cache, mask, row_of, steps, sharing)
+    else:
+        if shared:
+            share_cache(cache, row_of, room=steps)
+            mask = mask[row_of]
+        onward = _Onward(forward, ids, mask, cache, cached, shared or not cached)
+    count = len(rows)
+    running = torch.arange(count, device=rows.device)  # those rows whose response goes on
     for step in range(steps):
-        chosen, going_on = choose(logits if len(running) == len(logits) else logits[running], rows[running], step)
+        chosen, going_on = choose(logits if len(running) == count else logits[running], rows[running], step)
         left = int(going_on.sum())
         if step + 1 == steps or left == 0:
             return
         if left < len(running):
             chosen, running = chosen[going_on], running[going_on]
-            if shared or not cached:
-                if cached:
-                    select_rows(cache, running)
-                else:
-                    ids = ids[running]
-                rows, mask = rows[running], mask[running]
-                running = torch.arange(left, device=rows.device)
-        following = chosen
-        if left < len(mask):  # a cache that cannot be cut: finished rows read padding, and nobody asks what they say
-            following = torch.full_like(mask[:, 0], pad_id).index_copy_(0, running, chosen)
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        ids = following[:, None] if cached else torch.cat([ids, following[:, None]], dim=1)
-        logits, cache = forward(ids, mask, cache)
+        if left < count and onward.cuts(left):
+            onward.keep(running)
+            rows, count, running = rows[running], left, torch.arange(left, device=rows.device)
+        if left < count:  # finished rows that stay read padding, and nobody asks what they say
+            chosen = torch.full((count,), pad_id, device=rows.device).index_copy_(0, running, chosen)
+        logits = onward(chosen)
+
+
+@dataclass
+class _Onward:
+    """Rows that the model's own pass goes on with, a token each time."""
+
+    forward: Callable[[Tensor, Tensor, Any], tuple[Tensor, Any]]
+    ids: Tensor  # (B, L) all tokens so far, where there is no cache
+    mask: Tensor  # (B, L) 1 for a token, 0 for the padding before it
+    cache: Any
+    cached: bool
+    can_be_cut: bool
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
+        self.ids = tokens[:, None] if self.cached else torch.cat([self.ids, tokens[:, None]], dim=1)
+        logits, self.cache = self.forward(self.ids, self.mask, self.cache)
+        return logits
+
+    def cuts(self, left: int) -> bool:
+        return self.can_be_cut
+
+    def keep(self, rows: Tensor) -> None:
+        self.mask = self.mask[rows]
+        if self.cached:
+            select_rows(self.cache, rows)
+        else:
+            self.ids = self.ids[rows]
 
 
 def _forward(model: Any, *, cached: bool, padded: bool) -> Callable[[Tensor, Tensor, Any], tuple[Tensor, Any]]:
     """A pass over some tokens behind a cache, or over whole texts without one: logits of the next token, and cache."""
     name = "past_key_values" if takes(model, "past_key_values") else "cache_params"
     told: dict[str, Any] = {"use_cache": cached} if cached or takes(model, "use_cache") else {}
-    if not cached and takes(model, "logits_to_keep"):
+    if takes(model, "logits_to_keep"):
         told["logits_to_keep"] = 1
 
     def forward(tokens: Tensor, mask: Tensor, cache: Any) -> tuple[Tensor, Any]:
         # Without padding the model works out mask and positions for itself, and attends without a mask.
         options = told | (mask_and_positions(model, mask, tokens.shape[1]) if padded else {})
         out = model(tokens, **options, **({name: cache} if cached else {}))
-        return out.logits[:, -1].float(), out[name] if cached else None
+        return out.logits[:, -1], out[name] if cached else None
 
     return forward
 
@@ -191,20 +241,26 @@ def plain_logits(model: Any, text: Sequence[int]) -> Tensor:
     return logits[-len(text) :]  # in front of them an adapter may have said something about virtual tokens
 
 
-def _followed(model: Any, probe: Probe, ways: Ways) -> list[Tensor]:
+def _followed_both_ways(model: Any, probe: Probe, ways: Ways) -> list[Tensor]:
+    """The same twice by the loop: with each prompt's keys shared by its draws, and with copies for each."""
+    shared = _followed(model, probe, ways, 0)
+    return shared + (_followed(model, probe, ways, float("inf")) if "written" in ways else shared)
+
+
+def _followed(model: Any, probe: Probe, ways: Ways, sharing: float) -> list[Tensor]:
     """The same by the loop, made to say these responses."""
     said: list[list[Tensor]] = [[] for _ in probe.responses]
 
     def choose(logits: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor]:
         places = rows.tolist()
         for place, row in zip(places, logits, strict=True):
-            said[place].append(row)
+            said[place].append(row.float())
         tokens = torch.tensor([probe.responses[place][step] for place in places], device=rows.device)
         going_on = torch.tensor([step + 1 < len(probe.responses[place]) for place in places], device=rows.device)
         return tokens, going_on
 
     steps = max(map(len, probe.responses))
-    follow(model, probe.prompts, choose, steps=steps, pad_id=probe.pad_id, ways=ways)
+    follow(model, probe.prompts, choose, steps=steps, pad_id=probe.pad_id, ways=ways, sharing=sharing)
     if _left_behind(model):
         raise ValueError("tensors that the model keeps from now on would have no gradients")
     return [torch.stack(rows).clone() for rows in said]
@@ -222,9 +278,10 @@ def _left_behind(model: Any) -> bool:
 
 
 TASKS["drawing"] = Task(
-    ("batch", "cache", "shared", "left", "products", "attention", "inference"),
-    torch.no_grad()(said_plainly),
-    _followed,
+    ("batch", "cache", "shared", "written", "left", "products", "attention", "inference"),
+    torch.no_grad()(lambda model, probe: 2 * said_plainly(model, probe)),
+    _followed_both_ways,
+    lambda model, way: way != "written" or can_be_written(model),
 )
 
 
@@ -237,6 +294,13 @@ def share_cache(cache: Any, rows: Tensor, *, room: int) -> None:
             cache.layers[place] = _roomy_layer()(layer, rows, room)
         else:
             layer.reorder_cache(rows)
+
+
+def plain_layers(cache: Any) -> bool:
+    """Return whether a cache is the usual one: all keys and values of each layer."""
+    from transformers.cache_utils import DynamicLayer
+
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
 def select_rows(cache: Any, rows: Tensor) -> None:
@@ -280,12 +344,12 @@ def _roomy_layer() -> Any:
 def draw(logits: Tensor, uniforms: Tensor, law: Law) -> tuple[Tensor, Tensor, Tensor]:
     """Return a token a row, its log-probability under the model, and that under what was sampled from, each (B,)."""
     if law == Law():
-        highest = logits.amax(1, keepdim=True)
-        weights = (logits - highest).exp_()
+        weights = logits.softmax(1, dtype=torch.float32)
         drawn, total = inverse_cdf(weights, uniforms)
-        log_prob = logits.gather(1, drawn[:, None])[:, 0] - highest[:, 0] - total.log()
-        log_prob = log_prob.clamp(max=0.0)  # rounding can leave a certain token a little above probability one
+        # Rounding can leave a certain token a little above probability one.
+        log_prob = (weights.gather(1, drawn[:, None])[:, 0] / total).log().clamp(max=0.0)
         return drawn, log_prob, log_prob
+    logits = logits.float()
     probs = next_token_probs(logits, law)
     drawn, total = inverse_cdf(probs, uniforms)
     chosen = drawn[:, None]

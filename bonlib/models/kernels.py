@@ -16,29 +16,30 @@ from bonlib.models.ways import inner
 
 
 @contextmanager
-def cpu_kernels(model: Any, ways: Container[str] = ("products", "attention")) -> Iterator[None]:
+def cpu_kernels(model: Any, ways: Container[str] = ("products", "attention")) -> Iterator[dict[Any, torch.Tensor]]:
     """Run a model, on a CPU and without gradients, with faster operations for the same formulas.
 
     Matrix products take weights laid out for oneDNN beforehand, which takes half the time of what PyTorch does by
     itself where its other library knows the processor less well; GPT-2's activation is one pass instead of eight; a
     single token attends by plain products, without copies of keys that several heads share. The layout is made anew
     each time, since weights may change between calls. Elsewhere, and where PyTorch lacks the operations, nothing
-    happens.
+    happens. It yields the weights that were laid out, by module.
 
     Args:
         model: a `transformers` model; its layers are themselves again afterwards.
         ways: "products", "attention" or both: those that `bonlib.models.ways` has found right for this model.
     """
     if not _has_cpu_kernels(model):
-        yield
+        yield {}
         return
-    replaced = _faster_forwards(model) if "products" in ways else {}
+    packed: dict[Any, torch.Tensor] = {}
+    replaced = _faster_forwards(model, packed) if "products" in ways else {}
     for module, forward in replaced.items():
         module.forward = forward
     swaps = "attention" in ways and _attends_as_told(model)
     try:
         with _attention(model, _one_token_attention()) if swaps else nullcontext():
-            yield
+            yield packed
     finally:
         for module in replaced:
             del module.forward  # the instance's; that of its class is there again
@@ -78,7 +79,7 @@ def _has_cpu_kernels(model: Any) -> bool:
     )
 
 
-def _faster_forwards(model: Any) -> dict[Any, Any]:
+def _faster_forwards(model: Any, packed: dict[Any, torch.Tensor]) -> dict[Any, Any]:
     from transformers.activations import NewGELUActivation
     from transformers.pytorch_utils import Conv1D
 
@@ -86,20 +87,18 @@ def _faster_forwards(model: Any) -> dict[Any, Any]:
     for module in model.modules():
         if "forward" in vars(module):  # somebody else's, such as a hook of accelerate
             continue
-        if type(module) is torch.nn.Linear:
-            forwards[module] = _packed_product(module, module.weight)
-        elif type(module) is Conv1D:
-            forwards[module] = _packed_product(module, module.weight.t().contiguous())
+        if type(module) in (torch.nn.Linear, Conv1D):
+            weight = module.weight if type(module) is torch.nn.Linear else module.weight.t().contiguous()
+            packed[module] = torch.ops.mkldnn._reorder_linear_weight(weight)
+            forwards[module] = _packed_product(module, packed[module])
         elif type(module) is NewGELUActivation:
             forwards[module] = partial(torch.nn.functional.gelu, approximate="tanh")
     return forwards
 
 
-def _packed_product(module: Any, weight: torch.Tensor) -> Any:
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight)
-
+def _packed_product(module: Any, packed: torch.Tensor) -> Any:
     def forward(inputs: torch.Tensor) -> Any:
-        if inputs.dtype != weight.dtype:  # under autocast, which knows how to go on
+        if inputs.dtype != module.weight.dtype:  # under autocast, which knows how to go on
             return type(module).forward(module, inputs)
         return torch.ops.mkldnn._linear_pointwise(inputs, packed, module.bias, "none", [], "")
 

@@ -7,10 +7,11 @@ proved for the model in hand.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from bonlib.models.responses import Responses
 from bonlib.models.ways import TASKS, Probe, Task, Ways, inner, proven, takes
 
 Indices = NDArray[np.intp]
+FAR = 1536  # tokens of a row at which attention costs a tiny model as much as all else; larger ones, less
 
 
 class Layout(NamedTuple):
@@ -73,14 +75,23 @@ class TokenBatch:
 
     @cached_property
     def together(self) -> Layout | None:
-        """A row for each prompt with all responses to it, or None if that saves less than a third of the tokens."""
-        place = {prompt: row for row, prompt in enumerate(dict.fromkeys(map(tuple, self.prompts)))}
-        rows = [place[tuple(prompt)] for prompt in self.prompts]
-        room = np.bincount(rows, self.lengths)
-        width = max(map(len, self.prompts))
-        if 3 * len(place) * (width + room.max()) > 2 * len(rows) * (width + max(self.lengths)):
+        """Rows of a prompt with as many responses to it as is cheapest, or None if that saves next to nothing."""
+        prompts = list(map(tuple, self.prompts))
+        wanted, width, longest = Counter(prompts), max(map(len, prompts)), max(self.lengths)
+
+        def cost(each: int) -> float:
+            rows, length = sum(-(-count // each) for count in wanted.values()), width + each * longest
+            return rows * length * (1 + length / FAR)
+
+        most = max(wanted.values())
+        each = min([most, *(1 << power for power in range(most.bit_length()))], key=cost)
+        if cost(each) > 0.95 * cost(1):
             return None
-        return self._laid_out(rows)
+        seen, row_of, row_at = Counter[tuple[int, ...]](), [], dict[tuple[tuple[int, ...], int], int]()
+        for prompt in prompts:
+            row_of.append(row_at.setdefault((prompt, seen[prompt] // each), len(row_at)))
+            seen[prompt] += 1
+        return self._laid_out(row_of)
 
     def _laid_out(self, row_of: Sequence[int]) -> Layout:
         table, device, count = self.responses.cpu(), self.responses.device, max(row_of) + 1
@@ -155,7 +166,7 @@ def _response_logits(model: Any, batch: TokenBatch, ways: Ways, states: bool = F
     options: dict[str, Any] = {"output_hidden_states": True} if states else {}
     options |= {"use_cache": False} if takes(model, "use_cache") else {}
     logits, places, found = [], [], None
-    with cpu_kernels(model, ways), plain_attention(model) if "eager" in ways else nullcontext():
+    with _run_by(model, ways):
         for rows, ids, special in _passes(model, layout, ways):
             of_response = torch.isin(layout.rows, rows)
             here = (real & of_response[:, None]).nonzero(as_tuple=True)
@@ -177,6 +188,32 @@ def _response_logits(model: Any, batch: TokenBatch, ways: Ways, states: bool = F
     if len(logits) == 1:
         return ResponseLogits(logits[0], found)
     return ResponseLogits(torch.cat(logits)[torch.cat(places).argsort()], found)
+
+
+@contextmanager
+def _run_by(model: Any, ways: Ways) -> Iterator[None]:
+    """Have a model run its layers in some ways."""
+    with cpu_kernels(model, ways), ExitStack() as stack:
+        if "eager" in ways:
+            stack.enter_context(plain_attention(model))
+        if "fused" in ways:
+            stack.enter_context(_fused_activations(model))
+        yield
+
+
+@contextmanager
+def _fused_activations(model: Any) -> Iterator[None]:
+    """Have a model work out GPT-2's activation in one pass, forwards and backwards, in place of eight and more."""
+    from transformers.activations import NewGELUActivation
+
+    found = [m for m in model.modules() if type(m) is NewGELUActivation and "forward" not in vars(m)]
+    for module in found:
+        module.forward = partial(torch.nn.functional.gelu, approximate="tanh")
+    try:
+        yield
+    finally:
+        for module in found:
+            del module.forward  # the instance's; that of its class is there again
 
 
 def _passes(model: Any, layout: Layout, ways: Ways) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
@@ -219,7 +256,7 @@ def response_states(model: Any, batch: TokenBatch) -> Tensor:
 
 def _response_states(model: Any, batch: TokenBatch, ways: Ways) -> Tensor:
     layout, found = (batch.together if "rows" in ways else None) or batch.apart, None
-    with cpu_kernels(model, ways), plain_attention(model) if "eager" in ways else nullcontext():
+    with _run_by(model, ways):
         for rows, ids, special in _passes(model, layout, ways):
             here = torch.isin(layout.rows, rows)
             states = inner(model).base_model(ids, **special).last_hidden_state
@@ -331,5 +368,5 @@ def _states(model: Any, probe: Probe, ways: Ways) -> list[Tensor]:
 
 _READ = ("batch", "right", "rows", "needed")
 TASKS["responses"] = Task((*_READ, "products", "attention"), torch.no_grad()(said_plainly), torch.no_grad()(_read))
-TASKS["learning"] = Task((*_READ, "eager"), _learned_plainly, _learned)
+TASKS["learning"] = Task((*_READ, "eager", "fused"), _learned_plainly, _learned)
 TASKS["states"] = Task(("batch", "right", "rows", "eager"), _states_plainly, _states)

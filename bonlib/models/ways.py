@@ -34,6 +34,7 @@ WAYS: Mapping[str, tuple[str, str]] = {  # what it is, and what it costs to go w
     "batch": ("several texts in one pass", "texts are read one by one"),
     "cache": ("what was read is kept from token to token", "each token reads its whole text again"),
     "shared": ("a prompt is read once for its draws, and finished draws leave the batch", "each draw reads its prompt"),
+    "written": ("a token's step written out, over a cache of fixed size", "the model's own layers, token by token"),
     "left": ("prompts of unlike length together, padded on the left", "prompts of each length go by themselves"),
     "right": ("texts of unlike length together, padded on the right", "texts of each length go by themselves"),
     "beginnings": ("a beginning that texts share is read once", "each text is read whole"),
@@ -41,11 +42,12 @@ WAYS: Mapping[str, tuple[str, str]] = {  # what it is, and what it costs to go w
     "needed": ("the output layer sees only the tokens in question", "all tokens go through the output layer"),
     "pooled": ("the head sees only the last token", "the whole classifier is run"),
     "eager": ("attention by plain products, faster backwards", "the model's own attention"),
+    "fused": ("GPT-2's activation in one pass", "the activation as the model has it, in eight passes"),
     "products": ("weights laid out beforehand for the processor", "the model's own matrix products"),
     "attention": ("a single token attends by plain products", "the model's own attention"),
     "inference": ("tensors carry nothing that a gradient would need", "drawing is a few per cent slower"),
 }
-NEEDS = {"shared": "cache", "beginnings": "pooled"}  # a way that makes sense only with another
+NEEDS = {"shared": "cache", "written": "shared", "beginnings": "pooled"}  # a way that makes sense only with another
 
 # Relative error of logits, root mean square over the vocabulary. Over thirty layers rounding makes 6e-6 in single
 # precision and 6e-2 in bfloat16; a way that is wrong is off by about as much as the logits themselves.
@@ -115,7 +117,8 @@ def proven(model: Any, task: str, *, length: int, begin: int = 1) -> Ways:
     weight, config = next(model.parameters()), model.config
     small = sum(weight.numel() for weight in model.parameters()) <= SMALL
     shape, far = _shape(config, begin, length, grows=task == "drawing", small=small)
-    state = (task, shape, weight.dtype, weight.device.type, config._attn_implementation, _adapter_at_work(model))
+    about = (weight.dtype, weight.device.type, config._attn_implementation, _adapter_at_work(model))
+    state = (task, shape, *about, *(way for way in TASKS[task].ways if TASKS[task].applies(model, way)))
     known = _of_model.setdefault(model, {})
     if state not in known:
         kind = _kind(model, [str(part) for part in state])
@@ -156,7 +159,7 @@ def _kind(model: Any, state: Sequence[str]) -> str:
 def _code() -> str:
     """A hash of the code that runs models: when it changes, ways are tried anew."""
     digest = hashlib.sha256()
-    for name in ("ways", "kernels", "decoding", "reading", "classifiers"):
+    for name in ("ways", "kernels", "steps", "decoding", "reading", "classifiers"):
         digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
     return digest.hexdigest()
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import zoo
 
-from bonlib.models import decoding, reading, ways
+from bonlib.models import decoding, reading, steps, ways
 from bonlib.models.reading import response_logits, token_batch
 from bonlib.models.ways import UnfitModelError, make_probe, proven
 
@@ -81,8 +81,8 @@ def test_a_window_is_seen_whatever_its_length(window):
 
 
 def test_a_way_that_is_wrong_is_left_out(monkeypatch):
-    """Someone breaks attention by single tokens: from then on the model's own is taken."""
-    model = zoo.causal("llama").requires_grad_(False)
+    """Someone loses the order of the rows: from then on each draw reads its prompt."""
+    model = zoo.causal("gpt_neox").requires_grad_(False)
 
     def broken(cache, rows):
         for layer in cache.layers:
@@ -92,6 +92,28 @@ def test_a_way_that_is_wrong_is_left_out(monkeypatch):
     kept = proven(model, "drawing", length=20)
     assert "shared" not in kept
     assert {"batch", "cache", "left", "products"} <= kept
+
+
+def test_a_written_step_is_compared_with_and_without_sharing(monkeypatch):
+    """Someone breaks what draws of one prompt share, which short probes would not do: the model's own step is taken."""
+    model = zoo.causal("llama").requires_grad_(False)
+    assert "written" in proven(model, "drawing", length=20)
+    turned = steps.WrittenStep._by_row
+    monkeypatch.setattr(steps.WrittenStep, "_by_row", lambda self, table: turned(self, table).flip(0))
+    monkeypatch.setattr(ways, "_of_kind", {})
+    monkeypatch.setattr(ways, "_remembered", lambda *_: None)
+    kept = proven(copy.deepcopy(model), "drawing", length=20)
+    assert "written" not in kept
+    assert {"batch", "cache", "shared", "left", "products"} <= kept
+
+
+def test_what_a_step_cannot_be_written_for_is_proved_without_it():
+    model = zoo.causal("llama").requires_grad_(False)
+    assert "written" in proven(model, "drawing", length=20)
+    model.model.layers[0].register_forward_hook(lambda *_: None)
+    kept = proven(model, "drawing", length=20)
+    assert "written" not in kept
+    assert "shared" in kept
 
 
 def test_gradients_are_compared_too(monkeypatch):
@@ -120,9 +142,9 @@ def test_a_head_that_says_nothing_proves_nothing():
 def test_what_no_way_makes_right_is_refused():
     """LongRoPE takes other frequencies from some length on, and a text that grows beyond it was begun with the old."""
     model = zoo.CAUSAL["phi3-longrope-crossed"]()
-    generator, law = torch.Generator().manual_seed(0), decoding.Law()
+    uniforms, law = torch.rand(1, 30, generator=torch.Generator().manual_seed(0)), decoding.Law()
     with pytest.raises(UnfitModelError, match="Phi3ForCausalLM does not come to the same numbers by drawing"):
-        decoding.decode(model, [[5, 6]], law, max_new_tokens=30, end_ids=[2], pad_id=0, generator=generator)
+        decoding.decode(model, [[5, 6]], law, end_ids=[2], pad_id=0, uniforms=uniforms)
 
 
 def test_dropout_is_off_while_ways_are_tried_and_on_afterwards():
