@@ -27,6 +27,7 @@ class RandomSampler:
     fingerprint = name = "random words"
 
     def sample(self, prompts, settings, *, seed):
+        """Return one response to each prompt."""
         rng = np.random.default_rng(seed)
         tokens = rng.integers(0, 50_000, (len(prompts), settings.max_new_tokens)).astype(np.int32)
         tokens[np.arange(tokens.shape[1]) >= rng.integers(1, tokens.shape[1] + 1, len(prompts))[:, None]] = -1

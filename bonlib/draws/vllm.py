@@ -50,6 +50,8 @@ class VllmSampler:
         FileNotFoundError: if the model is not there.
     """
 
+    batch_size = 1024  # that the store asks for at once; the engine makes its own batches of them
+
     def __init__(
         self,
         name: str | os.PathLike[str],
