@@ -87,7 +87,8 @@ class TokenBatch:
         each = min([most, *(1 << power for power in range(most.bit_length()))], key=cost)
         if cost(each) > 0.95 * cost(1):
             return None
-        seen, row_of, row_at = Counter[tuple[int, ...]](), [], dict[tuple[tuple[int, ...], int], int]()
+        seen, row_at = Counter[tuple[int, ...]](), dict[tuple[tuple[int, ...], int], int]()
+        row_of = list[int]()
         for prompt in prompts:
             row_of.append(row_at.setdefault((prompt, seen[prompt] // each), len(row_at)))
             seen[prompt] += 1

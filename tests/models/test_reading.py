@@ -73,6 +73,15 @@ def test_gradients_are_those_of_separate_texts(language_model):
     torch.testing.assert_close(*grads, atol=1e-4, rtol=1e-3)
 
 
-def test_short_prompts_stay_as_they_are():
-    batch = token_batch([[5, 6]] * 3, [[7] * 10, [8] * 10, [9] * 3], pad_id=1, device=torch.device("cpu"))
-    assert (batch.apart.ids.shape, batch.together) == ((3, 12), None)
+def test_short_prompts_of_long_responses_stay_as_they_are():
+    batch = token_batch([[5, 6]] * 3, [[7] * 40, [8] * 40, [9] * 3], pad_id=1, device=torch.device("cpu"))
+    assert (batch.apart.ids.shape, batch.together) == ((3, 42), None)
+
+
+def test_a_row_has_as_many_responses_as_is_cheapest():
+    one, other = [*range(7)], [*range(10, 17)]  # with all six behind one prompt, the other's row would be padding
+    batch = token_batch([one] * 6 + [other] * 2, [[7] * 24] * 8, pad_id=1, device=torch.device("cpu"))
+    assert batch.together.ids.shape == (4, 7 + 2 * 24)
+    assert batch.together.rows.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    far = token_batch([[5] * 300] * 16, [[7] * 600] * 16, pad_id=1, device=torch.device("cpu"))
+    assert far.together is None  # attention over such rows would cost more than the prompts
