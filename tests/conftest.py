@@ -28,7 +28,11 @@ hypothesis.settings.register_profile("patient", deadline=None)  # a busy machine
 hypothesis.settings.load_profile("patient")
 
 
-LONG_MODULES = ("test_site", "test_browser")  # after the notebooks
+# These begin after the notebooks, so that the end is made of what is short.
+LONG_MODULES = (
+    "test_site", "test_browser", "test_own_models", "test_samplers", "test_fleet", "test_trainer", "test_wheel",
+    "test_sentiment", "test_architectures", "test_peft_folders", "test_setup", "test_store_under_fire",
+)  # fmt: skip
 SAME_WORKER = {"test_browser": "test_site"}  # both look at the one site
 
 

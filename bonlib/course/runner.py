@@ -360,6 +360,7 @@ def _execute(path: Path, build: Path, values: Mapping[str, Any], stopped: thread
             parameters=dict(values),
             kernel_name="python3",
             progress_bar=False,
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],  # one told to end may say so among our lines
             resources={"metadata": {"path": str(path.parent)}},  # the kernel's folder alone: threads share their own
             # Without it the kernel warns, in the middle of our progress lines, that others could listen.
             config=Config({"KernelManager": {"transport_encryption": "auto"}}),
