@@ -79,7 +79,9 @@ class Instruct:
         prompts: openings of reviews that the neighbours of best-of-n are tried on.
         prompt_draws: responses to each of those.
         block_ns: numbers of draws n for each block of blockwise best-of-n.
+        block_tokens: sizes of the blocks, in tokens; whole responses come besides.
         block_responses: responses that it writes to each prompt.
+        block_candidates: draws that the KL of a block of several tokens is estimated from, at least.
         batch_size: responses drawn at once.
         max_new_tokens: length of an instruct model's response, in tokens.
     """
@@ -88,7 +90,9 @@ class Instruct:
     prompts: int
     prompt_draws: int
     block_ns: tuple[int, ...] = (2, 4, 8)
+    block_tokens: tuple[int, ...] = (1, 2, 4, 8)
     block_responses: int = 4
+    block_candidates: int = 64
     batch_size: int = 128
     max_new_tokens: int = 32
 
@@ -109,8 +113,10 @@ class Training:
         anchor_rates: η of J-BOND's anchor.
         seeds: training seeds.
         steps: gradient steps.
+        prompts: that a step takes; of a method with a number of its own, as large a part of that.
         test_prompts: how many of the test prompts policies are measured on.
         responses: drawn for each of those.
+        methods: those that notebook 07 trains; all if there are none.
         lora_rank: of the adapter; 0 trains all weights.
         precision: "no" or "bf16", of the matrix products in training.
     """
@@ -127,7 +133,9 @@ class Training:
     bond_ns: tuple[int, ...] = (2, 4, 8, 32, 128)
     anchor_moves: tuple[int, ...] = (1, 2, 3, 5, 8)
     anchor_rates: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05, 0.1)
+    prompts: int = 16
     responses: int = 4
+    methods: tuple[str, ...] = ()
     lora_rank: int = 0
     precision: str = "bf16"
 
@@ -291,9 +299,16 @@ PROFILES = {
     for profile in (
         Profile(
             "quick",
-            Imdb(train_prompts=64, test_prompts=32, draws=128, opponents=64, batch_size=64),
+            Imdb(train_prompts=64, test_prompts=32, draws=128, opponents=64, batch_size=256),
             Cdf(16, 3000),
-            Instruct(draws=256, prompts=8, prompt_draws=1024, block_responses=2),
+            Instruct(
+                draws=256,
+                prompts=8,
+                prompt_draws=850,
+                block_tokens=(1, 2, 4),
+                block_responses=1,
+                block_candidates=32,
+            ),
             Training(
                 draws=64,
                 cdf_samples=64,
@@ -307,17 +322,20 @@ PROFILES = {
                 seeds=(0,),
                 steps=10,
                 test_prompts=32,
+                prompts=8,
+                responses=2,
+                methods=("vbon", "kl-rl-rloo", "dpo", "bon-sft"),
             ),
             Summaries(
                 8,
                 2,
                 draws=32,
-                opponents=8,
+                opponents=2,
                 n=32,
                 training=replace(BRIEF, cdf_samples=32),
-                temperatures=(0.5,),
+                temperatures=(1.0,),
                 sampling_seeds=(0,),
-                responses=2,
+                responses=1,
                 truth_draws=32,
             ),
         ),
@@ -401,8 +419,12 @@ def get_profile(name: str) -> Profile:
 
 
 def known_sizes(sizes: Imdb | Summaries) -> dict[str, Any]:
-    """Return sizes by the names that stored runs know them by: `batch_size` was called `chunk_size`."""
-    return {"chunk_size" if name == "batch_size" else name: value for name, value in asdict(sizes).items()}
+    """Return sizes as stored runs know them: `batch_size` was called `chunk_size`, and some of training came late."""
+    found = {"chunk_size" if name == "batch_size" else name: value for name, value in asdict(sizes).items()}
+    if isinstance(sizes, Summaries):
+        late = {"prompts": 16, "methods": ()}
+        found["training"] = {name: value for name, value in found["training"].items() if late.get(name, ...) != value}
+    return found
 
 
 def n_grid(theory: Theory) -> NDArray[np.float64]:

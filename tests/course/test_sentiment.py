@@ -29,7 +29,7 @@ SMALL = replace(
     quick,
     imdb=replace(quick.imdb, train_prompts=8, draws=8, opponents=8, batch_size=16, max_new_tokens=6),
     training=replace(
-        quick.training, draws=16, cdf_samples=8, ns=(4,), bond_ns=(4,), steps=3, test_prompts=4, responses=2
+        quick.training, draws=16, cdf_samples=8, ns=(4,), bond_ns=(4,), steps=3, test_prompts=4, responses=2, methods=()
     ),
 )
 

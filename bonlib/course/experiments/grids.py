@@ -16,7 +16,8 @@ CHEAP_M = 12  # 200 steps of vBoN with so many samples a prompt draw as much as 
 
 def grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
     """Return the runs of notebook 07, seed by seed: each method at its first value, then at its second."""
-    values = {method: setting_values(profile, method) for method in methods or METHODS}
+    chosen = methods or profile.training.methods or METHODS
+    values = {method: setting_values(profile, method) for method in chosen}
     return [
         Run(method, value, seed)
         for seed in profile.training.seeds

@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from bonlib.checks import number, settle, whole
+from bonlib.course.experiments.imdb_draws import bundled_draws
 from bonlib.course.experiments.results import RESULTS, add_run, claim, done_runs, options_text, provenance
 from bonlib.course.experiments.setting import Setting, imdb_setting
 from bonlib.course.making.reviews import review_prompts
@@ -151,7 +152,9 @@ class Harness:
         )
 
     def draw(self, prompts: Sequence[str], count: int, seed: int, temperature: float = 1.0) -> tuple[Draws, Any]:
-        """Return draws of the reference and their rewards, from the store as far as it has them."""
+        """Return draws of the reference and their rewards: the project's own if it has them, else the store's."""
+        if temperature == 1 and (bundled := bundled_draws(self.setting, prompts, count, seed)):
+            return bundled
         sampler, sampling = self.setting.sampler, replace(self.setting.sampling, temperature=temperature)
         draws = self.store.draw(sampler, prompts, count, sampling, seed=seed)
         return draws, self.store.score(self.setting.reward_model, draws)
@@ -201,11 +204,13 @@ class Harness:
         }
         named = self.usual(run.method) | dict(run.changes)
         settings = TrainSettings(**(chosen | named))
-        return settings if "measure_every" in named else replace(settings, measure_every=max(settings.steps // 10, 5))
+        return settings if "measure_every" in named else replace(settings, measure_every=max(settings.steps // 10, 10))
 
     def usual(self, method: str) -> dict[str, Any]:
         """Return the settings that a method has here: its learning rate, and how a step is made up."""
-        return {"learning_rate": 1e-4, **METHODS[method].training}
+        usual = TrainSettings.prompts
+        named = {"learning_rate": 1e-4, "prompts": usual, **METHODS[method].training}
+        return named | {"prompts": named["prompts"] * self.training.prompts // usual}
 
     def identity(self, run: Run) -> str:
         """Return a hash of all that the run's numbers depend on, but the code."""
