@@ -9,6 +9,7 @@
 Importing this package loads NumPy and SciPy only; the rest comes when it is called.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,11 @@ __all__ = [
     "train",
 ]
 __version__ = "0.1.0"
+# Threads of PyTorch that wait for each other keep their core busy for a while. Beside another busy process that makes
+# them several times slower, and a short while costs nothing (benchmarks/busy.py). Read when PyTorch is first imported.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 _LATE = dict.fromkeys(("compare", "draw", "load", "reward", "train"), "bonlib.front")
 _LATE |= {"METHODS": "bonlib.methods", "explain": "bonlib.models.explain"}
 
