@@ -1,5 +1,7 @@
 """Summarisation on small random models: every method trains, is judged by another reward than its own, and once."""
 
+import hashlib
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +13,7 @@ from scipy.stats import pearsonr
 from bonlib.course.experiments.judging import Condition, copied, read_verdicts
 from bonlib.course.experiments.results import add_run, read_rows
 from bonlib.course.experiments.summarisation import DISTRIBUTIONS, TRAINED, SummaryHarness, bundle, grid
-from bonlib.course.profiles import PROFILES, get_profile
+from bonlib.course.profiles import PROFILES, get_profile, known_sizes
 from bonlib.draws.store import SampleStore
 from bonlib.methods import METHODS
 from bonlib.metrics import win_rate
@@ -76,6 +78,8 @@ def test_every_method_trains_and_is_judged_once(harness, tmp_path, capsys):
     # Another process, whose models were loaded anew, finds nothing left to do.
     runs = SummaryHarness(harness.profile, harness.store, build=harness.build).judge_all(results=results)
     assert runs == set(judged["run"])
+    of_abstracts = harness.judge_all(results=results, distributions=["in"])
+    assert of_abstracts == set(judged.loc[judged["distribution"] == "in", "run"])
     assert not capsys.readouterr().out
     assert len(read_rows(results / "tldr_judged.parquet")) == len(judged)
     verdicts = read_verdicts("quick", results)
@@ -139,3 +143,8 @@ def test_copied_counts_trigrams():
     assert copied("we show that it works", "Here We show that cats work") == pytest.approx(1 / 3)
     assert copied("two words", "two words and more") == 0.0
     assert torch.tensor(copied("a b c", "x a b c")) == 1
+
+
+def test_stored_verdicts_are_known_by_the_sizes_that_they_had():
+    sizes = json.dumps(known_sizes(get_profile("laptop").summaries), sort_keys=True)
+    assert hashlib.sha256(sizes.encode()).hexdigest()[:12] == "fbaa98989de1"

@@ -268,12 +268,16 @@ class SummaryHarness(Harness):
             rows.append(row | among_draws)
         return rows
 
-    def policies(self) -> dict[tuple[str, int], LoadedModel]:
-        """Return the trained policies, by method and training seed: the bundled ones if the profile names them."""
+    def policies(self, methods: Sequence[str] = ()) -> dict[tuple[str, int], LoadedModel]:
+        """Return trained policies, by method and training seed: the bundled ones if the profile names them.
+
+        Args:
+            methods: which; all if there are none.
+        """
         reference, named = self.setting.reference, self.profile.summary_policies
         dtype = str(reference.model.dtype).removeprefix("torch.")
         found = {}
-        for run in grid(self.profile):
+        for run in grid(self.profile, methods):
             if named is None:
                 policy = self.train(run).policy
             else:
@@ -282,7 +286,9 @@ class SummaryHarness(Harness):
             found[run.method, run.seed] = policy
         return found
 
-    def judge_all(self, *, results: Path = RESULTS) -> set[str]:
+    def judge_all(
+        self, *, results: Path = RESULTS, distributions: Sequence[str] = DISTRIBUTIONS, methods: Sequence[str] = ()
+    ) -> set[str]:
         """Judge reference, best-of-n and all policies at every temperature and sampling seed; goes on where it was.
 
         Several processes may do so at once: each takes the next condition that nobody works on.
@@ -290,19 +296,21 @@ class SummaryHarness(Harness):
         Args:
             results: folder of the file tldr_judged: a row a policy and condition, with documents, texts, and, where the
                 policy is best-of-n, a curve against n.
+            distributions: of the documents, "in" and "out" of that of training.
+            methods: whose policies; all if there are none.
 
         Returns:
             What identifies the rows of these models and sizes in the file.
         """
         sizes, file = self.sizes, results / "tldr_judged.parquet"
-        policies = {" ".join(map(str, key)): policy for key, policy in self.policies().items()}
+        policies = {" ".join(map(str, key)): policy for key, policy in self.policies(methods).items()}
         prints = {"sft": self.setting.reference.fingerprint}
         prints |= {name: policy.fingerprint for name, policy in policies.items()}
         prints["bon"] = f"{prints['sft']} {sizes.n}"
         judges = [self.setting.reward_model.fingerprint, self.gold.fingerprint]
         about = [known_sizes(sizes), self.profile.posts, self.profile.posts_revision, self.profile.reviews, *judges]
         runs: set[str] = set()
-        for seed, distribution, temperature in product(sizes.sampling_seeds, DISTRIBUTIONS, sizes.temperatures):
+        for seed, distribution, temperature in product(sizes.sampling_seeds, distributions, sizes.temperatures):
             where = Condition(distribution, temperature, seed)
             names = {name: _hash([about, fingerprint, asdict(where)]) for name, fingerprint in prints.items()}
             runs |= set(names.values())
