@@ -54,15 +54,20 @@ def can_be_written(model: Any) -> bool:
         next(model.parameters()).device.type
     ):
         return False
-    if any(
-        part._forward_hooks or part._forward_pre_hooks or hasattr(part, "_hf_hook")
-        for name, part in core.named_modules()
-    ):
+    if any(_listened_to(part) for part in core.modules()):
         return False
     if type(core).__name__ == "GPT2LMHeadModel":
         plain = config.scale_attn_weights and not config.scale_attn_by_inverse_layer_idx
         return plain and config.activation_function in ("gelu_new", "gelu_pytorch_tanh")
     return type(core).__name__ in LLAMA_LIKE and config.hidden_act == "silu"
+
+
+def _listened_to(part: Any) -> bool:
+    """Whether hooks are on a module, besides those by which transformers collects states when it is asked for them."""
+    hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
+    return hasattr(part, "_hf_hook") or any(
+        getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in hooks
+    )
 
 
 class WrittenStep:

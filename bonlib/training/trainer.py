@@ -167,7 +167,9 @@ class TrainingRun:
         )
         self.learned = [parameter for parameter in policy.parameters() if parameter.requires_grad]
         # The returns shrink as the policy improves, so the optimiser must forget their early size soon.
-        optimiser = torch.optim.AdamW(self.learned, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+        optimiser = torch.optim.AdamW(
+            self.learned, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        )
         self.anchor = policy.anchor
         self.policy, self.optimiser = self.accelerator.prepare(policy, optimiser)
         self.policy.eval()  # dropout would make the policy that learns another than the one that draws
