@@ -37,7 +37,7 @@ ALL = [
     (BonSft(4), SHORT),
     (Bonbon(4), SHORT),
     (Dpo(0.1), SHORT),
-    # At β = 0.5 IPO wants so small a step that whether it shows depends on the draws; at 0.05 it does, whatever they are.
+    # At β = 0.5 IPO wants so small a step that whether it shows depends on the draws; at 0.05 it always does.
     (Dpo(0.05, generations=24, pairs=200, identity=True), SHORT),
     (Bond(4), SHORT),
     (iterative_bond(10), SHORT),
