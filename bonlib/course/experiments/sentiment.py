@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from bonlib.checks import number, settle, whole
-from bonlib.course.experiments.imdb_draws import bundled_draws
+from bonlib.course.experiments.bundled import scored_draws
 from bonlib.course.experiments.results import RESULTS, add_run, claim, done_runs, options_text, provenance
 from bonlib.course.experiments.setting import Setting, imdb_setting
 from bonlib.course.making.reviews import review_prompts
@@ -153,7 +153,7 @@ class Harness:
 
     def draw(self, prompts: Sequence[str], count: int, seed: int, temperature: float = 1.0) -> tuple[Draws, Any]:
         """Return draws of the reference and their rewards: the project's own if it has them, else the store's."""
-        if temperature == 1 and (bundled := bundled_draws(self.setting, prompts, count, seed)):
+        if temperature == 1 and (bundled := scored_draws(self.setting, prompts, count, seed)):
             return bundled
         sampler, sampling = self.setting.sampler, replace(self.setting.sampling, temperature=temperature)
         draws = self.store.draw(sampler, prompts, count, sampling, seed=seed)
