@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 BUILD = ROOT / "_build"
 # Seconds of the longest at the quick profile, and of any other: a guess for those of which no run is reported.
-LONG, USUAL = {"06": 60.0, "07": 60.0, "11": 60.0, "12": 60.0}, 20.0
+LONG, USUAL = {"05": 40.0, "07": 46.0, "09": 43.0, "11": 58.0, "12": 72.0, "13": 61.0}, 20.0
 
 
 @dataclass
