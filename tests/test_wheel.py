@@ -96,7 +96,7 @@ def test_the_wheel_has_all_modules_two_models_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(file.relative_to(ROOT)) for file in (ROOT / "bonlib").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
-    models = [name for name in names if "bundled" in name]
+    models = [name for name in names if name.startswith("bonlib/bundled/")]
     assert {name.split("/")[2] for name in models} == {"imdb-gpt2-tiny", "imdb-sentiment-tiny"}
     assert sum(name.endswith((".safetensors", "config.json", "tokenizer.json")) for name in models) == 9
     pages = {name for name in names if name.startswith("bonlib/course/site/")} - modules
