@@ -47,6 +47,7 @@ def pytest_xdist_auto_num_workers(config):
     return max(1, min(machine.cores, int(machine.memory_gb / get_profile("quick").memory_gb)))
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     if not hasattr(config, "workerinput"):
         return
