@@ -45,7 +45,7 @@ stubs: $(VENV)/.run
 
 # Beside the tests, whose end one worker waits for.
 TYPES_AND_TESTS = $(BIN)/python -m mypy & types=$$!; \
-  $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder $(1); tests=$$?; wait $$types && exit $$tests
+  $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(1); tests=$$?; wait $$types && exit $$tests
 
 test: $(VENV)/.dev chromium
 	$(BIN)/python -m ruff check .

@@ -33,7 +33,6 @@ LONG_MODULES = (
     "test_site", "test_browser", "test_own_models", "test_samplers", "test_fleet", "test_trainer", "test_wheel",
     "test_sentiment", "test_architectures", "test_peft_folders", "test_setup", "test_store_under_fire",
 )  # fmt: skip
-SAME_WORKER = {"test_browser": "test_site"}  # both look at the one site
 
 
 def pytest_addoption(parser):
@@ -47,7 +46,6 @@ def pytest_xdist_auto_num_workers(config):
     return max(1, min(machine.cores, int(machine.memory_gb / get_profile("quick").memory_gb)))
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     if not hasattr(config, "workerinput"):
         return
@@ -59,9 +57,6 @@ def pytest_collection_modifyitems(config, items):
         return 1 + (LONG_MODULES.index(module) if module in LONG_MODULES else len(LONG_MODULES))
 
     items.sort(key=place)
-    for item in items:
-        if item.path.stem != "test_notebooks":
-            item.add_marker(pytest.mark.xdist_group(SAME_WORKER.get(item.path.stem, item.path.stem)))
 
 
 @pytest.fixture(scope="session")
