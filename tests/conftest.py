@@ -4,6 +4,7 @@ Workers of pytest-xdist take a module at a time, a notebook each, and what takes
 """
 
 import os
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on the hub
@@ -135,6 +136,13 @@ def one_accelerator():
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_accelerator_of_another_module():
+    """Accelerate keeps the precision of a process's first training, whichever tests a worker was given before."""
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")
