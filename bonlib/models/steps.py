@@ -20,7 +20,7 @@ from bonlib.models.ways import inner
 
 LLAMA_LIKE = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 WORTH_SHARING = 750_000  # bytes of a layer's keys not read again, below which the two products more cost as much
-RECORDED_ON = ("cuda",)
+RECORDED_ON = ("cuda",)  # kinds of devices where a step is launched as one graph
 ENOUGH = 16  # steps that are worth the recording of a CUDA graph
 
 # x, an activation or "none", and what the result is added to or multiplied with: a matrix product with all that.
