@@ -53,9 +53,9 @@ def draw_everywhere(
     settings: SamplingSettings,
     *,
     seed: int,
-    make_sampler: Callable[[], Sampler],
+    make_sampler: Callable[[], Sampler] | Sequence[Callable[[], Sampler]],
     make_reward: Callable[[], RewardModel] | None = None,
-    actors: int = 2,
+    actors: int | None = None,
     cpus_per_actor: float = 1,
     gpus_per_actor: float = 0,
     prompts_at_once: int = 16,
@@ -74,8 +74,10 @@ def draw_everywhere(
         settings: length, temperature, top-p.
         seed: a different seed gives independent draws.
         make_sampler: called once in each actor; something to pickle, such as a function of a module or a `partial`.
+            Several share out what they draw with, such as ``[partial(ServedSampler, url) for url in urls]``: the first
+            actor calls the first of them, and so on. Their samplers must have one fingerprint.
         make_reward: likewise; draws are not scored if None.
-        actors: how many processes draw.
+        actors: how many processes draw; if None, as many as `make_sampler` has functions, and 2 for a single one.
         cpus_per_actor: what Ray reserves for each, and its number of threads. The draws are those of a process with as
             many: another number rounds differently, and now and then a response takes another turn.
         gpus_per_actor: what Ray reserves for each; with 0 on a machine with GPUs, all actors find the same one.
@@ -83,11 +85,15 @@ def draw_everywhere(
 
     Raises:
         ModuleNotFoundError: if Ray is not installed.
-        ValueError: if an argument is out of range.
+        ValueError: if an argument is out of range, or samplers have different fingerprints.
         FileNotFoundError: if an actor does not see the folder of the store.
         RuntimeError: if the same prompts have cost more than MAX_LOSSES actors.
     """
     check_request(prompts, count)
+    makers = [make_sampler] if callable(make_sampler) or make_sampler is None else list(make_sampler)
+    if not makers:
+        raise ValueError("make_sampler is an empty list; it must hold a function that makes a sampler")
+    actors = actors if actors is not None else len(makers) if len(makers) > 1 else 2
     for name, value, least in (
         ("actors", actors, 1),
         ("prompts_at_once", prompts_at_once, 1),
@@ -105,7 +111,7 @@ def draw_everywhere(
     root.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(prompts), prompts_at_once)
     shares = [(number, list(prompts[start : start + prompts_at_once])) for number, start in enumerate(starts)]
-    done, seconds = Counter[str](), Counter[str]()
+    done, seconds, kinds = Counter[str](), Counter[str](), set[str]()
     with (
         tempfile.TemporaryDirectory(prefix="fleet-", dir=root) as journal,
         _cluster(ray, actors, cpus_per_actor, gpus_per_actor),
@@ -114,12 +120,22 @@ def draw_everywhere(
         # Ray starts a lost actor again and repeats its task without limit; MAX_LOSSES ends it, and says why.
         limits = {"num_cpus": cpus_per_actor, "num_gpus": gpus_per_actor, "max_restarts": -1, "max_task_retries": -1}
         request = {"count": count, "settings": settings, "seed": seed}
-        worker = SampleStore(root), request, make_sampler, make_reward, max(1, int(cpus_per_actor)), Path(journal)
-        crew = [ray.remote(**limits)(_Worker).remote(*worker) for _ in range(min(actors, len(shares)))]
+        others = make_reward, max(1, int(cpus_per_actor)), Path(journal)
+        actor_of = ray.remote(**limits)(_Worker)
+        crew = [
+            actor_of.remote(SampleStore(root), request, makers[place % len(makers)], *others)
+            for place in range(min(actors, len(shares)))
+        ]
         try:
             for row in ActorPool(crew).map_unordered(lambda actor, share: actor.work.remote(*share), shares):
                 if row["error"]:
                     raise pickle.loads(row["error"])
+                kinds.add(row["sampler"])
+                if len(kinds) > 1:
+                    raise ValueError(
+                        "make_sampler makes samplers of different fingerprints, whose draws do not go together: let "
+                        "each serve the same model"
+                    )
                 done.update({name: row[name] for name in ("prompts", "draws", "drawn", "tokens", "lost")})
                 seconds[row["process"]] += row["seconds"]
                 progress.update(row["prompts"])
@@ -196,7 +212,7 @@ class _Worker:
             self.store.score(reward_model, draws)
         seconds = time.perf_counter() - begun
         drawn = ~np.load(before)
-        done = {"prompts": len(prompts), "draws": drawn.size, "drawn": int(drawn.sum())}
+        done = {"prompts": len(prompts), "draws": drawn.size, "drawn": int(drawn.sum()), "sampler": sampler.fingerprint}
         return {**done, "tokens": int(draws.lengths[drawn].sum()), "seconds": seconds}
 
     def losses(self, number: int, prompts: list[str]) -> int:

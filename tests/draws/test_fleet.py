@@ -54,6 +54,10 @@ class RefusingSampler(LetterSampler):
         raise ValueError("this sampler refuses to draw")
 
 
+class OtherSampler(LetterSampler):
+    fingerprint = "other letters"
+
+
 def make_judge(folder):
     return SentimentReward(load_classifier(folder, device="cpu"))
 
@@ -140,6 +144,9 @@ def test_a_job_draws_only_what_is_missing_and_says_what_went_wrong(tmp_path):
         assert (report.prompts, report.draws, report.drawn) == (len(PROMPTS), DRAWS, DRAWS - few.texts.size)
         assert 0 < report.tokens < draws.lengths.sum()
 
+        makers, sizes = [partial(LetterSampler, log), partial(OtherSampler, log)], {"prompts_at_once": 3}
+        with pytest.raises(ValueError, match="different fingerprints"):
+            draw_everywhere(store, PROMPTS, 1, SETTINGS, seed=1, make_sampler=makers, cpus_per_actor=0.5, **sizes)
         assert ray.is_initialized()
     finally:
         ray.shutdown()
@@ -204,6 +211,7 @@ def test_any_exception_comes_home(tmp_path):
         ({"prompts": "the film"}, "prompts is 'the film'; it must be a list"),
         ({"prompts": ["a", "b", "a"]}, "prompts has 'a' 2 times"),
         ({"count": 0}, "count is 0; it must be a whole number of at least 1"),
+        ({"make_sampler": []}, "make_sampler is an empty list"),
         ({"actors": 0}, "actors is 0; it must be at least 1"),
         ({"prompts_at_once": 0}, "prompts_at_once is 0"),
         ({"cpus_per_actor": -1}, "cpus_per_actor is -1; it must be at least 0"),
