@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from bonlib.cdf import ROUNDING, Counts, snapped
 from bonlib.checks import whole
@@ -77,7 +77,44 @@ def best_of_n_weights(samples: ArrayLike, n: int, *, rounding: float = ROUNDING)
     return (upto[upper] - upto[lower]) / (upper - lower)
 
 
-def best_of_n_win_rate(samples: ArrayLike, n: int, *, rounding: float = ROUNDING) -> Array:
+def best_of_n_mean(
+    samples: ArrayLike, n: int | Sequence[int], values: ArrayLike | None = None, *, rounding: float = ROUNDING
+) -> Array:
+    """Return the unbiased estimate of the mean of anything over best-of-n: of a second reward, of the length.
+
+    It is the sum of the values with the weights of `best_of_n_weights`, for many n at once.
+
+    Args:
+        samples: rewards of i.i.d. reference responses, shape (..., m) with m >= n; the last axis is one prompt's.
+        n: number of draws, a whole number from 1 to m; or several, which the last axis of the result is then for.
+        values: what to average, finite, shape (..., m); the rewards themselves if None.
+        rounding: share of the rewards' size up to which a difference is rounding, see `ROUNDING`; 0 for none.
+
+    Returns:
+        The estimate for each prompt, shape (...) or (..., number of n).
+
+    Raises:
+        ValueError: if `n` is out of range, or a reward or value is not finite.
+
+    Source: Nakano et al. 2021 (WebGPT), section 3.2.
+    """
+    rewards, ns, single = _checked_draws(samples, n)
+    given = rewards if values is None else np.asarray(values, dtype=np.float64)
+    if given.shape != rewards.shape or not np.isfinite(given).all():
+        raise ValueError(f"values has shape {given.shape} or one that is not finite; samples has shape {rewards.shape}")
+    m = rewards.shape[-1]
+    keys = snapped(rewards, rounding)
+    order = np.argsort(keys, axis=-1)
+    keys, ranked = np.take_along_axis(keys, order, axis=-1), np.take_along_axis(given, order, axis=-1)
+    begins = np.flatnonzero(_begins(keys))
+    times = np.diff(np.append(begins, keys.size))
+    # Of equal rewards each is kept as often as the next: they have their mean.
+    level = np.repeat(np.add.reduceat(ranked.reshape(-1), begins) / times, times).reshape(ranked.shape)
+    found = level @ np.stack([_subset_weights(m, each) for each in ns], axis=-1)
+    return found[..., 0] if single else found
+
+
+def best_of_n_win_rate(samples: ArrayLike, n: int | Sequence[int], *, rounding: float = ROUNDING) -> Array:
     """Return the unbiased estimate of how often best-of-n beats another reference response, ties counting one half.
 
     It is the mean over all ways to take n samples as competitors and one of the others as their opponent. That the
@@ -85,28 +122,30 @@ def best_of_n_win_rate(samples: ArrayLike, n: int, *, rounding: float = ROUNDING
 
     Args:
         samples: rewards of i.i.d. reference responses, shape (..., m) with m > n; the last axis is one prompt's.
-        n: number of draws, a whole number from 1 to m − 1.
+        n: number of draws, a whole number from 1 to m − 1; or several, which the last axis of the result is then for.
         rounding: share of the rewards' size up to which a difference is rounding, see `ROUNDING`; 0 for none.
 
     Returns:
-        The estimate for each prompt, shape (...): n/(n+1) where no two rewards are equal.
+        The estimate for each prompt, shape (...) or (..., number of n): n/(n+1) where no two rewards are equal.
 
     Raises:
         ValueError: if `n` is out of range or a reward is not finite.
 
     Source: Beirami et al., Lemma 5.1; Hoeffding 1948 (U-statistics).
     """
-    rewards, n = _checked_samples(samples, n, opponents=1)
-    others = rewards.shape[-1] - 1
-    upto = _subset_cdf(others, n)
+    rewards, ns, single = _checked_draws(samples, n, opponents=1)
+    m = rewards.shape[-1]
     lower, upper = _ranks(snapped(rewards, rounding))
     # All n competitors are worse than a sample, or no better, if they are among so many of the others.
-    return 1 - (upto[lower] + upto[upper - 1]).mean(axis=-1) / 2
+    among = np.arange(rewards.size // m)[:, None] * m + np.concatenate([lower, upper - 1], axis=-1).reshape(-1, 2 * m)
+    times = np.bincount(among.reshape(-1), minlength=rewards.size).reshape(rewards.shape)
+    found = 1 - times @ np.stack([_subset_cdf(m - 1, each) for each in ns], axis=-1) / (2 * m)
+    return found[..., 0] if single else found
 
 
 def best_of_n_kl(
     samples: ArrayLike,
-    n: int,
+    n: int | Sequence[int],
     *,
     log_probs: ArrayLike | None = None,
     responses: Any = None,
@@ -119,7 +158,7 @@ def best_of_n_kl(
 
     Args:
         samples: rewards of i.i.d. reference responses, shape (..., m) with m >= n; take m at least 2n.
-        n: number of draws, a whole number from 1 to m.
+        n: number of draws, a whole number from 1 to m; or several, which the last axis of the result is then for.
         log_probs: log-probability of each sample under the distribution that it was drawn from, shape (..., m), such as
             `draws.log_probs`. Without `responses`, draws of one reward and log-probability are taken for one response
             unless they are too many for that. The mass F≤ − F of other rewards is counted, as that of all is if None.
@@ -133,7 +172,7 @@ def best_of_n_kl(
 
     Source: Beirami et al., in the spirit of Corollary 4.2; the weights are those of Horvitz and Thompson (1952).
     """
-    rewards, n = _checked_samples(samples, n)
+    rewards, ns, single = _checked_draws(samples, n)
     m = rewards.shape[-1]
     rows = snapped(rewards, rounding).reshape(-1, m)
     known = np.full(rows.shape, np.nan)
@@ -145,12 +184,26 @@ def best_of_n_kl(
                 f"most 0, and of the shape {rewards.shape} of samples"
             )
         known = log_probs.reshape(-1, m)
-    names = [None] * len(rows) if responses is None else _numbered(responses, rewards.shape)
-    found = [_kl_of_row(row, n, logs, which) for row, logs, which in zip(rows, known, names, strict=True)]
-    return np.reshape(found, rewards.shape[:-1])
+    row, stands_for, log_g, log_cdf = _masses(
+        rows, known, None if responses is None else _numbered(responses, rewards.shape)
+    )
+    share = np.minimum(np.exp(log_g - log_cdf), 1.0)
+    with np.errstate(divide="ignore"):
+        log_missed = np.log1p(-share)
+    found = np.empty((len(rows), len(ns)))
+    for place, each in enumerate(ns):
+        with np.errstate(divide="ignore"):
+            log_found = np.log(-np.expm1(each * log_missed))  # 1 − (F/F≤)^n
+        few = np.log(each) + log_g - log_cdf
+        log_lift = each * log_cdf + np.where(each * share < 1e-12, few, log_found) - log_g
+        weights = stands_for * np.exp(log_lift)
+        kl = np.bincount(row, weights * log_lift, len(rows)) / np.bincount(row, weights, len(rows))
+        found[:, place] = np.maximum(kl, 0.0)  # as a KL is, where an estimate may not be
+    shape = rewards.shape[:-1]
+    return found[:, 0].reshape(shape) if single else found.reshape(*shape, len(ns))
 
 
-def _numbered(responses: Any, shape: tuple[int, ...]) -> list[Counts]:
+def _numbered(responses: Any, shape: tuple[int, ...]) -> Counts:
     """A number for each response of each prompt, the same for equal ones."""
     try:
         rows = [responses]
@@ -158,7 +211,7 @@ def _numbered(responses: Any, shape: tuple[int, ...]) -> list[Counts]:
             rows = [row for block in rows for row in block]
         numbers: list[dict[Hashable, int]] = [{} for _ in rows]
         table = [[known.setdefault(item, len(known)) for item in row] for known, row in zip(numbers, rows, strict=True)]
-        return list(np.reshape(np.array(table, dtype=np.intp), shape).reshape(-1, shape[-1]))
+        return np.reshape(np.array(table, dtype=np.intp), shape).reshape(-1, shape[-1])
     except (TypeError, ValueError):
         raise ValueError(
             f"responses must have the shape {shape} of samples, a text (or something else to hash) for each: give "
@@ -166,18 +219,20 @@ def _numbered(responses: Any, shape: tuple[int, ...]) -> list[Counts]:
         ) from None
 
 
-def _kl_of_row(rewards: Array, n: int, log_probs: Array, responses: Counts | None) -> float:
-    """The estimate for one prompt, from rewards without rounding, and log-probabilities, NaN where there are none.
+def _masses(rewards: Array, log_probs: Array, responses: Counts | None) -> tuple[Counts, Array, Array, Array]:
+    """What each reward stands for: which prompt it is of, its mass, the logarithm of F≤ − F, and that of F≤.
 
-    A response of probability p is among m samples with chance s = 1 − (1−p)^m. So one that was seen stands for the mass
-    p/s: for itself if it is likely, for 1/m of the distribution if it is not. What the responses of a reward stand for
-    is its mass. A reward of one response has the mass p, and in the middle of the interval of F that this response
-    stands for.
+    From rewards without rounding, (P, m), and log-probabilities, NaN where there are none. A response of probability p
+    is among m samples with chance s = 1 − (1−p)^m. So one that was seen stands for the mass p/s: for itself if it is
+    likely, for 1/m of the distribution if it is not. What the responses of a reward stand for is its mass. A reward of
+    one response has the mass p, and in the middle of the interval of F that this response stands for.
     """
-    m = len(rewards)
-    _, group, times = np.unique(rewards, return_inverse=True, return_counts=True)
-    rungs = len(times)
-    _, first, response = np.unique(group if responses is None else responses, return_index=True, return_inverse=True)
+    prompts, m = rewards.shape
+    offset = np.arange(prompts)[:, None] * m
+    levels, group, times = np.unique(offset + _ranks(rewards)[0], return_inverse=True, return_counts=True)
+    group, log_probs, rungs, row = group.reshape(-1), log_probs.reshape(-1), len(times), levels // m
+    named = group if responses is None else (offset + responses).reshape(-1)
+    _, first, response = np.unique(named, return_index=True, return_inverse=True)
     rung, likely = group[first], log_probs[first]  # of each response
     # One text with several log-probabilities or rewards is several responses: they are counted, as are unknown ones.
     agrees = (np.abs(log_probs - likely[response]) < 0.01) & (group == rung[response])
@@ -187,8 +242,9 @@ def _kl_of_row(rewards: Array, n: int, log_probs: Array, responses: Counts | Non
     excess, variance = _excess(came[again], np.exp(likely[again]), m)
     if responses is None:  # a reward that came more often than one response does is that of several
         unlike = np.abs(excess) > 2 * np.sqrt(variance)
-        if abs(excess[~unlike].sum()) > 2 * np.sqrt(variance[~unlike].sum()):  # together they say more than one by one
-            unlike[:] = True
+        of = row[rung[again]]
+        beyond, spread = (np.bincount(of[~unlike], part[~unlike], prompts) for part in (excess, variance))
+        unlike |= (np.abs(beyond) > 2 * np.sqrt(spread))[of]  # together they say more than one by one
         counted[rung[again][unlike]] = True
     elif (unlike := np.abs(excess) > 6 * np.sqrt(1 + variance + (0.1 * (came[again] - excess)) ** 2)).any():
         worst = np.argmax(unlike)
@@ -202,19 +258,17 @@ def _kl_of_row(rewards: Array, n: int, log_probs: Array, responses: Counts | Non
     unseen = np.maximum(np.where(m * p < 1e-9, 1 / m, p / np.maximum(chance, 1e-300)) - p, 0.0)
     known = np.where(counted, times / m, np.bincount(rung, p, rungs))
     more = np.where(counted, 0.0, np.bincount(rung, unseen, rungs))
-    more = more if more.sum() > 0 else known  # all that came is so likely that it had to come
-    more = more * (max(1.0 - known.sum(), 0.0) / more.sum())
+    more = np.where((np.bincount(row, more) > 0)[row], more, known)  # all that came is so likely that it had to come
+    more *= (np.maximum(1.0 - np.bincount(row, known), 0.0) / np.bincount(row, more))[row]
     stands_for = np.maximum(known + more, 1e-300)
     alone = ~counted & (np.bincount(rung, minlength=rungs) == 1)
     log_g = np.log(stands_for)
     log_g[rung] = np.where(alone[rung], likely, log_g[rung])
-    log_cdf = np.log(np.minimum(np.cumsum(stands_for) - np.where(alone, more / 2, 0.0), 1.0))
-    share = np.minimum(np.exp(log_g - log_cdf), 1.0)
-    with np.errstate(divide="ignore"):
-        log_found = np.log(-np.expm1(n * np.log1p(-share)))  # 1 − (F/F≤)^n
-    log_lift = n * log_cdf + np.where(n * share < 1e-12, np.log(n) + log_g - log_cdf, log_found) - log_g
-    weights = stands_for * np.exp(log_lift)
-    return max(float(weights @ log_lift / weights.sum()), 0.0)  # as a KL is, where an estimate may not be
+    ladder = np.zeros(rewards.shape)  # one prompt a row: a sum along all of them would carry its rounding on
+    at = row, np.arange(rungs) - np.searchsorted(row, row)
+    ladder[at] = stands_for
+    upto = np.cumsum(ladder, axis=1)[at]
+    return row, stands_for, log_g, np.log(np.minimum(upto - np.where(alone, more / 2, 0.0), 1.0))
 
 
 def _excess(times: Counts, p: Array, m: int) -> tuple[Array, Array]:
@@ -228,10 +282,23 @@ def _excess(times: Counts, p: Array, m: int) -> tuple[Array, Array]:
 
 def _ranks(rewards: Array) -> tuple[Counts, Counts]:
     """How many samples are below each reward, and how many are not above it; the last axis is one prompt's."""
-    rows = rewards.reshape(-1, rewards.shape[-1])
-    both = [[np.searchsorted(np.sort(row), row, side) for row in rows] for side in ("left", "right")]
-    lower, upper = (np.reshape(counts, rewards.shape) for counts in both)
+    m = rewards.shape[-1]
+    order = np.argsort(rewards, axis=-1)
+    begins = _begins(np.take_along_axis(rewards, order, axis=-1))
+    ends = np.concatenate([begins[..., 1:], np.ones_like(begins[..., :1])], axis=-1)
+    below = np.maximum.accumulate(np.where(begins, np.arange(m), 0), axis=-1)
+    upto = np.minimum.accumulate(np.where(ends, np.arange(1, m + 1), m)[..., ::-1], axis=-1)[..., ::-1]
+    lower, upper = np.empty_like(order), np.empty_like(order)
+    np.put_along_axis(lower, order, below, axis=-1)
+    np.put_along_axis(upper, order, upto, axis=-1)
     return lower, upper
+
+
+def _begins(ranked: Array) -> NDArray[np.bool_]:
+    """Where, in rewards in order, (..., m), another one than before begins."""
+    begins = np.ones(ranked.shape, dtype=bool)
+    np.not_equal(ranked[..., 1:], ranked[..., :-1], out=begins[..., 1:])
+    return begins
 
 
 def _checked_samples(samples: ArrayLike, n: int, opponents: int = 0) -> tuple[Array, int]:
@@ -242,6 +309,16 @@ def _checked_samples(samples: ArrayLike, n: int, opponents: int = 0) -> tuple[Ar
     m = rewards.shape[-1]
     apart = f" and {opponents} to play against" if opponents else ""
     return rewards, whole("n", n, 1, m - opponents, what=f"with {m} samples a prompt{apart} it")
+
+
+def _checked_draws(samples: ArrayLike, n: int | Sequence[int], opponents: int = 0) -> tuple[Array, list[int], bool]:
+    """The samples, the numbers of draws, each checked, and whether a single one was asked for."""
+    single = np.ndim(n) == 0
+    asked: Any = [n] if single else n
+    if len(asked) == 0:
+        raise ValueError("n is empty; give a number of draws, or several")
+    rewards = np.asarray(samples, dtype=np.float64)
+    return rewards, [_checked_samples(rewards, each, opponents)[1] for each in asked], single
 
 
 def _subset_cdf(m: int, n: int) -> Array:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bonlib.estimates import best_of_n_kl, best_of_n_reward, best_of_n_weights, best_of_n_win_rate
+from bonlib.estimates import best_of_n_kl, best_of_n_mean, best_of_n_reward, best_of_n_weights, best_of_n_win_rate
 from bonlib.exact import Outcomes, kl_divergence
 
 REWARDS = st.lists(st.floats(-5, 5), min_size=1, max_size=8)
@@ -181,3 +181,31 @@ def test_the_win_rate_is_unbiased():
         assert found.mean() == pytest.approx(right, abs=5 * found.std() / np.sqrt(4000) + 1e-12)
     with pytest.raises(ValueError, match=r"n is 16; with 16 samples a prompt and 1 to play against .* from 1 to 15"):
         best_of_n_win_rate(drawn, 16)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.floats(-5, 5)), min_size=1, max_size=8), st.data())
+def test_a_mean_over_best_of_n_has_its_weights(drawn, data):
+    rewards, values = np.array(drawn).T
+    ns = data.draw(st.lists(st.integers(1, len(drawn)), min_size=1, max_size=3))
+    found = best_of_n_mean(np.array([rewards, -rewards]), ns, np.array([values, values]))
+    for place, n in enumerate(ns):
+        assert found[0, place] == pytest.approx(best_of_n_weights(rewards, n) @ values)
+        assert found[1, place] == pytest.approx(best_of_n_weights(-rewards, n) @ values)
+    assert best_of_n_mean(rewards, ns[0]) == pytest.approx(best_of_n_reward(rewards, ns[0]).value)
+
+
+def test_several_n_at_once_are_those_one_by_one():
+    rng = np.random.default_rng(0)
+    probs = rng.dirichlet(np.ones(30))
+    drawn = rng.choice(30, p=probs, size=(5, 24))
+    rewards, known = (drawn % 11).astype(float), {"log_probs": np.log(probs)[drawn], "responses": drawn}
+    ns = [1, 7, 23]
+    for estimate in (best_of_n_win_rate, best_of_n_kl, lambda r, n: best_of_n_kl(r, n, **known)):
+        one_by_one = np.stack([estimate(rewards, n) for n in ns], axis=-1)
+        np.testing.assert_allclose(estimate(rewards, ns), one_by_one, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="n is 25"):
+        best_of_n_win_rate(rewards, [1, 25])
+    with pytest.raises(ValueError, match="n is empty"):
+        best_of_n_mean(rewards, [])
+    with pytest.raises(ValueError, match="values has shape"):
+        best_of_n_mean(rewards, 2, drawn[0])
