@@ -28,7 +28,7 @@ ROOMS = [
     "course",
     "entrance",
 ]
-MATHEMATICS = ("checks", "exact", "bounds", "cdf", "estimates", "metrics")
+MATHEMATICS = ("checks", "exact", "bounds", "cdf", "estimates", "answers", "metrics")
 HEAVY = {"transformers", "accelerate", "peft", "vllm", "datasets", "ray", "ipywidgets"}
 NO_TORCH = [
     "bonlib",
@@ -36,6 +36,7 @@ NO_TORCH = [
     "bonlib.bounds",
     "bonlib.cdf",
     "bonlib.estimates",
+    "bonlib.answers",
     "bonlib.tables",
     "bonlib.front",
 ]
