@@ -218,7 +218,7 @@ class ScoredDraws(ModelDraws):
         """
         most = self.rewards.shape[1]
         chosen = tuple(ns) or tuple(2**k for k in range(most.bit_length()) if 2**k <= max(most // 2, 1))
-        return Curve(self.rewards, chosen, log_probs=self.log_probs, responses=self.texts, seed=self.seed)
+        return Curve.of_draws(self.rewards, chosen, log_probs=self.log_probs, responses=self.texts)
 
     def table(self) -> pd.DataFrame:
         """Return prompts, responses and rewards, a row a draw."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bonlib.bounds import kl_bound, win_rate_bound
-from bonlib.estimates import best_of_n_kl, best_of_n_reward, best_of_n_win_rate
+from bonlib.estimates import best_of_n_kl, best_of_n_mean, best_of_n_win_rate
 from bonlib.exact import Array
-from bonlib.inference.best_of_n import random_of_n
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,34 +33,46 @@ class _Table:
 class Curve(_Table):
     """What best-of-n makes of given draws, from all subsets of n of them; reward and win rate have no bias.
 
-    `table` has a row an n, with the mean reward, the win rate over the reference (ties count one half) and the KL from
-    it in nats, each with its standard error over prompts as NAME_se; `control` is the mean reward of a random one of n.
+    `table` has a row an n, with the mean reward, the win rate over the reference (ties count one half), the KL from it
+    in nats and `control`, the mean reward of a random one of n; and each one's standard error over prompts as NAME_se.
 
     Args:
-        rewards: of the draws, shape (P, M).
-        ns: numbers of draws, each at most M − 1.
-        log_probs: of the draws under the law that they were drawn from, nats, shape (P, M).
-        responses: their texts, shape (P, M): which of them are one response.
-        seed: of the control.
+        ns: K numbers of draws.
+        by_prompt: reward, win_rate, kl and control, and what else there is, of each prompt, (P, K); NaN is unknown.
     """
 
-    def __init__(
-        self, rewards: Array, ns: Sequence[int], *, log_probs: Array, responses: NDArray[np.object_], seed: int = 0
-    ) -> None:
+    def __init__(self, ns: Sequence[int], by_prompt: Mapping[str, Array]) -> None:
         import pandas as pd
 
-        rows = []
-        for n in ns:
-            by_chance = np.take_along_axis(rewards, random_of_n(rewards, n, seed=seed), axis=1)
-            rows.append(
-                {
-                    **mean_and_error("reward", best_of_n_reward(rewards, n).value),
-                    **mean_and_error("win_rate", best_of_n_win_rate(rewards, n)),
-                    **mean_and_error("kl", best_of_n_kl(rewards, n, log_probs=log_probs, responses=responses)),
-                    **mean_and_error("control", by_chance.mean(axis=1)),
-                }
-            )
-        super().__init__(pd.DataFrame(rows, index=pd.Index(ns, name="n")))
+        self.by_prompt = dict(by_prompt)
+        columns: dict[str, Array] = {}
+        for name, values in by_prompt.items():
+            columns[name] = values.mean(axis=0)
+            few = len(values) < 2  # one prompt does not tell an error
+            spread = np.full(len(ns), np.nan) if few else values.std(axis=0, ddof=1)
+            columns[f"{name}_se"] = spread / np.sqrt(len(values))
+        super().__init__(pd.DataFrame(columns, index=pd.Index(ns, name="n")))
+
+    @classmethod
+    def of_draws(cls, rewards: Array, ns: Sequence[int], *, log_probs: Array, responses: NDArray[np.object_]) -> Curve:
+        """Return the curve of draws, as many to each prompt.
+
+        Args:
+            rewards: of the draws, shape (P, M).
+            ns: numbers of draws, each at most M − 1.
+            log_probs: of the draws under the law that they were drawn from, nats, shape (P, M).
+            responses: their texts, shape (P, M): which of them are one response.
+
+        Raises:
+            ValueError: if an n is out of range, or an array is not what it must be.
+        """
+        by_prompt = {
+            "reward": best_of_n_mean(rewards, ns, rounding=0),
+            "win_rate": best_of_n_win_rate(rewards, ns),
+            "kl": best_of_n_kl(rewards, ns, log_probs=log_probs, responses=responses),
+            "control": np.repeat(rewards.mean(axis=1, keepdims=True), len(ns), axis=1),
+        }
+        return cls(ns, by_prompt)
 
     def plot(self) -> Figure:
         """Draw reward with its control, win rate and KL against n; dotted, what holds where no two rewards tie."""
