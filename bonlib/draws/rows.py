@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,23 +55,50 @@ def read_jsonl(path: str | Path, kind: type = dict) -> list[Any]:
 
 def numbered_rows(path: str | Path, kind: type = dict) -> Iterator[tuple[str, Any]]:
     """Yield the rows of `read_jsonl`, each with its place for a message, as "path, line 3"."""
-    try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}): save it as UTF-8") from error
-    wanted = "object, {...}" if kind is dict else "array, [...]"
-    # Only "\n" ends a line: U+2028 and its like, where `splitlines` would cut, may stand inside a string.
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
+    with Path(path).open("rb") as file:
+        for number, text in numbered_lines(file, path):
+            where = f"{path}, line {number}"
+            try:
+                row = json_row(text, kind)
+            except ValueError as error:
+                raise ValueError(f"{where} {error}") from error
+            yield where, row
+
+
+def numbered_lines(lines: Iterable[bytes], name: str | Path) -> Iterator[tuple[int, str]]:
+    """Yield lines that are not blank, counted from 1, as texts; a byte-order mark is passed over.
+
+    Raises:
+        ValueError: if one is not UTF-8; it calls what they are of `name`.
+    """
+    # Only "\n" ends a line of bytes: U+2028 and its like, where `splitlines` would cut, may stand inside a string.
+    begin = 0
+    for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{where} is not JSON ({error}): each line must be one JSON {wanted}") from error
-        if not isinstance(row, kind):
-            raise ValueError(f"{where} is {line.strip()[:60]}; each line must be one JSON {wanted}")
-        yield where, row
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{name} is not UTF-8 ({error.reason} at byte {begin + error.start}): save it as UTF-8"
+            ) from error
+        begin += len(line)
+        if text and not text.isspace():
+            yield number, text
+
+
+def json_row(text: str, kind: type = dict) -> Any:
+    """Return what a line of JSON lines holds.
+
+    Raises:
+        ValueError: if it is no JSON of that kind; the message goes on after the name of the line.
+    """
+    wanted = "object, {...}" if kind is dict else "array, [...]"
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not JSON ({error}): each line must be one JSON {wanted}") from error
+    if not isinstance(row, kind):
+        raise ValueError(f"is {text.strip()[:60]}; each line must be one JSON {wanted}")
+    return row
 
 
 def source_rows(

@@ -36,6 +36,8 @@ class Records:
         answers: (R,) what each response says in the end, for a vote; None where it says nothing, or if there are none.
         correct: (R,) whether that is right; None if the file does not say.
         messages: (P,) each prompt as a conversation, a list of messages with role and content; None if they are texts.
+        runs: (P,) in how many places of the file each prompt stands: 1 if all rows of it stand together; None if it is
+            not known.
         rows: (R,) where each came from, the line or row of its file, counted from 1.
         bad: rows that were kept apart, with the columns place, reason and row (its text, shortened).
         source: of what file.
@@ -54,6 +56,7 @@ class Records:
     answers: NDArray[np.object_] | None = None
     correct: NDArray[np.bool_] | None = None
     messages: list[Any] | None = None
+    runs: NDArray[np.intp] | None = None
     source: str = ""
     taken: Mapping[str, str] = field(default_factory=dict)
 
@@ -86,13 +89,13 @@ class Records:
             yield which, begins[which, None] + np.arange(m)
 
     def table(self) -> pd.DataFrame:
-        """Return one row a response, with all that is known of it."""
+        """Return one row a response, with all that is known of it; the length, if it is in tokens."""
         import pandas as pd
 
         columns: dict[str, Any] = {"prompt": self.prompts[self.prompt], "response": self.responses, **self.scores}
-        for name in ("log_probs", "lengths", "answers", "correct"):
-            if (values := getattr(self, name)) is not None:
-                columns[name.removesuffix("s") if name != "correct" else name] = values
+        known = {"log_prob": self.log_probs, "length": self.lengths if self.in_tokens else None}
+        known |= {"answer": self.answers, "correct": self.correct}
+        columns |= {name: values for name, values in known.items() if values is not None}
         return pd.DataFrame(columns)
 
     def __repr__(self) -> str:
