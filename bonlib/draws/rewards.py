@@ -29,8 +29,10 @@ REMEMBERED = 1 << 18  # texts whose rewards a classifier keeps in mind, of some 
 class RewardModel(Protocol):
     """Anything that scores responses; higher is better, any scale.
 
-    Three things it may have besides: `score_responses(prompts, responses)`, if it looks at tokens; `remember(prompts,
-    responses, rewards)`, by which the store tells it what it once said; and `source`, a hash of its code.
+    Four things it may have besides: `score_responses(prompts, responses)`, if it looks at tokens; `remember(prompts,
+    responses, rewards)`, by which the store tells it what it once said; `source`, a hash of its code; and
+    `score_each(prompts, responses, keep=)`, if rewards come one by one and are paid for: it calls `keep(places,
+    rewards)` with some as soon as they are there, and the store writes them at once.
     """
 
     @property
@@ -365,6 +367,12 @@ def checked_score(reward_model: RewardModel, prompts: Sequence[str], responses: 
         rewards = reward_model.score_responses(prompts, responses)
     else:
         rewards = reward_model.score(prompts, texts)
+    return checked_rewards(rewards, prompts, texts)
+
+
+def checked_rewards(rewards: Any, prompts: Sequence[str], responses: Responses | Sequence[str]) -> Rewards:
+    """Return what a reward model gave as an array; arguments and errors as of `checked_score`."""
+    texts = responses.texts.tolist() if isinstance(responses, Responses) else list(responses)
     if hasattr(rewards, "detach"):
         rewards = rewards.detach().cpu().double().numpy()
     try:

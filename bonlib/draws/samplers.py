@@ -67,8 +67,10 @@ class SamplingSettings:
 class Sampler(Protocol):
     """Anything that draws responses to prompts.
 
-    Two things it may have besides: `batch_size`, how many responses the store asks for at once, and
-    `prompt_lengths(prompts)`, by which it puts prompts of one length together.
+    Three things it may have besides: `batch_size`, how many responses the store asks for at once;
+    `prompt_lengths(prompts)`, by which it puts prompts of one length together; and `sample_each(prompts, settings,
+    seed=, keep=)`, if responses come one by one and are paid for: it calls `keep(places, responses)` with some as soon
+    as they are there, and the store writes them at once. Their log-probabilities may be NaN: not known.
     """
 
     @property

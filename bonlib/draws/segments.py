@@ -55,11 +55,11 @@ class DrawRows:
         columns: dict[str, NDArray[Any]] = {
             "index": self.index.astype(np.int32),
             "lengths": self.responses.lengths.astype(np.int32),
-            "tokens": token_ids[token_ids >= 0].astype(np.int32),
+            "tokens": token_ids[token_ids != -1].astype(np.int32),
             "texts": packed(self.responses.texts.tolist()),
             "log_probs": self.responses.log_probs,
         }
-        if not np.array_equal(self.responses.log_probs, self.responses.sampling_log_probs):
+        if not np.array_equal(self.responses.log_probs, self.responses.sampling_log_probs, equal_nan=True):
             columns["sampling_log_probs"] = self.responses.sampling_log_probs
         return columns
 

@@ -9,15 +9,17 @@ folder, in files of many draws; their rewards lie beside them.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,7 +32,7 @@ from tqdm import tqdm
 
 from bonlib.checks import literal, number, strings, whole
 from bonlib.draws import former
-from bonlib.draws.rewards import RewardModel, check_reward_model, checked_score
+from bonlib.draws.rewards import RewardModel, check_reward_model, checked_rewards, checked_score
 from bonlib.draws.samplers import Sampler, SamplingSettings, TransformersSampler
 from bonlib.draws.segments import (
     DamagedFileError,
@@ -55,6 +57,7 @@ KEEP_SECONDS, KEEP_ROWS = 2.0, 1 << 14  # what is drawn or scored is written aft
 ODD = np.uint64(0x9E3779B97F4A7C15)  # times the place of a prompt; sets apart equal digests of responses to others
 
 T = TypeVar("T")
+R = TypeVar("R", DrawRows, RewardRows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,17 +87,17 @@ class Draws:
 
     @cached_property
     def log_probs(self) -> NDArray[np.float64]:
-        """(P, count) log-probability of each response under the law that it was drawn from, nats."""
+        """(P, count) log-probability of each response under the law that it was drawn from, nats; NaN: not known."""
         return np.stack([r.sampling_log_probs for r in self.responses])
 
     @cached_property
     def model_log_probs(self) -> NDArray[np.float64]:
-        """(P, count) the same under the model as it is: temperature 1, every token allowed."""
+        """(P, count) the same under the model as it is: temperature 1, every token allowed; NaN: not known."""
         return np.stack([r.log_probs for r in self.responses])
 
     @cached_property
     def lengths(self) -> NDArray[np.intp]:
-        """(P, count) tokens of each response, the end token included."""
+        """(P, count) tokens of each response, the end token included; 0: not counted."""
         return np.stack([r.lengths for r in self.responses])
 
 
@@ -256,6 +259,11 @@ def check_draws(draws: Draws, reference: LoadedModel, few: int = 8) -> None:
     places = [divmod(int(place), count) for place in chosen]
     asked = [draws.prompts[prompt] for prompt, _ in places]
     responses = concatenate([draws.responses[prompt][[draw]] for prompt, draw in places])
+    if not all(each.tokens_known and np.isfinite(each.log_probs).all() for each in draws.responses):
+        raise ValueError(
+            f"draws are of {draws.model or 'a server'}, which did not tell each one's tokens and log-probability, "
+            "which are needed: draw with bon.load(NAME), or from a server that tells them (vLLM's /v1/completions)"
+        )
     said, read = responses.log_probs, np.full(len(places), -np.inf)
     if responses.token_ids.max() < reference.vocabulary:
         read = response_log_probs(reference, asked, responses)
@@ -307,26 +315,35 @@ def _sample(
     lengths = sampler.prompt_lengths(prompts) if hasattr(sampler, "prompt_lengths") else [0] * len(prompts)
     order = missing[np.argsort(np.array(lengths)[missing // count], kind="stable")]
     keys = [hashlib.sha256(json.dumps([folder.name, prompt]).encode()).digest() for prompt in prompts]
-
-    def batches() -> Iterator[tuple[NDArray[np.intp], Responses]]:
-        for at in _blocks(order, getattr(sampler, "batch_size", BATCH)):
-            pairs = [divmod(place, count) for place in at.tolist()]
-            asked = [prompts[prompt] for prompt, _ in pairs]
-            responses = sampler.sample(asked, settings, seed=[_seed(keys[prompt], index) for prompt, index in pairs])
-            if len(responses) != len(asked) or not np.isfinite(responses.log_probs).all():
-                raise ValueError(
-                    f"{sampler.name} returned {len(responses)} responses for {len(asked)} draws, the first to "
-                    f"{asked[0]!r}, or one whose log-probability is not finite: the model is broken (NaN weights?); "
-                    "they are not kept"
-                )
-            yield at, responses
+    written = itertools.count(1)
 
     def write(at: NDArray[np.intp], parts: list[Responses]) -> None:
         prompt, index = np.divmod(at, count)
         some, within = np.unique(prompt, return_inverse=True)
-        add(folder, "draws", DrawRows(tuple(prompts[i] for i in some), within, index, concatenate(parts)))
+        rows = DrawRows(tuple(prompts[i] for i in some), within, index, concatenate(parts))
+        _add(folder, "draws", rows, next(written))
 
-    _keep(batches(), write, len(order), "sampling")
+    def come(at: NDArray[np.intp], places: NDArray[np.intp], responses: Responses) -> None:
+        unknown = hasattr(sampler, "sample_each") & np.isnan(responses.log_probs)  # servers need not say them
+        if len(responses) != len(places) or not (np.isfinite(responses.log_probs) | unknown).all():
+            raise ValueError(
+                f"{sampler.name} returned {len(responses)} responses for {len(places)} draws, the first to "
+                f"{prompts[at[places][0] // count]!r}, or one whose log-probability is not finite: the model is broken "
+                "(NaN weights?); they are not kept"
+            )
+        keep(at[places], responses)
+
+    def at_once(asked: list[str], law: SamplingSettings, *, seed: list[int], keep: Callable[..., None]) -> None:
+        keep(np.arange(len(asked)), sampler.sample(asked, law, seed=seed))
+
+    each, size, seconds = at_once, getattr(sampler, "batch_size", BATCH), KEEP_SECONDS
+    if hasattr(sampler, "sample_each"):
+        each, size, seconds = sampler.sample_each, KEEP_ROWS, 0.0
+    with _keeping(write, len(order), "sampling", seconds) as keep:
+        for at in _blocks(order, size):
+            pairs = [divmod(place, count) for place in at.tolist()]
+            asked = [prompts[prompt] for prompt, _ in pairs]
+            each(asked, settings, seed=[_seed(keys[prompt], index) for prompt, index in pairs], keep=partial(come, at))
 
 
 def _seed(key: bytes, index: int) -> int:
@@ -375,17 +392,27 @@ def _score(
 ) -> None:
     """Score responses at some places of the table (P, count), and keep their rewards as they come."""
     source, count = getattr(reward_model, "source", ""), len(draws.responses[0])
-
-    def batches() -> Iterator[tuple[NDArray[np.intp], NDArray[np.float64]]]:
-        for at in _blocks(missing, getattr(reward_model, "batch_size", BATCH)):
-            yield at, checked_score(reward_model, *_some(draws, at))
+    written = itertools.count(1)
 
     def write(at: NDArray[np.intp], parts: list[NDArray[np.float64]]) -> None:
         some, within = np.unique(at // count, return_inverse=True)
         prompts, sources = tuple(draws.prompts[i] for i in some), (source,) if source else ()
-        add(folder, kind, RewardRows(prompts, within, digest[at], np.concatenate(parts), sources))
+        rows = RewardRows(prompts, within, digest[at], np.concatenate(parts), sources)
+        _add(folder, kind, rows, next(written))
 
-    _keep(batches(), write, len(missing), "scoring")
+    def come(at: NDArray[np.intp], places: NDArray[np.intp], rewards: NDArray[np.float64]) -> None:
+        keep(at[places], checked_rewards(rewards, *_some(draws, at[places])))
+
+    size, seconds = getattr(reward_model, "batch_size", BATCH), KEEP_SECONDS
+    if hasattr(reward_model, "score_each"):
+        size, seconds = KEEP_ROWS, 0.0
+    with _keeping(write, len(missing), "scoring", seconds) as keep:
+        for at in _blocks(missing, size):
+            asked, responses = _some(draws, at)
+            if hasattr(reward_model, "score_each"):
+                reward_model.score_each(asked, responses.texts.tolist(), keep=partial(come, at))
+            else:
+                keep(at, checked_score(reward_model, asked, responses))
 
 
 def _some(draws: Draws, places: NDArray[np.intp]) -> tuple[list[str], Responses]:
@@ -400,27 +427,40 @@ def _blocks(places: NDArray[np.intp], size: int) -> Iterator[NDArray[np.intp]]:
     yield from (places[start : start + size] for start in range(0, len(places), size))
 
 
-def _keep(
-    made: Iterable[tuple[NDArray[np.intp], T]],
-    write: Callable[[NDArray[np.intp], list[T]], None],
-    total: int,
-    what: str,
-) -> None:
-    """Have what is made written, every few seconds and at the end, whatever ends the work."""
+def _add(folder: Path, kind: str, rows: R, written: int) -> None:
+    """Write the so manieth rows of a work, and merge files where it writes many."""
+    add(folder, kind, rows)
+    if written % 64 == 0:
+        merge(folder, kind, type(rows))
+
+
+@contextmanager
+def _keeping(
+    write: Callable[[NDArray[np.intp], list[T]], None], total: int, what: str, seconds: float
+) -> Iterator[Callable[[NDArray[np.intp], T], None]]:
+    """Have what is made written, every so many seconds and at the end, whatever ends the work."""
     places, parts, begun = list[NDArray[np.intp]](), list[T](), time.monotonic()
+
+    def flush() -> None:
+        nonlocal places, parts, begun
+        if parts:
+            write(np.concatenate(places), parts)
+            places, parts, begun = [], [], time.monotonic()
+
     # Every refresh stays in a notebook's output for good, so there are few.
     with tqdm(total=total, desc=what, unit="draw", mininterval=5, leave=False) as progress:
+
+        def keep(at: NDArray[np.intp], part: T) -> None:
+            places.append(at)
+            parts.append(part)
+            progress.update(len(at))
+            if time.monotonic() - begun >= seconds or sum(map(len, places)) >= KEEP_ROWS:
+                flush()
+
         try:
-            for at, part in made:
-                places.append(at)
-                parts.append(part)
-                progress.update(len(at))
-                if time.monotonic() - begun >= KEEP_SECONDS or sum(map(len, places)) >= KEEP_ROWS:
-                    write(np.concatenate(places), parts)
-                    places, parts, begun = [], [], time.monotonic()
+            yield keep
         finally:
-            if parts:
-                write(np.concatenate(places), parts)
+            flush()
 
 
 def _hash(value: Any) -> str:
