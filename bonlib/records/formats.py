@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat
-from os.path import commonpath
+from itertools import repeat, takewhile
 from typing import Any, NamedTuple, TypeGuard
 
 from bonlib.checks import shown
@@ -134,17 +133,19 @@ def plain(rows: Sequence[Row], given: Mapping[str, str]) -> Reading:
 
 
 def _column(field: str, rows: Sequence[Row], given: Mapping[str, str]) -> str | None:
-    """The column of a field: the one that was named for it, or one with a usual name and entries that can be it."""
+    """The column of a field: the one that was named for it, or one with a usual name, best with entries that can be it.
+
+    What a response needs is taken at its name, and bad entries are said to be bad; anything else may mean other things.
+    """
     there = _columns(rows)
     if field in given:
         if given[field] not in there:
             raise ValueError(f"has no column {given[field]!r}; it has {_listed(rows)}: say {field}= one of these")
         return given[field]
     fits = {"prompt": _is_said, "response": _is_said, "answer": _is_said, "correct": _is_truth}.get(field, _is_number)
-    for name in USUAL[field]:
-        if name in there and name not in given.values() and any(fits(row.get(name)) for row in rows):
-            return name
-    return None
+    usual = [name for name in USUAL[field] if name in there and name not in given.values()]
+    found = [name for name in usual if any(fits(row.get(name)) for row in rows)]
+    return next(iter(found or (usual if field in ("prompt", "response", "reward") else [])), None)
 
 
 def _listed_beside(row: Row, name: str, count: int, response: str) -> list[Any]:
@@ -256,7 +257,7 @@ def _split_pair(prompt: Any, chosen: Any, rejected: Any) -> tuple[Any, tuple[Any
         return prompt, (chosen, rejected)
     if prompt is not None or not (isinstance(chosen, str) and isinstance(rejected, str)):
         return prompt, (chosen, rejected)
-    same = len(commonpath([chosen, rejected]))
+    same = sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(chosen, rejected, strict=False)))
     turn = chosen.rfind("\n\nAssistant:", 0, same)  # as in HH-RLHF: a response may begin alike
     if turn >= 0:
         same = turn + len("\n\nAssistant:")

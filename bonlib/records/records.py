@@ -93,7 +93,7 @@ class Records:
         import pandas as pd
 
         columns: dict[str, Any] = {"prompt": self.prompts[self.prompt], "response": self.responses, **self.scores}
-        known = {"log_prob": self.log_probs, "length": self.lengths if self.in_tokens else None}
+        known: dict[str, Any] = {"log_prob": self.log_probs, "length": self.lengths if self.in_tokens else None}
         known |= {"answer": self.answers, "correct": self.correct}
         columns |= {name: values for name, values in known.items() if values is not None}
         return pd.DataFrame(columns)
