@@ -22,6 +22,7 @@ ROOMS = [
     "inference",
     "training",
     "methods",
+    "bridge",
     "evaluate",
     "tables",
     "front",
@@ -29,7 +30,7 @@ ROOMS = [
     "entrance",
 ]
 MATHEMATICS = ("checks", "exact", "bounds", "cdf", "estimates", "answers", "metrics")
-HEAVY = {"transformers", "accelerate", "peft", "vllm", "datasets", "ray", "ipywidgets"}
+HEAVY = {"transformers", "accelerate", "peft", "vllm", "datasets", "ray", "trl", "ipywidgets"}
 NO_TORCH = [
     "bonlib",
     "bonlib.exact",
