@@ -1,0 +1,141 @@
+"""Records as files that trainers take as they are."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bonlib.checks import shown
+from bonlib.draws.segments import replace_file
+from bonlib.records.exports import Columns, best_and_worst, best_for_sft, log_cdf, pairs_for_dpo, scored, scored_lists
+from bonlib.records.records import Records
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What can be written.
+
+    Attributes:
+        about: columns, and who takes them, in one line.
+        columns: makes them of records and options.
+    """
+
+    about: str
+    columns: Callable[..., Columns]
+
+
+KINDS = {
+    "sft": Kind(
+        "prompt, completion: the best of each n draws, or `resample` draws a prompt by their chance to be the best; "
+        "TRL's SFTTrainer. With `weights`, all draws with that chance as weight, which is no column of SFTTrainer",
+        best_for_sft,
+    ),
+    "dpo": Kind(
+        "prompt, chosen, rejected: random pairs of n draws without ties; DPOTrainer, RewardTrainer", pairs_for_dpo
+    ),
+    "bonbon": Kind(
+        "prompt, chosen, rejected: best and worst of each n draws, and the target of their log-ratio; DPOTrainer",
+        best_and_worst,
+    ),
+    "log-cdf": Kind("prompt, completion, reward: log F≤ of each response among the draws of its prompt", log_cdf),
+    "scored": Kind("prompt, completion and the scores, a row a response", scored),
+    "scored-lists": Kind("prompt, completions and the scores, a row a prompt, with lists", scored_lists),
+}
+
+
+def export(
+    records: Records,
+    kind: str,
+    path: str | os.PathLike[str],
+    *,
+    n: int | None = None,
+    weights: bool | None = None,
+    resample: int | None = None,
+    pairs: int | None = None,
+    seed: int | None = None,
+) -> int:
+    """Write records as a file that a trainer takes as it is; return its number of rows.
+
+    Prompts that are conversations stay so, and responses to them are messages of the assistant. Prompts with too few
+    draws are left out, with a warning that says how many.
+
+    Args:
+        records: with a score, but for "scored" and "scored-lists".
+        kind: one of `KINDS`.
+        path: a .jsonl, .json, .parquet or .csv file, replaced whole; "-" writes JSON lines to stdout.
+        n: number of draws; needed by "sft" and "bonbon".
+        weights: of "sft".
+        resample: of "sft".
+        pairs: of "dpo".
+        seed: of random choices, of "sft" and "dpo"; 0 if None.
+
+    Raises:
+        ValueError: if the kind is none, it does not take an option, one is out of range, or the file cannot hold it.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
+    options = {"n": n, "weights": weights, "resample": resample, "pairs": pairs, "seed": seed}
+    given = {name: value for name, value in options.items() if value is not None}
+    takes = dict(list(signature(KINDS[kind].columns).parameters.items())[1:])
+    if unknown := given.keys() - takes.keys():
+        name = min(unknown)
+        raise ValueError(f"{name} is {given[name]!r}; {kind!r} takes {', '.join(takes) or 'no option'}: leave it out")
+    if missing := [name for name, option in takes.items() if option.default is option.empty and name not in given]:
+        raise ValueError(f"{missing[0]} is missing; {kind!r} needs it: say {missing[0]}=…")
+    columns = KINDS[kind].columns(records, **given)
+    write = _writer(path)
+    write(columns)
+    return len(columns["prompt"])
+
+
+def _writer(path: str | os.PathLike[str]) -> Callable[[Columns], None]:
+    if os.fspath(path) == "-":
+        return lambda columns: sys.stdout.writelines(_lines(columns))
+    file = Path(path).expanduser()
+    kinds: Mapping[str, Callable[[Columns], bytes]] = {
+        ".jsonl": lambda columns: "".join(_lines(columns)).encode(),
+        ".json": lambda columns: ("[" + ",".join(_lines(columns)) + "]\n").encode(),
+        ".csv": _as_csv,
+        ".parquet": _as_parquet,
+    }
+    if file.suffix not in kinds:
+        raise ValueError(f"path is {os.fspath(path)!r}; it must end in {', '.join(kinds)}, or be '-' for stdout")
+    return lambda columns: replace_file(file, kinds[file.suffix](columns))
+
+
+def _rows(columns: Columns) -> Iterator[tuple[Any, ...]]:
+    return zip(*(c.tolist() if isinstance(c, np.ndarray) else c for c in columns.values()), strict=True)
+
+
+def _lines(columns: Columns) -> Iterator[str]:
+    for row in _rows(columns):
+        yield json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n"
+
+
+def _as_csv(columns: Columns) -> bytes:
+    if listed := [name for name, column in columns.items() if len(column) and isinstance(column[0], list)]:
+        raise ValueError(
+            f"{listed[0]} has {shown(columns[listed[0]][0])}, which CSV cannot hold: write .jsonl or .parquet"
+        )
+    table = csv.writer(text := io.StringIO(), lineterminator="\n")
+    table.writerow(columns)
+    table.writerows(_rows(columns))
+    return text.getvalue().encode()
+
+
+def _as_parquet(columns: Columns) -> bytes:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table({name: pa.array(column) for name, column in columns.items()}), held := io.BytesIO())
+    return held.getvalue()
