@@ -74,6 +74,11 @@ class Curve(_Table):
         }
         return cls(ns, by_prompt)
 
+    def milestones(self) -> pd.DataFrame:
+        """Return the rows of n = 1, 2, 4 … and the last."""
+        ns = self.table.index
+        return self.table[np.isin(ns, [*2 ** np.arange(int(ns[-1]).bit_length()), ns[-1]])]
+
     def plot(self) -> Figure:
         """Draw reward with its control, win rate and KL against n; dotted, what holds where no two rewards tie."""
         figure, axes = _panels(
