@@ -1,0 +1,147 @@
+"""Verifiers: reward models that find the answer in a response, and say whether it is right."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bonlib.checks import number, shown
+from bonlib.draws.rewards import FunctionReward
+
+Truth = Mapping[str, Any] | Callable[[str], Any]
+NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"  # 7, -3.5 or 12,000
+
+
+class Verifier(FunctionReward):
+    """A reward model that is 1 for a right answer and 0 for a wrong one, or for none.
+
+    Args:
+        extract: takes a response, returns its answer, or None if it has none.
+        same: takes an answer and the right one, returns whether they are the same.
+        truth: the right answer to each prompt, as a mapping or a function of the prompt.
+        name: as that of `bonlib.draws.rewards.FunctionReward`; a hash of all three if empty.
+    """
+
+    def __init__(
+        self,
+        extract: Callable[[str], Hashable | None],
+        same: Callable[[Any, Any], bool],
+        truth: Truth,
+        *,
+        name: str = "",
+    ) -> None:
+        if not callable(truth) and not isinstance(truth, Mapping):
+            raise ValueError(
+                f"truth is {shown(truth)}; it must be a dict from prompt to answer, or a function of a prompt"
+            )
+        self.extract = extract
+        super().__init__(partial(_verdict, extract, same, truth if callable(truth) else dict(truth)), name=name)
+
+    def answers(self, prompts: Sequence[str], responses: Sequence[str]) -> NDArray[np.object_]:
+        """Return the answer of each response, None where it has none, shape (B,)."""
+        found = np.empty(len(responses), dtype=object)
+        found[:] = [self.extract(response) for _, response in zip(prompts, responses, strict=True)]
+        return found
+
+    def verify(self, prompts: Sequence[str], responses: Sequence[str]) -> NDArray[np.bool_]:
+        """Return whether each response's answer is right, shape (B,).
+
+        Raises:
+            ValueError: if the truth lacks a prompt.
+        """
+        return self.score(prompts, responses) == 1
+
+
+def exact_match(truth: Truth, *, normalise: Callable[[str], str] = str.strip) -> Verifier:
+    """Return a verifier whose answer is the whole response.
+
+    Args:
+        truth: right answers, texts.
+        normalise: what is made of both texts before they are compared; str.strip or, say, str.casefold.
+    """
+    return Verifier(partial(_whole_text, normalise), partial(_equal_texts, normalise), truth)
+
+
+def regex(truth: Truth, pattern: str, *, normalise: Callable[[str], str] = str.strip) -> Verifier:
+    r"""Return a verifier whose answer is what a pattern finds first.
+
+    Args:
+        truth: right answers, texts.
+        pattern: a regular expression; its first group is the answer, or all that it finds if it has none, such as
+            ``r"The answer is (\w+)"``.
+        normalise: what is made of both texts before they are compared.
+
+    Raises:
+        ValueError: if the pattern is none.
+    """
+    return Verifier(partial(_found, _checked(pattern), normalise), partial(_equal_texts, normalise), truth)
+
+
+def numeric(truth: Truth, *, pattern: str = rf"({NUMBER})(?!.*\d)", tolerance: float = 0.0) -> Verifier:
+    """Return a verifier whose answer is a number.
+
+    Args:
+        truth: right answers, numbers or texts of one.
+        pattern: a regular expression that finds it, as of `regex`; the last number of the response if not given.
+        tolerance: by which an answer may be off, 0 or more.
+
+    Raises:
+        ValueError: if the pattern is none, or the tolerance is out of range.
+    """
+    off = float(number("tolerance", tolerance, least=0))
+    return Verifier(partial(_found, _checked(pattern), _as_number), partial(_close, off), truth)
+
+
+def _verdict(
+    extract: Callable[[str], Hashable | None], same: Callable[[Any, Any], bool], truth: Any, prompt: str, response: str
+) -> float:
+    if callable(truth):
+        right = truth(prompt)
+    elif prompt in truth:
+        right = truth[prompt]
+    else:
+        raise ValueError(f"truth has no answer to the prompt {shown(prompt)}: add it")
+    answer = extract(response)
+    return float(answer is not None and same(answer, right))
+
+
+def _whole_text(normalise: Callable[[str], str], response: str) -> str | None:
+    return normalise(response) or None
+
+
+def _equal_texts(normalise: Callable[[str], str], answer: str, right: Any) -> bool:
+    return answer == normalise(str(right))
+
+
+def _found(pattern: str, made: Callable[[str], Hashable | None], response: str) -> Hashable | None:
+    match = re.search(pattern, response, re.DOTALL)
+    text = match and match[1 if match.re.groups else 0]
+    return made(text) if text else None
+
+
+def _as_number(text: str) -> float | None:
+    try:
+        return float(text.replace(",", ""))
+    except ValueError:
+        return None
+
+
+def _close(tolerance: float, answer: float, right: Any) -> bool:
+    wanted = _as_number(str(right))
+    if wanted is None or not math.isfinite(wanted):
+        raise ValueError(f"truth holds {shown(right)}; a numeric answer is compared with a number: repair it")
+    return abs(answer - wanted) <= tolerance
+
+
+def _checked(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(f"pattern is {shown(pattern)}, no regular expression: {error}") from error
+    return pattern
