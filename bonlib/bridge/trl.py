@@ -103,16 +103,34 @@ def vbon_config(data: TrainingData, settings: TrainSettings, folder: str | os.Pa
         raise ValueError("ppo is set; RLOOTrainer has no critic: leave ppo out of the settings")
     if settings.prompts > len(data.prompts):  # TRL's sampler would give no batch at all
         raise ValueError(f"prompts is {settings.prompts} a step, and data has {len(data.prompts)}: lower it")
+    ours = shared_options(settings, folder, settings.prompts * settings.group) | {
+        "num_generations": settings.group,
+        "max_completion_length": data.sampling.max_new_tokens,
+    }
+    return RLOOConfig(**{**ours, **{name: value for name, (value, _) in REQUIRED.items()}, **options})
+
+
+def shared_options(settings: TrainSettings, folder: str | os.PathLike[str], examples: int) -> dict[str, Any]:
+    """Return the options of any of TRL's trainers under which it learns at the pace of our loop.
+
+    Args:
+        settings: of our loop.
+        folder: for checkpoints.
+        examples: in a step.
+
+    Raises:
+        ValueError: if processes or examples cannot share out the shards.
+    """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if settings.shards % processes:
         raise ValueError(f"shards is {settings.shards} for {processes} processes; take a multiple of that")
-    ours = {
+    if examples % settings.shards or not examples:
+        raise ValueError(f"shards is {settings.shards} for {examples} examples a step; it must divide them")
+    return {
         "output_dir": os.fspath(folder),
         "max_steps": settings.steps,
-        "per_device_train_batch_size": settings.prompts * settings.group // settings.shards,
+        "per_device_train_batch_size": examples // settings.shards,
         "gradient_accumulation_steps": settings.shards // processes,
-        "num_generations": settings.group,
-        "max_completion_length": data.sampling.max_new_tokens,
         "learning_rate": settings.learning_rate,
         "warmup_steps": min(settings.warmup, settings.steps // 2),
         "lr_scheduler_type": "linear" if settings.decay else "constant_with_warmup",
@@ -124,7 +142,6 @@ def vbon_config(data: TrainingData, settings: TrainSettings, folder: str | os.Pa
         "save_steps": settings.checkpoint_every,
         "report_to": "none",
     }
-    return RLOOConfig(**{**ours, **{name: value for name, (value, _) in REQUIRED.items()}, **options})
 
 
 def vbon_trainer(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from toy_training import PROMPTS, SHORT, vowels
 
-from bonlib.bridge.trl import VbonReward, check_vbon, vbon_config, vbon_trainer
+from bonlib.bridge.trl import VbonReward, check_vbon, shared_options, vbon_config, vbon_trainer
 from bonlib.draws.rewards import CutPenalty, FunctionReward
 from bonlib.draws.samplers import SamplingSettings, TransformersSampler
 from bonlib.draws.store import SampleStore
@@ -199,3 +199,8 @@ def test_rewards_of_others_beside_it_are_refused(made):
     trainer.reward_funcs.append(lambda **_: [0.0])
     with pytest.raises(ValueError, match="reward_funcs is"):
         check_vbon(trainer)
+
+
+def test_examples_are_shared_out_in_whole_shards(tmp_path):
+    with pytest.raises(ValueError, match="shards is 3 for 8 examples"):
+        shared_options(replace(SETTINGS, prompts=3, shards=3), tmp_path, 8)
