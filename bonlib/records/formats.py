@@ -1,4 +1,4 @@
-"""What the columns of anybody's table mean: the usual names, and the formats that others write.
+"""Formats that others write.
 
 Each format is a function that looks at the first rows of a file and says what draws a row holds; `FORMATS` lists them.
 """
@@ -8,72 +8,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import repeat, takewhile
-from typing import Any, NamedTuple, TypeGuard
+from itertools import takewhile
+from typing import Any
 
 from bonlib.checks import shown
-
-Row = Mapping[str, Any]
-Messages = list[dict[str, Any]]
-
-# What columns are usually called, the likeliest first. Identifiers stand in for a prompt that is not there. Columns
-# called answer or target are left out: in most files they hold the right one, not what a response said.
-IDENTIFIERS = ("task_id", "prompt_id", "question_id", "problem_id", "doc_id")
-USUAL: dict[str, tuple[str, ...]] = {
-    "prompt": ("prompt", "instruction", "question", "query", "input", "problem", *IDENTIFIERS),
-    "response": (
-        *("response", "responses", "completion", "completions", "output", "outputs", "generation", "generations"),
-        *("samples", "candidates", "generated_text", "model_output", "solution"),
-    ),
-    "reward": (
-        *("reward", "rewards", "score", "scores", "reward_score", "rm_score", "reward_model_score", "overall_score"),
-        *("proxy", "rating", "ratings"),
-    ),
-    "gold": ("gold", "gold_reward", "gold_rewards", "gold_score", "gold_scores", "true_reward"),
-    "log_prob": (
-        *("log_prob", "log_probs", "logprob", "logprobs", "cumulative_logprob", "cumulative_logprobs"),
-        *("log_probability", "sequence_logprob"),
-    ),
-    "length": (
-        *("length", "lengths", "num_tokens", "n_tokens", "completion_tokens", "response_length", "response_tokens"),
-        "token_count",
-    ),
-    "answer": ("extracted_answer", "extracted_answers", "predicted_answer", "parsed_answer", "model_answer", "pred"),
-    "correct": ("correct", "is_correct", "passed", "pass", "success", "label"),
-}
-RIGHT = {"true", "pass", "passed", "correct", "right", "yes", "success", "1", "1.0"}
-WRONG = {"false", "fail", "failed", "incorrect", "wrong", "no", "failure", "error", "timed out", "timeout", "0", "0.0"}
-
-
-class BadRowError(ValueError):
-    """A row, or a draw in it, that is kept apart; its message goes on after the place of the row."""
-
-
-class Draw(NamedTuple):
-    """One response as a file has it, not checked yet; None is what it does not say."""
-
-    prompt: Any
-    response: Any
-    scores: Iterable[Any] = ()
-    log_prob: Any = None
-    length: Any = None
-    answer: Any = None
-    correct: Any = None
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How the rows of a file are read.
-
-    Attributes:
-        scores: names of the scores that each draw has.
-        draws: of a row.
-        taken: what was taken for what, by name of the field.
-    """
-
-    scores: tuple[str, ...]
-    draws: Callable[[Row], Iterable[Draw]]
-    taken: dict[str, str]
+from bonlib.records.columns import (
+    IDENTIFIERS,
+    USUAL,
+    BadRowError,
+    Draw,
+    Reading,
+    Row,
+    column_names,
+    is_conversation,
+    is_number,
+    listed,
+    plain,
+)
 
 
 @dataclass(frozen=True)
@@ -93,79 +44,12 @@ class Format:
     takes: tuple[str, ...] = ()
 
 
-# Plain tables: a row a response, or a list a prompt.
-
-
-def plain(rows: Sequence[Row], given: Mapping[str, str]) -> Reading:
-    """Columns by their usual names, or by those given; where the response is a list, so are scores and the rest."""
-    chosen = {field: column for field in USUAL if (column := _column(field, rows, given)) is not None}
-    for needed in ("response", "prompt"):
-        if needed not in chosen:
-            raise ValueError(
-                f"has no {needed}: none of {', '.join(USUAL[needed])} is among its columns, {_listed(rows)}: say "
-                f"{needed}=COLUMN"
-            )
-    prompt, response = chosen["prompt"], chosen["response"]
-    scores = tuple(chosen[field] for field in ("reward", "gold") if field in chosen)
-    others = [chosen.get(field) for field in ("log_prob", "length", "answer", "correct")]
-
-    def draws(row: Row) -> Iterable[Draw]:
-        said, get = row.get(response), row.get
-        if isinstance(said, list) and not is_conversation(said):
-            if not said:
-                raise BadRowError(f"has no {response}: the list is empty")
-            columns = [_listed_beside(row, name, len(said), response) for name in (*scores, *filter(None, others))]
-            lists = iter(columns)
-            of_scores = [next(lists) for _ in scores]
-            rest = [repeat(None) if name is None else next(lists) for name in others]
-            each = zip(*of_scores, strict=True) if scores else repeat(())
-            return map(Draw, repeat(get(prompt)), said, each, *rest)
-        return (
-            Draw(
-                get(prompt),
-                said,
-                [get(name) for name in scores],
-                *[None if name is None else get(name) for name in others],
-            ),
-        )
-
-    return Reading(scores, draws, chosen)
-
-
-def _column(field: str, rows: Sequence[Row], given: Mapping[str, str]) -> str | None:
-    """The column of a field: the one that was named for it, or one with a usual name, best with entries that can be it.
-
-    What a response needs is taken at its name, and bad entries are said to be bad; anything else may mean other things.
-    """
-    there = _columns(rows)
-    if field in given:
-        if given[field] not in there:
-            raise ValueError(f"has no column {given[field]!r}; it has {_listed(rows)}: say {field}= one of these")
-        return given[field]
-    fits = {"prompt": _is_said, "response": _is_said, "answer": _is_said, "correct": _is_truth}.get(field, _is_number)
-    usual = [name for name in USUAL[field] if name in there and name not in given.values()]
-    found = [name for name in usual if any(fits(row.get(name)) for row in rows)]
-    return next(iter(found or (usual if field in ("prompt", "response", "reward") else [])), None)
-
-
-def _listed_beside(row: Row, name: str, count: int, response: str) -> list[Any]:
-    """A column of a wide row, with as many entries as there are responses."""
-    entries = row.get(name)
-    if not isinstance(entries, list) or len(entries) != count:
-        what = f"{len(entries)} {name}" if isinstance(entries, list) else f"{name} {shown(entries)}"
-        raise BadRowError(f"has {count} {response} and {what}: it must be a list of as many")
-    return entries
-
-
-# Formats of others.
-
-
 def lm_eval(rows: Sequence[Row], given: Mapping[str, str]) -> Reading:
     """The harness logs a row a document and filter, with all repeats in it; its metric is often one for all of them."""
     metric, _, chosen = given.get("reward", "").partition(",")
     names = [*rows[0].get("metrics", ()), *(name for name in ("exact_match", "acc", "pass@1") if name in rows[0])]
     metric = metric or (names or [""])[0]
-    if metric and metric not in _columns(rows):
+    if metric and metric not in column_names(rows):
         raise ValueError(f"has no metric {metric!r}; it has {', '.join(map(repr, names))}: say reward= one of these")
     chosen = chosen or rows[0].get("filter", "")
     found = [_of_each(row.get(metric), len(_responses_of(row))) for row in rows]
@@ -227,14 +111,14 @@ def _prompt_of(row: Row) -> Any:
 
 def preference(rows: Sequence[Row], given: Mapping[str, str]) -> Reading:
     """A row is a pair of responses; one that is in several pairs is as many draws."""
-    there = _columns(rows)
+    there = column_names(rows)
     pairs = [(f"{what}_chosen", f"{what}_rejected") for what in ("score", "reward", "rating")]
     pairs += [(f"chosen_{what}", f"rejected_{what}") for what in ("score", "reward", "rating")]
     scored = next((pair for pair in pairs if there.issuperset(pair)), None)
     names = [name for name in USUAL["prompt"] if name not in IDENTIFIERS]
     prompt = given.get("prompt") or next((name for name in names if name in there), None)
     if prompt is not None and prompt not in there:
-        raise ValueError(f"has no column {prompt!r}; it has {_listed(rows)}: say prompt= one of these")
+        raise ValueError(f"has no column {prompt!r}; it has {listed(rows)}: say prompt= one of these")
 
     def draws(row: Row) -> Iterable[Draw]:
         both = [row.get("chosen"), row.get("rejected")]
@@ -272,7 +156,7 @@ def ultrafeedback(rows: Sequence[Row], given: Mapping[str, str]) -> Reading:
     names = [name for name in ("overall_score", "fine-grained_score") if any(name in one for one in some)]
     score = given.get("reward") or (names or ["ratings"])[0]
     if "reward" in given and not any(score in completion for completion in some):
-        raise ValueError(f"has no score {score!r}; its completions have {_listed(some)}: say reward= one of these")
+        raise ValueError(f"has no score {score!r}; its completions have {listed(some)}: say reward= one of these")
 
     def draws(row: Row) -> Iterable[Draw]:
         found = []
@@ -290,13 +174,13 @@ def ultrafeedback(rows: Sequence[Row], given: Mapping[str, str]) -> Reading:
 def _mean_rating(completion: Row) -> float | None:
     aspects = (completion.get("annotations") or {}).values()
     ratings = [aspect.get("Rating") for aspect in aspects if isinstance(aspect, dict)]
-    numbers = [float(rating) for rating in ratings if _is_number(rating)]  # N/A where an aspect does not apply
+    numbers = [float(rating) for rating in ratings if is_number(rating)]  # N/A where an aspect does not apply
     return sum(numbers) / len(numbers) if numbers else None
 
 
 def human_eval(rows: Sequence[Row], given: Mapping[str, str]) -> Reading:
     """A row a program, with what its tests said."""
-    there = _columns(rows)
+    there = column_names(rows)
     prompt = "prompt" if "prompt" in there else "task_id"
     correct = "passed" if "passed" in there else "result"
 
@@ -367,57 +251,11 @@ FORMATS: dict[str, Format] = {
 
 def recognised(rows: Sequence[Row], given: Mapping[str, str]) -> str:
     """Return the name of the first format that a file's first rows are of, and which takes the columns named for it."""
-    columns = _columns(rows)
+    columns = column_names(rows)
     return next(
         name for name, form in FORMATS.items() if form.is_it(columns, rows[0]) and given.keys() <= {*form.takes}
     )
 
 
-def is_conversation(value: object) -> TypeGuard[Messages]:
-    """Whether a value is a list of messages, each with a role."""
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "role" in value[0]
-
-
 def _first_kind(value: object) -> type:
     return type(value[0]) if isinstance(value, list) and value else type(None)
-
-
-def _columns(rows: Sequence[Row]) -> set[str]:
-    return {name for row in rows for name in row}
-
-
-def _listed(rows: Sequence[Row]) -> str:
-    return ", ".join(map(repr, dict.fromkeys(name for row in rows for name in row)))
-
-
-def _is_said(value: object) -> bool:
-    return value not in (None, "", [])
-
-
-def _is_number(value: Any) -> TypeGuard[Any]:
-    try:
-        float(value[0] if isinstance(value, list) and value else value)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def _is_truth(value: Any) -> bool:
-    try:
-        return truth(value[0] if isinstance(value, list) and value else value) is not None
-    except BadRowError:
-        return False
-
-
-def truth(value: object) -> bool:
-    """Return whether an entry says right or wrong: True, 1, "pass" and their like.
-
-    Raises:
-        BadRowError: if it says neither.
-    """
-    said = value.strip().lower() if isinstance(value, str) else value
-    if isinstance(said, int | float) and said in (0, 1):
-        return bool(said)
-    if isinstance(said, str) and said in RIGHT | WRONG:
-        return said in RIGHT
-    raise BadRowError(f"has correct {shown(value)}; it must be true or false, 1 or 0, pass or fail")

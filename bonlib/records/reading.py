@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from array import array
 from collections.abc import Mapping, Sequence
 from itertools import chain, islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bonlib.checks import LOG_PROB_SLACK, one_line, shown
-from bonlib.records.formats import FORMATS, BadRowError, Draw, Messages, is_conversation, recognised, truth
+from bonlib.draws.rows import numbered_lines
+from bonlib.records.formats import (
+    FORMATS,
+    BadRowError,
+    Draw,
+    Messages,
+    column_of,
+    is_conversation,
+    listed,
+    recognised,
+    truth,
+)
 from bonlib.records.records import Records
 from bonlib.records.sources import Part, Source, Unread, parts
 
@@ -48,7 +61,7 @@ def read(
             files, or as `datasets` saves one; a name on the hub; several of these; or a table of pandas.
         format: one of `bonlib.records.formats.FORMATS`; told by the columns if None.
         split: of a data set that has several.
-        prompt: column of the prompt; each of these by its usual names, `bonlib.records.formats.USUAL`, if None.
+        prompt: column of the prompt; each of these by its usual names, `bonlib.records.columns.USUAL`, if None.
         response: of the response, or of a list of them.
         reward: of the score, higher is better. Of the harness's files, metric and filter: "exact_match,strict-match".
         gold: of a second score, which the first stands for.
@@ -73,6 +86,47 @@ def read(
     for part in parts(source, split):
         found.read(part, format, given)
     return found.records()
+
+
+def read_prompts(
+    source: Source | Sequence[Source], column: str | None = None, *, split: str | None = None
+) -> list[str]:
+    """Read prompts, each once, of which a model is to draw.
+
+    Args:
+        source: as of `read`; a file that ends in .txt has a prompt a line.
+        column: of the prompt, a text or a conversation; by its usual names if None.
+        split: of a data set that has several.
+
+    Raises:
+        ValueError: if there is none, or a row has none; the message names file, line and remedy.
+        FileNotFoundError: if the source is not there.
+    """
+    if isinstance(source, str | os.PathLike) and Path(source).suffix == ".txt" and Path(source).is_file():
+        with Path(source).open("rb") as lines:
+            found = dict.fromkeys(text.rstrip("\r\n") for _, text in numbered_lines(lines, os.fspath(source)))
+    else:
+        found = {}
+        for part in parts(source, split):
+            first = list(islice(part.rows, LOOKED_AT))
+            rows = [row for _, row in first if not isinstance(row, Unread)]
+            try:
+                name = column_of("prompt", rows, {"prompt": column} if column else {})
+            except ValueError as error:
+                raise ValueError(f"{part.name} {error}") from error
+            if rows and name is None:
+                raise ValueError(f"{part.name} has no prompt; it has {listed(rows)}: say prompt= one of these")
+            for number, row in chain(first, part.rows):
+                where = f"{part.name}, {part.unit} {number}"
+                if isinstance(row, Unread):
+                    raise ValueError(f"{where} {row.reason}")
+                try:
+                    found[_whole("prompt", _as_text(row.get(name)))] = None
+                except BadRowError as error:
+                    raise ValueError(f"{where} {error}") from error
+    if not found:
+        raise ValueError(f"{shown(source)} is empty: it holds no prompt")
+    return list(found)
 
 
 class _Found:

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from bonlib.records.formats import FORMATS, USUAL
+from bonlib.records.columns import USUAL
+from bonlib.records.formats import FORMATS
 from bonlib.records.reading import read
 
 
