@@ -139,6 +139,7 @@ def is_conversation(value: object) -> TypeGuard[Messages]:
 
 
 def column_names(rows: Sequence[Row]) -> set[str]:
+    """Return the names of all columns that some rows have."""
     return {name for row in rows for name in row}
 
 
@@ -152,6 +153,7 @@ def _is_said(value: object) -> bool:
 
 
 def is_number(value: Any) -> TypeGuard[Any]:
+    """Whether an entry, or the first of a list, is a number or the text of one."""
     try:
         float(value[0] if isinstance(value, list) and value else value)
     except (TypeError, ValueError):

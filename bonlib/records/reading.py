@@ -16,17 +16,8 @@ from numpy.typing import NDArray
 
 from bonlib.checks import LOG_PROB_SLACK, one_line, shown
 from bonlib.draws.rows import numbered_lines
-from bonlib.records.formats import (
-    FORMATS,
-    BadRowError,
-    Draw,
-    Messages,
-    column_of,
-    is_conversation,
-    listed,
-    recognised,
-    truth,
-)
+from bonlib.records.columns import BadRowError, Draw, Messages, column_of, is_conversation, listed, truth
+from bonlib.records.formats import FORMATS, recognised
 from bonlib.records.records import Records
 from bonlib.records.sources import Part, Source, Unread, parts
 
