@@ -166,8 +166,8 @@ def _repeated_responses(known: Known) -> Finding:
         f"{extra:,} of {len(records):,} responses ({percent(share)}) repeat another of their prompt word by word."
         if extra
         else "No response comes twice to one prompt.",
-        "Nothing, if they were drawn independently: a likely response comes again, and the estimates count it so. If "
-        "they were copied, drop the copies. More variety needs a higher temperature.",
+        "That is as it should be if they were drawn independently: a likely response comes again, and the estimates "
+        "count it so. If they were copied, drop the copies. More variety needs a higher temperature.",
         rows=extra,
         prompts=len(np.unique(records.prompt[again])),
         examples=_responses(known, again[np.argsort(-copies[again], kind="stable")], copies, "times"),
@@ -204,7 +204,7 @@ def _ties(known: Known) -> Finding:
     tied = int((table["tied"] - 1).sum())
     beyond = max(tied - int((table["copies"] - 1).sum()), 0) / pairs
     values = len(np.unique(records.reward))
-    few = f" There are {values} different rewards in all." if values <= 20 else ""
+    few = f" There are {values} different rewards in all." if values <= min(20, len(records) // 5) else ""
     which = np.unique(records.prompt[table["tied"] > 1])
     return Finding(
         "ties",
@@ -245,17 +245,18 @@ def _constant(known: Known) -> Finding:
 def _saturated(known: Known) -> Finding:
     records = known.records
     reward, several = records.reward, records.counts > 1
-    ends = [float(np.mean(np.isclose(reward, end, rtol=ROUNDING, atol=0))) for end in (reward.max(), reward.min())]
+    times = [np.count_nonzero(np.isclose(reward, end, rtol=ROUNDING, atol=0)) for end in (reward.max(), reward.min())]
+    ends = [count / len(records) for count in times]
     best = np.bincount(records.prompt, known.table["cdf"] >= 1 - 1e-9) / records.counts
     at_once = np.flatnonzero(several & (best >= AT_ONCE))
     share = len(at_once) / max(int(np.count_nonzero(several)), 1)
+    most, least = (f"{end:.4g}".replace("-", "−") for end in (reward.max(), reward.min()))
     return Finding(
         "a reward that saturates",
         max(*ends, share),
-        reward.max() > reward.min() and (max(ends) >= SATURATED or share >= AT_ONCE),
-        f"{percent(ends[0])} of the rewards are the largest there is ({reward.max():.4g}), {percent(ends[1])} the "
-        f"smallest ({reward.min():.4g}). For {_many(len(at_once), 'prompt')} ({percent(share)}) at least half of the "
-        "draws are as good as the best.",
+        bool(reward.max() > reward.min()) and ((max(times) > 1 and max(ends) >= SATURATED) or share >= AT_ONCE),
+        f"{percent(ends[0])} of the rewards are the largest ({most}), {percent(ends[1])} the smallest ({least}). "
+        f"For {_many(len(at_once), 'prompt')} ({percent(share)}) at least half of the draws are as good as the best.",
         "There more draws cannot help, or the reward does not see it. Take the score before it is cut off or squeezed "
         "(a logit for a probability), or harder prompts.",
         rows=int(records.counts[at_once].sum()),
@@ -269,7 +270,10 @@ def _follows_length(known: Known) -> Finding:
     found = rank_correlation(records, rank_shares(records, records.reward), rank_shares(records, records.lengths))
     told = found[np.isfinite(found)]
     mean = float(told.mean()) if len(told) else 0.0
-    error = float(told.std(ddof=1) / np.sqrt(len(told))) if len(told) > 1 else 0.0
+    # Of one prompt, what draws would show if length did not matter.
+    error = (
+        float(told.std(ddof=1) / np.sqrt(len(told))) if len(told) > 1 else 1 / np.sqrt(max(records.counts.max() - 1, 1))
+    )
     unit = "tokens" if records.in_tokens else "characters"
     return Finding(
         "a reward that follows length",

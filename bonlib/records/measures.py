@@ -111,13 +111,9 @@ def _log_probs(records: Records, chosen: NDArray[np.bool_], texts: Rows) -> tupl
         return None, f"counted: {unknown:,} of {len(asked):,} log-probabilities are unknown or not finite"
     if above := np.count_nonzero(asked > LOG_PROB_SLACK):
         return None, f"counted: {above:,} of {len(asked):,} log-probabilities are above 0"
-    if beyond := np.count_nonzero(
-        probability_seen(records, texts)[np.unique(records.prompt[chosen])] > 1 + LOG_PROB_SLACK
-    ):
-        return (
-            None,
-            f"counted: the probabilities of a prompt's responses are more than 1 together, for {beyond:,} prompts",
-        )
+    seen = probability_seen(records, texts)[np.unique(records.prompt[chosen])]
+    if beyond := np.count_nonzero(seen > 1 + LOG_PROB_SLACK):
+        return None, f"counted: the probabilities of responses are more than 1 together, for {beyond:,} of the prompts"
     return np.minimum(records.log_probs, 0.0), "from the log-probabilities of the file"
 
 

@@ -55,7 +55,7 @@ def lines(given: Sequence[Line], across: str, up: str, *, ranks: bool = False) -
         mark = "o" if len(x) <= 10 and line.error is not None else None
         axis.plot(x, y, line.style, color=line.colour, label=line.label, marker=mark, ms=4)
         if line.error is not None:
-            error = np.nan_to_num(np.asarray(line.error, dtype=float)[known])
+            error = np.asarray(line.error, dtype=float)[known]
             axis.fill_between(x, y - error, y + error, color=line.colour, alpha=0.2, lw=0)
     if not ranks:
         axis.set_xscale("log", base=2)
