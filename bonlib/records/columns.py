@@ -82,12 +82,19 @@ def plain(rows: Sequence[Row], given: Mapping[str, str]) -> Reading:
                 f"{needed}=COLUMN"
             )
     prompt, response = chosen["prompt"], chosen["response"]
+    # What is not needed is not guessed, either, where it is no list beside a list of responses, or one beside a text.
+    wide = any(_is_list(row.get(response)) for row in rows)
+    for field in chosen.keys() - given.keys() - {"prompt", "response", "reward"}:
+        if not any(_is_list(row.get(chosen[field])) == wide for row in rows):
+            del chosen[field]
+    more = "input" if prompt == "instruction" and "prompt" not in given and "input" in column_names(rows) else None
     scores = tuple(chosen[field] for field in ("reward", "gold") if field in chosen)
     others = [chosen.get(field) for field in ("log_prob", "length", "answer", "correct")]
 
     def draws(row: Row) -> Iterable[Draw]:
         said, get = row.get(response), row.get
-        if isinstance(said, list) and not is_conversation(said):
+        asked = get(prompt) if more is None or not get(more) else f"{get(prompt)}\n\n{get(more)}"
+        if _is_list(said):
             if not said:
                 raise BadRowError(f"has no {response}: the list is empty")
             columns = [_listed_beside(row, name, len(said), response) for name in (*scores, *filter(None, others))]
@@ -95,21 +102,21 @@ def plain(rows: Sequence[Row], given: Mapping[str, str]) -> Reading:
             of_scores = [next(lists) for _ in scores]
             rest = [repeat(None) if name is None else next(lists) for name in others]
             each = zip(*of_scores, strict=True) if scores else repeat(())
-            return map(Draw, repeat(get(prompt)), said, each, *rest)
+            return map(Draw, repeat(asked), said, each, *rest)
         return (
             Draw(
-                get(prompt),
+                asked,
                 said,
                 [get(name) for name in scores],
                 *[None if name is None else get(name) for name in others],
             ),
         )
 
-    return Reading(scores, draws, chosen)
+    return Reading(scores, draws, chosen | ({"prompt": f"{prompt}, {more}"} if more else {}))
 
 
 def column_of(field: str, rows: Sequence[Row], given: Mapping[str, str]) -> str | None:
-    """The column of a field: the one that was named for it, or one with a usual name, best with entries that can be it.
+    """Return the column of a field: the one named for it, or one of a usual name, best with entries that can be it.
 
     What a response needs is taken at its name, and bad entries are said to be bad; anything else may mean other things.
     """
@@ -146,6 +153,10 @@ def column_names(rows: Sequence[Row]) -> set[str]:
 def listed(rows: Sequence[Row]) -> str:
     """Return the columns of rows, for a message."""
     return ", ".join(map(repr, dict.fromkeys(name for row in rows for name in row)))
+
+
+def _is_list(value: object) -> TypeGuard[list[Any]]:
+    return isinstance(value, list) and not is_conversation(value)
 
 
 def _is_said(value: object) -> bool:

@@ -112,7 +112,7 @@ def read_prompts(
                 if isinstance(row, Unread):
                     raise ValueError(f"{where} {row.reason}")
                 try:
-                    found[_whole("prompt", _as_text(row.get(name)))] = None
+                    found[_whole("prompt", _as_text(row.get(name or "")))] = None
                 except BadRowError as error:
                     raise ValueError(f"{where} {error}") from error
     if not found:

@@ -260,6 +260,20 @@ def test_outputs_of_alpaca_eval(tmp_path):
     assert records.scores == {}
 
 
+def test_samples_of_alpaca_farm(tmp_path):
+    # tatsu-lab/alpaca_farm (Apache-2.0), examples/data/multisamples_sft.json, texts cut: inputs of one instruction.
+    rows = [
+        {"instruction": "Describe a time.", "input": "", "output": ["I had to make", "I had to take", "I was"]},
+        {"instruction": "Rewrite the sentence.", "input": "If you have any questions", "output": ["If you have"]},
+        {"instruction": "Rewrite the sentence.", "input": "Another", "output": ["One"]},
+    ]
+    records, name = taken(tmp_path, rows, "multisamples_sft.json")
+    assert name == "plain"
+    assert records.counts.tolist() == [3, 1, 1]
+    assert records.prompts[1] == "Rewrite the sentence.\n\nIf you have any questions"
+    assert records.taken["prompt"] == "instruction, input"
+
+
 def test_a_format_can_be_named_and_each_says_whose_it_is(tmp_path):
     row = {"chosen": "a", "rejected": "b", "prompt": "c", "response": "d", "score": 2}
     assert taken(tmp_path, [row])[1] == "preference"

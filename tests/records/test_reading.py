@@ -225,6 +225,14 @@ def test_a_wide_row_whose_lists_differ_is_kept_apart_and_of_a_list_the_bad_entry
         assert said in reason
 
 
+def test_what_is_said_of_a_list_as_a_whole_is_not_taken_for_each(tmp_path):
+    rows = [{**row, "label": True, "num_tokens": 7} for row in WIDE]
+    records = read(write(tmp_path / "wide.jsonl", lines(rows)))
+    assert (len(records), records.correct, records.in_tokens) == (3, None, False)
+    rows = [{**ROWS[0], "log_prob": [-1.0, -2.0]}]
+    assert read(write(tmp_path / "rows.jsonl", lines(rows))).log_probs is None
+
+
 def test_a_log_probability_that_is_none_is_unknown_and_counted(tmp_path):
     rows = [{**row, "log_prob": value} for row, value in zip(ROWS, (0.5, "-1.5", None, 1e-7), strict=True)]
     records = read(write(tmp_path / "rows.jsonl", lines(rows)))
