@@ -315,6 +315,8 @@ def _number(name: str, value: Any) -> float:
 
 def _count(value: Any) -> int:
     """A number of tokens, −1 if it is none."""
+    if value is None:
+        return -1
     try:
         return max(int(value), -1)
     except (TypeError, ValueError, OverflowError):

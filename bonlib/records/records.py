@@ -101,6 +101,6 @@ class Records:
     def __repr__(self) -> str:
         prompts, least, most = len(self.prompts), self.counts.min(), self.counts.max()
         each = f"{least}" if least == most else f"{least} to {most}"
-        apart = f"; {len(self.bad)} rows kept apart" if len(self.bad) else ""
+        apart = f"; {len(self.bad)} row{'s' * (len(self.bad) > 1)} kept apart" if len(self.bad) else ""
         names = ", ".join(self.scores) or "no score"
         return f"{len(self)} responses, {each} to each of {prompts} prompts, with {names}{apart}"

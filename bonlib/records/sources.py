@@ -241,7 +241,8 @@ def _of_datasets(name: str, split: str | None) -> Part:
     try:
         found = datasets.load_from_disk(str(folder)) if _is_saved(folder) else datasets.load_dataset(name)
     except Exception as error:  # the package and the hub's client raise what they like
-        raise FileNotFoundError(f"{name} could not be had ({one_line(error)}): is it there, the name right?") from error
+        where = "cannot be read" if folder.exists() else "is no file here, and could not be had from the hub"
+        raise FileNotFoundError(f"{name} {where} ({one_line(error)}): mind the name") from error
     if isinstance(found, dict):
         if split is None and len(found) > 1:
             raise ValueError(f"{name} has the splits {', '.join(found)}: choose one, as split={next(iter(found))!r}")

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import sys
 
 import numpy as np
 import pandas as pd
@@ -105,6 +106,33 @@ def test_data_sets_saved_to_disk(tmp_path, frame):
         read(tmp_path / "splits")
     with pytest.raises(ValueError, match=r"split is .dev.; .* has train, test"):
         read(tmp_path / "splits", split="dev")
+
+
+def test_data_sets_of_the_hub(tmp_path, frame, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load(name):
+        asked.append(name)
+        if name == "owner/none":
+            raise ConnectionError("Couldn't reach it\non the Hub")
+        return datasets.DatasetDict(train=datasets.Dataset.from_pandas(frame))
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    check(read("owner/name"))
+    with pytest.raises(
+        FileNotFoundError, match=r"owner/none is no file here, and could not be had .* on the Hub"
+    ) as error:
+        read("owner/none")
+    told(error)
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="folder/none is not there"):
+        read("folder/none")
+    assert asked == ["owner/name", "owner/none"]
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ModuleNotFoundError, match="owner/name needs the package datasets: pip install datasets"):
+        read("owner/name")
 
 
 def test_a_list_a_prompt(tmp_path):

@@ -58,4 +58,4 @@ def test_it_says_what_it_holds():
     with pytest.raises(ValueError, match="'the table' has no score: score it first"):
         read(rows).reward  # noqa: B018
     bad = ROWS[:5].assign(reward=[1, "x", 2, 3, 4])
-    assert repr(read(bad)) == ("4 responses, 1 to 2 to each of 3 prompts, with reward, gold; 1 rows kept apart")
+    assert repr(read(bad)) == ("4 responses, 1 to 2 to each of 3 prompts, with reward, gold; 1 row kept apart")
