@@ -6,11 +6,15 @@ import json
 import os
 import sys
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
@@ -37,6 +41,8 @@ class ServerError(ValueError):
     Attributes:
         status: HTTP status of its answer; 0 if there was none, or it was not what an answer must be.
     """
+
+    on_the_way = True  # what came before is kept: to the command line, a failure and no wrong usage
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
@@ -111,8 +117,12 @@ class Server:
     def _client(self) -> httpx.Client:
         import httpx
 
-        limits = httpx.Limits(max_connections=self.concurrency + 1, max_keepalive_connections=self.concurrency + 1)
-        return httpx.Client(timeout=httpx.Timeout(self.timeout, connect=min(self.timeout, 10.0)), limits=limits)
+        # Many servers close a connection that is idle for 5 s, which a request must not meet.
+        most = self.concurrency + 1
+        limits = httpx.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=2.0)
+        client = httpx.Client(timeout=httpx.Timeout(self.timeout, connect=min(self.timeout, 10.0)), limits=limits)
+        weakref.finalize(self, client.close)
+        return client
 
     def get(self, path: str) -> Any:
         """Return what the server has at a path, asking once; it costs nothing of the budget."""
@@ -221,34 +231,42 @@ class Server:
             keep: takes jobs with their results, here in the caller's thread, and returns jobs that are still to do.
         """
         self._halt.clear()
-        pool = ThreadPoolExecutor(self.concurrency)
-        running: dict[Future[T], J] = {pool.submit(work, job): job for job in jobs}
-        ended: BaseException | None = None
+        pool, running, finished = ThreadPoolExecutor(self.concurrency), dict[Future[T], J](), SimpleQueue[Future[T]]()
+        come, ended = list[tuple[J, T]](), None
+
+        def begin(job: J) -> None:
+            future = pool.submit(work, job)
+            running[future] = job
+            future.add_done_callback(finished.put)
+
         try:
-            while running:
+            for job in jobs:
+                begin(job)
+            while running or come:
                 try:
-                    wait(running, return_when=FIRST_COMPLETED)
-                    wait(running, timeout=TOGETHER)
-                    come = []
-                    for future in [future for future in running if future.done()]:
-                        job = running.pop(future)
-                        if not future.cancelled() and (error := future.exception()):
-                            ended = ended or error
-                        elif not future.cancelled():
-                            come.append((job, future.result()))
-                    if come:
-                        more = keep(come)
-                        running.update({pool.submit(work, job): job for job in more if not ended})
+                    until = time.monotonic() + TOGETHER
+                    while running and (time.monotonic() < until or not come):
+                        with suppress(Empty):
+                            future = finished.get(timeout=TOGETHER)
+                            job = running.pop(future)
+                            if not future.cancelled() and (error := future.exception()):
+                                ended = ended or error
+                            elif not future.cancelled():
+                                come.append((job, future.result()))
+                        if ended:
+                            break
+                    now, come = come, []
+                    for job in keep(now) if now else ():
+                        if not ended:
+                            begin(job)
                 except KeyboardInterrupt as interrupt:
                     if isinstance(ended, KeyboardInterrupt):
                         raise
                     ended = interrupt
                 if ended and not self._halt.is_set():
                     self._halt.set()
-                    for future in running:
-                        future.cancel()
+                    left = sum(not future.cancel() for future in list(running))
                     if isinstance(ended, KeyboardInterrupt):
-                        left = sum(not future.cancelled() for future in running)
                         note = f"interrupted: {left} requests are under way; interrupt again to leave their answers"
                         tqdm.write(note, file=sys.stderr)
         finally:

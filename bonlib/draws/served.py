@@ -223,7 +223,7 @@ class ServedSampler:
         if not isinstance(text, str):
             raise TypeError(f"its text is {shown(text)}")
         ids, entries = choice.get("token_ids"), _entries(choice.get("logprobs") or {})
-        ids = ids or [each for _, _, each in entries if each is not None]
+        ids = [whole("a token", each) for each in ids or [id for *_, id in entries if id is not None]]
         whole_text = "".join(token for token, _, _ in entries)
         ended = choice["finish_reason"] != "length"
         begins = sorted((text.find(string), string) for string in settings.stop if string in text)
