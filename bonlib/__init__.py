@@ -16,20 +16,29 @@ from typing import TYPE_CHECKING, Any
 from bonlib.exact import Outcomes, kl_divergence
 
 if TYPE_CHECKING:
-    from bonlib.front import compare, draw, load, reward, train
+    from bonlib.front import as_draws, compare, draw, export, judge, load, report, reward, score, served, server, train
     from bonlib.methods import METHODS
     from bonlib.models.explain import explain
+    from bonlib.records.reading import read
 
 __all__ = [
     "METHODS",
     "Outcomes",
     "__version__",
+    "as_draws",
     "compare",
     "draw",
     "explain",
+    "export",
+    "judge",
     "kl_divergence",
     "load",
+    "read",
+    "report",
     "reward",
+    "score",
+    "served",
+    "server",
     "train",
 ]
 __version__ = "0.1.0"
@@ -38,8 +47,11 @@ __version__ = "0.1.0"
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-_LATE = dict.fromkeys(("compare", "draw", "load", "reward", "train"), "bonlib.front")
-_LATE |= {"METHODS": "bonlib.methods", "explain": "bonlib.models.explain"}
+_LATE = dict.fromkeys(__all__, "bonlib.front") | {
+    "METHODS": "bonlib.methods",
+    "explain": "bonlib.models.explain",
+    "read": "bonlib.records.reading",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,13 +11,18 @@ from pathlib import Path
 import click
 
 COMMANDS = {
-    "run": "bonlib.course.commands:run_command",
-    "check": "bonlib.course.check:check_command",
+    "draw": "bonlib.commands:draw_command",
+    "score": "bonlib.commands:score_command",
+    "report": "bonlib.commands:report_command",
     "train": "bonlib.course.experiments.commands:train_command",
-    "judge": "bonlib.course.experiments.commands:judge_command",
-    "pretrain": "bonlib.course.making.command:pretrain_command",
+    "export": "bonlib.commands:export_command",
+    "compare": "bonlib.commands:compare_command",
     "explain": "bonlib.models.explain:explain_command",
     "store": "bonlib.draws.store:store_command",
+    "run": "bonlib.course.commands:run_command",
+    "check": "bonlib.course.check:check_command",
+    "judge": "bonlib.course.experiments.commands:judge_command",
+    "pretrain": "bonlib.course.making.command:pretrain_command",
     "methods": "bonlib.course.commands:methods_command",
     "site": "bonlib.course.commands:site_command",
     "stubs": "bonlib.course.commands:stubs_command",
@@ -49,6 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bonlib: {error.format_message()} (`python -m {asked} --help` says what there is)", file=sys.stderr)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         print(f"bonlib: {error}", file=sys.stderr)
+        return 1 if getattr(error, "on_the_way", False) else 2
+    except BrokenPipeError:  # who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except click.Abort:
         print("bonlib: interrupted; what was drawn is kept (`run` goes on with --resume)", file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""The front door: `import bonlib as bon`, then load, reward, draw, train, compare.
+"""The front door: `import bonlib as bon`, then load, reward, draw, train, compare; or read, report, export.
 
 Each function does the usual thing with the parts behind it, which stay importable. Draws, rewards and trained policies
 are kept on disk, in the store of `bonlib.draws.store`: asked for again, they are read. A comparison is measured anew.
@@ -10,12 +10,13 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bonlib.checks import shown
 from bonlib.exact import Array
 from bonlib.tables import Comparison, Curve, mean_and_error
 
@@ -23,10 +24,15 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
+    from bonlib.draws.http import Server
     from bonlib.draws.rewards import RewardModel
     from bonlib.draws.samplers import Sampler, SamplingSettings
+    from bonlib.draws.served import ServedSampler
+    from bonlib.draws.served_rewards import Judge
     from bonlib.draws.store import Draws, SampleStore
     from bonlib.models.loaded import LoadedModel
+    from bonlib.records.records import Records
+    from bonlib.records.report import Report
     from bonlib.training.trainer import Trained
 
 Folder = str | os.PathLike[str]
@@ -52,26 +58,88 @@ def load(
     return load_language_model(name, revision=revision, device=device, dtype=dtype)
 
 
+def server(url: str, *, max_calls: int | None = None, max_tokens: int | None = None, **options: Any) -> Server:
+    """Return a server that `served`, `reward` and `judge` can use, with a key and a limit to what it may cost.
+
+    Args:
+        url: its base address, such as http://localhost:8000/v1.
+        max_calls: requests that may be made, no more; None for no limit.
+        max_tokens: tokens of prompts and responses that may be spent, no more; likewise.
+        **options: key, the name of the environment variable that holds the key; concurrency, timeout and retries, as of
+            `bonlib.draws.http.Server`.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+    from bonlib.draws.budget import Budget
+    from bonlib.draws.http import Server
+
+    return Server(url, budget=Budget(max_calls, max_tokens), **options)
+
+
+def served(where: Server | str, model: str | None = None, **options: Any) -> ServedSampler:
+    """Return a model that another program serves by OpenAI's API, to `draw` from.
+
+    Args:
+        where: its base address, or a `server`.
+        model: by which name the server knows it; the only one that it lists if None.
+        **options: chat, system, log_probs and others of `bonlib.draws.served.ServedSampler`.
+    """
+    from bonlib.draws.served import ServedSampler
+
+    return ServedSampler(where, model, **options)
+
+
+def judge(by: Sampler | LoadedModel | Server | str, template: str, **options: Any) -> Judge:
+    """Return a reward model that asks a language model for a number.
+
+    Args:
+        by: a sampler, such as `served` returns with chat=True; a server or its address, whose only model is asked so;
+            or a language model, loaded.
+        template: what it is asked, with {prompt} and {response}.
+        **options: the range of the number and others of `bonlib.draws.served_rewards.Judge`.
+    """
+    from bonlib.draws.http import Server
+    from bonlib.draws.samplers import TransformersSampler
+    from bonlib.draws.served_rewards import Judge
+    from bonlib.models.loaded import LoadedModel
+
+    if isinstance(by, Server | str):
+        by = served(by, chat=True)
+    return Judge(TransformersSampler(by) if isinstance(by, LoadedModel) else by, template, **options)
+
+
 def reward(
-    what: Callable[[str, str], Any] | Folder | LoadedModel | RewardModel, *, name: str = "", chat: bool = False
+    what: Callable[[str, str], Any] | Folder | LoadedModel | RewardModel | Server,
+    *,
+    name: str = "",
+    chat: bool = False,
+    **served_as: Any,
 ) -> RewardModel:
     """Return a reward model: higher is better, on any scale.
 
     Args:
         what: a function of a prompt and a response that returns a number; a classifier, loaded or by its name, of which
-            one with two classes is taken for a judge of sentiment; or any object with ``score(prompts, responses)`` and
-            a ``fingerprint``, which is returned as it is.
+            one with two classes is taken for a judge of sentiment; a `server` of rewards, or its address; or any object
+            with ``score(prompts, responses)`` and a ``fingerprint``, which is returned as it is.
         name: of a function, by which the store knows its rewards. If empty, its own name and a hash of its code and of
-            what it encloses; when a function of the module that it calls changes, give a name.
+            what it encloses; when a function of the module that it calls changes, give a name. Or of a served model.
         chat: whether a classifier judges conversations, in its own chat template.
+        **served_as: kind and others of `bonlib.draws.served_rewards.ServedReward`.
 
     Raises:
         ValueError: if it is none of these.
         FileNotFoundError: if there is no such classifier.
     """
+    from bonlib.draws.http import Server
     from bonlib.draws.rewards import ClassifierReward, FunctionReward, SentimentReward, check_reward_model
+    from bonlib.draws.served_rewards import ServedReward
     from bonlib.models.loaded import LoadedModel, load_classifier
 
+    if isinstance(what, Server) or (isinstance(what, str) and what.startswith(("http://", "https://"))):
+        return ServedReward(what, name or None, **served_as)
+    if served_as:
+        raise ValueError(f"{next(iter(served_as))} is for a server of rewards, and what is {shown(what)}: leave it out")
     if name and not callable(what):
         raise ValueError(
             f"name is {name!r}; only a function needs one, and {type(what).__name__} is none: leave it out"
@@ -101,7 +169,7 @@ def draw(
     """Draw responses to prompts, those that the store does not have yet.
 
     Args:
-        model: a language model, loaded, trained or by name; or any sampler, such as one of vLLM.
+        model: a language model, loaded, trained or by name; or any sampler, such as `served` returns, or one of vLLM.
         prompts: P different ones.
         count: draws a prompt; more later are added to these.
         max_new_tokens: longest response, in tokens.
@@ -183,11 +251,12 @@ class ModelDraws:
         return ScoredDraws(self.draws, self.sampler, self.seed, self.store, judge, self.store.score(judge, self.draws))
 
     def table(self) -> pd.DataFrame:
-        """Return prompts and responses, a row a draw."""
+        """Return prompts, responses, their log-probabilities and their tokens' number, a row a draw."""
         import pandas as pd
 
         prompts = np.repeat(np.array(self.prompts, dtype=object), self.texts.shape[1])
-        return pd.DataFrame({"prompt": prompts, "response": self.texts.ravel(), "log_prob": self.log_probs.ravel()})
+        columns = {"response": self.texts, "log_prob": self.log_probs, "length": self.draws.lengths}
+        return pd.DataFrame({"prompt": prompts} | {name: values.ravel() for name, values in columns.items()})
 
     def __repr__(self) -> str:
         prompts, count = self.texts.shape
@@ -221,7 +290,7 @@ class ScoredDraws(ModelDraws):
         return Curve.of_draws(self.rewards, chosen, log_probs=self.log_probs, responses=self.texts)
 
     def table(self) -> pd.DataFrame:
-        """Return prompts, responses and rewards, a row a draw."""
+        """Return the same with the rewards."""
         return super().table().assign(reward=self.rewards.ravel())
 
     def best(self, n: int) -> NDArray[np.object_]:
@@ -359,6 +428,92 @@ def compare(
         rows[name] = {key: value for key, value in found.summary().items() if key in rows["reference"]}
         answers[name] = found.responses.texts.reshape(len(draws.prompts), responses)
     return Comparison(pd.DataFrame(rows).T, answers)
+
+
+def score(
+    records: Records, by: RewardModel | Callable[[str, str], Any] | Folder, *, name: str = "reward",
+    store: SampleStore | Folder | None = None,
+) -> Records:  # fmt: skip
+    """Return records with one more score, those rewards that the store does not have computed now.
+
+    Args:
+        records: as `bonlib.read` returns them.
+        by: a reward model, or what `reward` makes one of.
+        name: of the score. The first of records is the reward, the second what that stands for.
+        store: as of `draw`.
+    """
+    from bonlib.draws.store import SampleStore
+    from bonlib.records.scoring import scored
+
+    return scored(records, reward(by), store if isinstance(store, SampleStore) else SampleStore(store), name=name)
+
+
+def as_draws(
+    records: Records, model: LoadedModel | Folder, *, by: Any = None, count: int | None = None, **options: Any
+) -> ScoredDraws:
+    """Return records as scored draws of a model, which `train` learns from.
+
+    They are taken for draws of this model; where another drew them, it learns the best-of-n of that one.
+
+    Args:
+        records: scored.
+        model: that reads them, and is to be trained.
+        by: the reward of what is drawn in training; None for methods that draw nothing.
+        count: draws a prompt, the first of each; as many as all have if None.
+        **options: of `bonlib.records.draws.draws_of`.
+
+    Raises:
+        ValueError: if prompts have different numbers of draws, or the model cannot write a response in its tokens.
+    """
+    from bonlib.draws.samplers import SamplingSettings, TransformersSampler
+    from bonlib.draws.store import SampleStore
+    from bonlib.records.draws import RecordedReward, draws_of
+
+    loaded: Any = load(model) if isinstance(model, str | os.PathLike) else model
+    found, rewards = draws_of(records, loaded, count=count, **options)
+    found = replace(found, settings=SamplingSettings(int(found.lengths.max())))
+    judged = RecordedReward(found, rewards) if by is None else reward(by)
+    return ScoredDraws(found, TransformersSampler(loaded), 0, SampleStore(), judged, rewards)
+
+
+def report(what: Records | ScoredDraws | Any, *, most: int | None = None) -> Report:
+    """Return what best-of-N makes of responses with scores, and what is wrong with them.
+
+    Args:
+        what: records, scored draws, or what `bonlib.read` reads: a file, or a table of pandas.
+        most: largest N of the curve; what nine of ten prompts have draws for if None.
+
+    Raises:
+        ValueError: if there is nothing to report on; the message says what is missing.
+    """
+    from bonlib.records.report import report as report_on
+
+    return report_on(_records(what), most=most)
+
+
+def export(what: Records | ScoredDraws | Any, kind: str, path: Folder, **options: Any) -> int:
+    """Write responses with scores as a trainer takes them, and return how many rows that are.
+
+    Args:
+        what: as of `report`.
+        kind: sft, dpo, bonbon, log-cdf or scored: see `bonlib.records.writing.KINDS`.
+        path: JSON lines, JSON, CSV or Parquet by its ending; "-" is standard output.
+        **options: n, seed and others of `bonlib.records.writing.export`.
+    """
+    from bonlib.records.writing import export as write
+
+    return write(_records(what), kind, path, **options)
+
+
+def _records(what: Any) -> Records:
+    """What is given as records."""
+    from bonlib.records.reading import read
+    from bonlib.records.records import Records
+
+    if isinstance(what, ScoredDraws):
+        records = read(what.table())
+        return replace(records, source=repr(what))
+    return what if isinstance(what, Records) else read(what)
 
 
 def _known(function: str, given: Mapping[str, Any], kind: Any) -> dict[str, Any]:

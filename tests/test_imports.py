@@ -25,7 +25,10 @@ ROOMS = [
     "bridge",
     "evaluate",
     "tables",
+    "records",
+    "bridge",
     "front",
+    "commands",
     "course",
     "entrance",
 ]
@@ -39,6 +42,9 @@ NO_TORCH = [
     "bonlib.estimates",
     "bonlib.answers",
     "bonlib.tables",
+    "bonlib.records.reading",
+    "bonlib.records.report",
+    "bonlib.records.page",
     "bonlib.front",
 ]
 

@@ -1,54 +1,14 @@
-"""The commands that run the notebooks and make pages of them, and what commands of the course read their options by."""
+"""The commands that run the notebooks and make pages of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
-from bonlib.checks import literal, whole
-
-Reader = Callable[[click.Context, click.Parameter, Any], Any]
-
-
-def folder(context: click.Context, option: click.Parameter, text: str | None) -> Path | None:
-    """Read an option that names a folder, which need not be there yet."""
-    path = Path(text).expanduser() if text else None
-    if path and path.exists() and not path.is_dir():
-        raise ValueError(f"--{option.name}: {text!r} is a file: name a folder")
-    return path
-
-
-def checked(check: Callable[..., Any], **limits: float) -> Reader:
-    """Return a reader of an option's number by `bonlib.checks.number` or `whole`, which say what is wrong with it."""
-
-    def read(context: click.Context, option: click.Parameter, text: str | None) -> Any:
-        return None if text is None else check(f"--{option.name}: {option.name}", literal(text), **limits)
-
-    return read
-
-
-def assignments(option: str, texts: Sequence[str]) -> dict[str, Any]:
-    """Return what an option that is given several times assigns, by name.
-
-    Args:
-        option: how it is written, for messages.
-        texts: each name=value.
-
-    Raises:
-        ValueError: if one has another form, or a name comes twice.
-    """
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not (name and equals):
-            raise ValueError(f"{option} is {text!r}; it must have the form name=value")
-        if name in found:
-            raise ValueError(f"{option} has {name!r} twice: leave one out")
-        found[name] = literal(value)
-    return found
+from bonlib.checks import whole
+from bonlib.commands import assignments, checked, folder
 
 
 @click.command("run")

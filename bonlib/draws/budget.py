@@ -12,6 +12,8 @@ MOMENT = 0.2  # seconds between two looks at whether calls under way have left e
 class BudgetError(ValueError):
     """The next request could pass the budget, so it was not made."""
 
+    on_the_way = True  # as of `bonlib.draws.http.ServerError`
+
 
 class Budget:
     """What may be asked of servers; share one between samplers and judges that are paid from one purse.

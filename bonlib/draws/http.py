@@ -248,6 +248,8 @@ class Server:
                     while running and (time.monotonic() < until or not come):
                         with suppress(Empty):
                             future = finished.get(timeout=TOGETHER)
+                            if future not in running:
+                                continue
                             job = running.pop(future)
                             if not future.cancelled() and (error := future.exception()):
                                 ended = ended or error
@@ -263,6 +265,8 @@ class Server:
                     if isinstance(ended, KeyboardInterrupt):
                         raise
                     ended = interrupt
+                    for future in filter(Future.done, running):
+                        finished.put(future)  # it may have been taken out as the interrupt came
                 if ended and not self._halt.is_set():
                     self._halt.set()
                     left = sum(not future.cancel() for future in list(running))

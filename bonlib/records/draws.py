@@ -21,7 +21,7 @@ from bonlib.records.records import Records
 
 
 def draws_of(
-    records: Records, model: LoadedModel, *, count: int | None = None, ended: bool = True, batch_size: int = 64
+    records: Records, model: LoadedModel, *, count: int | None = None, ended: bool | None = None, batch_size: int = 64
 ) -> tuple[Draws, Array]:
     """Return records as draws of a model, in its tokens and with the log-probabilities that it gives them.
 
@@ -31,7 +31,8 @@ def draws_of(
         records: scored.
         model: whose draws they are to be; conversations are put into its chat template.
         count: draws a prompt, the first of each; prompts with fewer are left out. The number of all if None.
-        ended: whether each response came to its end, so that the model's end token belongs to it.
+        ended: whether each response came to its end, so that the model's end token belongs to it. If None, the file's
+            numbers of tokens tell, with which a cut response has as many as its text; without them all did.
         batch_size: responses read at once.
 
     Returns:
@@ -54,9 +55,11 @@ def draws_of(
     prompts = _prompts(records, model, kept)
     asked, texts = [prompt for prompt in prompts for _ in range(count)], records.responses[rows.ravel()].tolist()
     tokens = _tokens(model, asked, texts)
-    if flag("ended", ended):
-        tokens = [ids + model.end_token_ids[:1] for ids in tokens]
-    elif [] in tokens:
+    cut = [ended is not None and not flag("ended", ended)] * len(tokens)
+    if ended is None and records.in_tokens:
+        cut = [length == len(ids) for length, ids in zip(records.lengths[rows.ravel()], tokens, strict=True)]
+    tokens = [ids if short else ids + model.end_token_ids[:1] for ids, short in zip(tokens, cut, strict=True)]
+    if [] in tokens:
         raise ValueError("ended is False, and a response is empty: leave it out, or say ended=True")
     table = np.full((len(tokens), max(map(len, tokens))), -1, dtype=np.int32)
     for row, ids in zip(table, tokens, strict=True):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from bonlib.checks import shown
 from bonlib.draws.segments import replace_file
 from bonlib.records.exports import Columns, best_and_worst, best_for_sft, log_cdf, pairs_for_dpo, scored, scored_lists
 from bonlib.records.records import Records
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,26 @@ def export(
     write = _writer(path)
     write(columns)
     return len(columns["prompt"])
+
+
+def table_writer(path: str | os.PathLike[str]) -> Callable[[pd.DataFrame], None]:
+    """Return what writes a table, a row a response, so that `bonlib.records.reading.read` reads it again.
+
+    What is missing in the table is written as missing.
+
+    Args:
+        path: as of `export`.
+
+    Raises:
+        ValueError: if its ending is none of those.
+    """
+    write = _writer(path)
+
+    def write_table(table: pd.DataFrame) -> None:
+        known = table.astype(object).where(table.notna(), None)
+        write({str(name): known[name].tolist() for name in known})
+
+    return write_table
 
 
 def _writer(path: str | os.PathLike[str]) -> Callable[[Columns], None]:

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from bonlib.checks import number, whole
-from bonlib.course.commands import assignments, checked, folder
+from bonlib.commands import assignments, checked, examples, folder, train_on
 from bonlib.methods import METHODS, get_method
 
 FIELD = "a field of TrainSettings, or of the method"
@@ -32,7 +32,14 @@ def _settings(command: Callable[..., int]) -> Callable[..., int]:
     return command
 
 
-@click.command("train")
+@click.command(
+    "train",
+    epilog=examples(
+        "bonlib train vbon --n 8 --profile quick",
+        "bonlib train vbon --n 8 --model imdb-gpt2-tiny --data prompts.txt --count 64 --by imdb-sentiment-tiny",
+        "bonlib train --sweep sentiment --profile laptop",
+    ),
+)
 @click.argument("methods", nargs=-1, metavar="[METHOD]...")
 @click.option("--profile", default="quick")
 @_settings
@@ -40,6 +47,14 @@ def _settings(command: Callable[..., int]) -> Callable[..., int]:
 @click.option("--set", "fields", multiple=True, metavar="NAME=VALUE", help=FIELD)
 @click.option("--out", callback=folder, help="folder of the run, instead of one under _build/train")
 @click.option("--sweep", type=click.Choice(SWEEPS), help="many runs, into data/results")
+@click.option("--model", metavar="NAME", help="one's own, in place of the course's; with --data and --by")
+@click.option("--data", metavar="FILE", help="with prompts, or with responses and scores of the model as well")
+@click.option("--by", metavar="WHAT", help="the reward: a classifier, an address, or FILE.py:FUNCTION")
+@click.option(
+    "--count", callback=checked(whole, least=2), metavar="NUMBER", help="fresh draws a prompt, not those of --data"
+)
+@click.option("--max-new-tokens", default="64", callback=checked(whole, least=1), metavar="NUMBER", help="of a draw")
+@click.option("--json", "as_json", is_flag=True, help="print a JSON object, for programs; with --model")
 def train_command(
     methods: Sequence[str],
     profile: str,
@@ -47,12 +62,25 @@ def train_command(
     fields: Sequence[str],
     out: Path | None,
     sweep: str | None,
+    model: str | None,
+    data: str | None,
+    by: str | None,
+    count: int | None,
+    max_new_tokens: int,
+    as_json: bool,
     **values: float | None,
 ) -> int:
     """Train a policy, or a whole sweep; resumes.
 
     METHOD is a name from METHODS.md; a sweep takes several, or all of its own if there is none.
     """
+    if model or data or by:
+        if not (model and data and len(methods) == 1) or sweep:
+            raise ValueError("--model, --data and one METHOD go together, without --sweep: see `bonlib train --help`")
+        settings: dict[str, Any] = {name: it for name, it in {**values, "seed": seed}.items() if it is not None}
+        settings |= assignments("--set", fields)
+        return train_on(model, data, by, methods[0], count=count, max_new_tokens=max_new_tokens, settings=settings,
+                        out=out, as_json=as_json)  # fmt: skip
     from bonlib.course.experiments import exact_runs, grids, sentiment
     from bonlib.course.experiments.summarisation import SummaryHarness
     from bonlib.course.experiments.summarisation import grid as tldr_grid

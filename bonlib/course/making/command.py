@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bonlib.course.commands import folder
+from bonlib.commands import folder
 
 WHAT = ("language-model", "reward-model", "sft", "proxy", "gold", "policies", "evaluate")
 
