@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from bonlib.bridge.trl_checks import REQUIRED, check_model, check_options
 from bonlib.checks import number
@@ -103,30 +104,33 @@ def vbon_config(data: TrainingData, settings: TrainSettings, folder: str | os.Pa
         raise ValueError("ppo is set; RLOOTrainer has no critic: leave ppo out of the settings")
     if settings.prompts > len(data.prompts):  # TRL's sampler would give no batch at all
         raise ValueError(f"prompts is {settings.prompts} a step, and data has {len(data.prompts)}: lower it")
-    ours = shared_options(settings, folder, settings.prompts * settings.group) | {
+    ours = {
         "num_generations": settings.group,
         "max_completion_length": data.sampling.max_new_tokens,
+        **{name: value for name, (value, _) in REQUIRED.items()},
     }
-    return RLOOConfig(**{**ours, **{name: value for name, (value, _) in REQUIRED.items()}, **options})
+    return paced(RLOOConfig, settings, folder, settings.prompts * settings.group, **{**ours, **options})
 
 
-def shared_options(settings: TrainSettings, folder: str | os.PathLike[str], examples: int) -> dict[str, Any]:
-    """Return the options of any of TRL's trainers under which it learns at the pace of our loop.
+def paced(kind: Any, settings: TrainSettings, folder: str | os.PathLike[str], examples: int, **options: Any) -> Any:
+    """Return settings for one of TRL's trainers under which it learns at the pace of our loop.
 
     Args:
+        kind: their class.
         settings: of our loop.
         folder: for checkpoints.
         examples: in a step.
+        **options: other fields of them.
 
     Raises:
-        ValueError: if processes or examples cannot share out the shards.
+        ValueError: if processes or examples cannot share out the shards, or the processes do not know of each other.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if settings.shards % processes:
         raise ValueError(f"shards is {settings.shards} for {processes} processes; take a multiple of that")
     if examples % settings.shards or not examples:
         raise ValueError(f"shards is {settings.shards} for {examples} examples a step; it must divide them")
-    return {
+    ours = {
         "output_dir": os.fspath(folder),
         "max_steps": settings.steps,
         "per_device_train_batch_size": examples // settings.shards,
@@ -141,7 +145,15 @@ def shared_options(settings: TrainSettings, folder: str | os.PathLike[str], exam
         "logging_steps": settings.measure_every,
         "save_steps": settings.checkpoint_every,
         "report_to": "none",
+        "use_cpu": not torch.accelerator.is_available(),
     }
+    config = kind(**{**ours, **options})
+    if config.world_size != processes:  # as when something asked accelerate for its state, without cpu=True, before
+        raise ValueError(
+            f"WORLD_SIZE is {processes}, and TRL counts {config.world_size}; each process would train alone: on CPUs "
+            "take use_cpu=True, and make no PartialState or Accelerator before"
+        )
+    return config
 
 
 def vbon_trainer(

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bonlib.bridge.trl import shared_options
+from bonlib.bridge.trl import paced
 from bonlib.methods.bon_sft import BonSft
 from bonlib.models.texts import encode_prompts
 from bonlib.training.off_policy import OffPolicy
@@ -63,10 +63,10 @@ def bon_sft_trainer(
     _check(options)
     _, rows = _examples(BonSft(n), data, settings, tokenizer)
     learned = [{"input_ids": prompt + best, "labels": [NOTHING] * len(prompt) + best} for prompt, (best,), _ in rows]
-    ours = shared_options(settings, folder, settings.prompts * settings.group)
+    args = paced(SFTConfig, settings, folder, settings.prompts * settings.group, **{"max_length": None, **options})
     return SFTTrainer(
         model=model,
-        args=SFTConfig(**{**ours, "max_length": None, **options}),
+        args=args,
         train_dataset=Dataset.from_list(learned),
         processing_class=tokenizer,
         peft_config=peft_config,
@@ -136,11 +136,11 @@ def pair_trainer(
          "ref_rejected_logps": of_worst}
         for prompt, (best, worst), (of_best, of_worst) in rows
     ]  # fmt: skip
-    ours = shared_options(settings, folder, settings.prompts * settings.group // 2)
     must = {"max_length": None, "precompute_ref_log_probs": True, "disable_dropout": True}
+    args = paced(DPOConfig, settings, folder, settings.prompts * settings.group // 2, **{**must, **options})
     return PairTrainer(
         model=model,
-        args=DPOConfig(**{**ours, **must, **options}),
+        args=args,
         train_dataset=Dataset.from_list(pairs),
         processing_class=tokenizer,
         peft_config=peft_config,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from toy_training import PROMPTS, SHORT, vowels
 
-from bonlib.bridge.trl import VbonReward, check_vbon, shared_options, vbon_config, vbon_trainer
+from bonlib.bridge.trl import VbonReward, check_vbon, paced, vbon_config, vbon_trainer
 from bonlib.draws.rewards import CutPenalty, FunctionReward
 from bonlib.draws.samplers import SamplingSettings, TransformersSampler
 from bonlib.draws.store import SampleStore
@@ -201,6 +201,9 @@ def test_rewards_of_others_beside_it_are_refused(made):
         check_vbon(trainer)
 
 
-def test_examples_are_shared_out_in_whole_shards(tmp_path):
+def test_examples_are_shared_out_in_whole_shards_among_all_processes(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="shards is 3 for 8 examples"):
-        shared_options(replace(SETTINGS, prompts=3, shards=3), tmp_path, 8)
+        paced(dict, replace(SETTINGS, prompts=3, shards=3), tmp_path, 8)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="WORLD_SIZE is 2, and TRL counts 1; each process would train alone"):
+        paced(lambda **_: SimpleNamespace(world_size=1), replace(SETTINGS, shards=2), tmp_path, 8)
