@@ -144,14 +144,15 @@ class _Found:
         if not first:
             raise ValueError(f"{part.name} is empty: it holds no row")
         if not rows:
-            self._put_apart(part, first[0][0], Unread(*first[0][1]))
-            raise self._useless()
+            number, row = first[0]
+            more = f", nor can the next {len(first) - 1}" if first[1:] else ""
+            raise ValueError(f"{part.name}, {part.unit} {number} {Unread(*row).reason}; it cannot be read{more}")
         name = format or recognised(rows, given)
         if unknown := [field for field in given if field not in FORMATS[name].takes]:
             raise ValueError(f"{unknown[0]} is {given[unknown[0]]!r}, but format {name!r} has its own: leave it out")
         try:
             reading = FORMATS[name].reading(rows, given)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             if type(error) is ValueError:
                 raise ValueError(f"{part.name} {error}") from error
             raise ValueError(
@@ -172,6 +173,9 @@ class _Found:
                 draws = reading.draws(row)
             except BadRowError as error:
                 self._put_apart(part, number, Unread(str(error), str(row)))
+                continue
+            except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+                self._put_apart(part, number, Unread(f"is not as format {name!r} has it ({one_line(error)})", str(row)))
                 continue
             for draw in draws:
                 try:
@@ -221,7 +225,7 @@ class _Found:
 
     def _useless(self) -> ValueError:
         place, reason, _ = self.bad[0]
-        return ValueError(f"{place} {reason}; no row of {self.sources[-1]} can be used")
+        return ValueError(f"{place} {reason}; no row of {self.sources[-1]} can be used: mend it, or name columns")
 
     def records(self) -> Records:
         """Return what was read, the rows of a prompt together."""
@@ -260,7 +264,9 @@ class _Found:
             correct=correct[order].astype(bool) if known else None,
             messages=conversations if self.conversations else None,
             runs=runs,
-            source=", ".join(self.sources),
+            source=", ".join(self.sources)
+            if len(self.sources) < 4
+            else f"{self.sources[0]} and {len(self.sources) - 1} more",
             taken=taken,
         )
 

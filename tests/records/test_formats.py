@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from bonlib.records.columns import USUAL
@@ -272,6 +273,57 @@ def test_samples_of_alpaca_farm(tmp_path):
     assert records.counts.tolist() == [3, 1, 1]
     assert records.prompts[1] == "Rewrite the sentence.\n\nIf you have any questions"
     assert records.taken["prompt"] == "instruction, input"
+
+
+TEMPLATES = {
+    "lm-eval": harness(0, ["a"]),
+    "preference": {"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 2, "score_rejected": 1},
+    "ultrafeedback": {"instruction": "a", "completions": [{"response": "b", "overall_score": 1, "annotations": {}}]},
+    "human-eval": {"task_id": "a", "completion": "b", "result": "passed"},
+    "messages": {"messages": [SKY, BLUE], "score": 1},
+    "plain": {
+        "prompt": "a",
+        "response": "b",
+        "reward": 1,
+        "log_prob": -1,
+        "is_correct": True,
+        "pred": "c",
+        "length": 1,
+    },
+    "wide": {
+        "prompt": "a",
+        "responses": ["b", "c"],
+        "rewards": [1, 2],
+        "is_correct": [True, False],
+        "log_probs": [-1, -2],
+    },
+}
+ODD = [None, 3, "x", [], [None, None], {"a": 1}, [[]], [{"role": 1}], [["x"]], True, [SKY], float("inf")]
+
+
+def outcome(tmp_path, rows, **named):
+    """What is read of rows, or why nothing is."""
+    try:
+        return taken(tmp_path, rows, **named)[0]
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_whatever_stands_in_a_row_it_is_read_or_said_to_be_bad(tmp_path, name):
+    row = TEMPLATES[name]
+    for column in row:
+        for value in ODD:
+            odd = {**row, column: value}
+            found = [outcome(tmp_path, rows) for rows in ([row, odd], [odd])]
+            found.append(outcome(tmp_path, [odd], format=name if name in FORMATS else "plain"))
+            for said in found:
+                if isinstance(said, str):
+                    assert "rows.jsonl" in said
+                    assert "\n" not in said
+                else:
+                    assert len(said) > 0
+                    assert all(np.isfinite(score).all() for score in said.scores.values())
 
 
 def test_a_format_can_be_named_and_each_says_whose_it_is(tmp_path):
