@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from bonlib.cdf import ROUNDING, Counts, snapped
 from bonlib.checks import whole
 from bonlib.exact import Array
+
+_WEIGHTS = 2**24  # of subsets, kept at once
 
 
 class Estimate(NamedTuple):
@@ -110,7 +113,7 @@ def best_of_n_mean(
     times = np.diff(np.append(begins, keys.size))
     # Of equal rewards each is kept as often as the next: they have their mean.
     level = np.repeat(np.add.reduceat(ranked.reshape(-1), begins) / times, times).reshape(ranked.shape)
-    found = level @ np.stack([_subset_weights(m, each) for each in ns], axis=-1)
+    found = _for_each(level, [partial(_subset_weights, m, each) for each in ns])
     return found[..., 0] if single else found
 
 
@@ -139,7 +142,7 @@ def best_of_n_win_rate(samples: ArrayLike, n: int | Sequence[int], *, rounding: 
     # All n competitors are worse than a sample, or no better, if they are among so many of the others.
     among = np.arange(rewards.size // m)[:, None] * m + np.concatenate([lower, upper - 1], axis=-1).reshape(-1, 2 * m)
     times = np.bincount(among.reshape(-1), minlength=rewards.size).reshape(rewards.shape)
-    found = 1 - times @ np.stack([_subset_cdf(m - 1, each) for each in ns], axis=-1) / (2 * m)
+    found = 1 - _for_each(times, [partial(_subset_cdf, m - 1, each) for each in ns]) / (2 * m)
     return found[..., 0] if single else found
 
 
@@ -319,6 +322,13 @@ def _checked_draws(samples: ArrayLike, n: int | Sequence[int], opponents: int = 
         raise ValueError("n is empty; give a number of draws, or several")
     rewards = np.asarray(samples, dtype=np.float64)
     return rewards, [_checked_samples(rewards, each, opponents)[1] for each in asked], single
+
+
+def _for_each(rows: Array | Counts, weights: list[Callable[[], Array]]) -> Array:
+    """Rows, (..., m), with each of some weights, (m,): (..., number of weights); not too many in memory at once."""
+    few = max(_WEIGHTS // rows.shape[-1], 1)
+    parts = [weights[begin : begin + few] for begin in range(0, len(weights), few)]
+    return np.concatenate([rows @ np.stack([each() for each in part]).T for part in parts], axis=-1)
 
 
 def _subset_cdf(m: int, n: int) -> Array:

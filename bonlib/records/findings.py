@@ -254,7 +254,7 @@ def _saturated(known: Known) -> Finding:
     return Finding(
         "a reward that saturates",
         max(*ends, share),
-        bool(reward.max() > reward.min()) and ((max(times) > 1 and max(ends) >= SATURATED) or share >= AT_ONCE),
+        bool(reward.max() > reward.min() and ((max(times) > 1 and max(ends) >= SATURATED) or share >= AT_ONCE)),
         f"{percent(ends[0])} of the rewards are the largest ({most}), {percent(ends[1])} the smallest ({least}). "
         f"For {_many(len(at_once), 'prompt')} ({percent(share)}) at least half of the draws are as good as the best.",
         "There more draws cannot help, or the reward does not see it. Take the score before it is cut off or squeezed "

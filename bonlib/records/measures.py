@@ -23,8 +23,13 @@ if TYPE_CHECKING:
 ENOUGH = 0.9  # share of the prompts that have the draws of the whole curve: nearly all, and no straggler shortens it
 EVERY = 1024  # every N up to here; a curve is smooth beyond, and each N costs a pass over all draws
 WORK = 2**25  # draws a prompt × numbers of draws: with 100,000 draws to one prompt, fewer N are every N
-KL_EVERY = 16  # the KL costs ten times as much a number of draws as all else
+KL_EVERY = 64  # the same for the KL, of which a number of draws costs ten times as much
+FURTHEST = 4096  # N that nobody goes beyond without asking
 LEFT_OUT = 64  # parts of a single prompt's draws that are left out in turn
+MANY, PARTS = (
+    4096,
+    16,
+)  # from so many draws of a single prompt on, they are cut into parts in place of that: it is quicker
 GROUPS = 10  # of equally many ranks, in which the rank by something else is averaged
 VOTING = 1000  # prompts for majority votes, which are counted one by one
 
@@ -54,9 +59,10 @@ def numbered(records: Records) -> Rows:
 
 
 def draws_of_most(records: Records) -> int:
-    """Return M, the number of draws that nine of ten prompts have at least, or two: up to there the curve goes."""
+    """Return M, up to which the curve goes: the draws that nine of ten prompts have at least, but from 2 to 4,096."""
     ordered = np.sort(records.counts)[::-1]
-    return max(int(ordered[int(np.ceil(ENOUGH * len(ordered))) - 1]), min(2, int(ordered[0])))
+    most = int(ordered[int(np.ceil(ENOUGH * len(ordered))) - 1])
+    return min(max(most, 2), int(ordered[0]), FURTHEST)
 
 
 def measure(records: Records, most: int, texts: Rows) -> Measured:
@@ -72,7 +78,7 @@ def measure(records: Records, most: int, texts: Rows) -> Measured:
     """
     most = whole("most", most, 1, int(records.counts.max()), what="the number of draws up to which the curve goes")
     blocks = [(which, rows) for which, rows in records.blocks() if rows.shape[1] >= most]
-    ns = some_numbers(most, min(EVERY, max(2 * KL_EVERY, WORK // max(rows.shape[1] for _, rows in blocks))))
+    ns = some_numbers(most, min(EVERY, max(KL_EVERY, WORK // max(rows.shape[1] for _, rows in blocks))))
     prompts = np.concatenate([which for which, _ in blocks])
     known, kl_from = _log_probs(records, np.isin(records.prompt, prompts), texts)
 
@@ -83,7 +89,7 @@ def measure(records: Records, most: int, texts: Rows) -> Measured:
         parts = [by_n(rows) for _, rows in blocks]
         curve = Curve(ns, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
         if len(prompts) == 1 and blocks[0][1].shape[1] > 1:
-            for name, error in jackknife(by_n, blocks[0][1]).items():
+            for name, error in errors_over_draws(by_n, blocks[0][1]).items():
                 curve.table[f"{name}_se"] = error
         return curve
 
@@ -138,7 +144,7 @@ def _by_n(records: Records, rows: Rows, ns: list[int], texts: Rows, log_probs: A
         "kl": np.full(mean.shape, np.nan),
         "length": best_of_n_mean(reward, fits, records.lengths[rows]),
     }
-    few = some_numbers(max(ns[-1] // 2, 1), KL_EVERY, KL_EVERY // 2)  # the draws say too little of it beyond
+    few = some_numbers(max(ns[-1] // 2, 1), KL_EVERY, 8)  # the draws say too little of it beyond
     places = [place for place, n in enumerate(fits) if n in few]
     values["kl"][:, places] = best_of_n_kl(
         reward,
@@ -158,19 +164,23 @@ def _by_n(records: Records, rows: Rows, ns: list[int], texts: Rows, log_probs: A
     }
 
 
-def jackknife(estimate: Callable[[Rows], dict[str, Array]], rows: Rows) -> dict[str, Array]:
+def errors_over_draws(estimate: Callable[[Rows], dict[str, Array]], rows: Rows) -> dict[str, Array]:
     """Return the standard errors of what is estimated from the draws of one prompt, by leaving out parts of them.
 
     Args:
-        estimate: from rows, (1, m), to values by name, (1, K).
-        rows: (1, m) with m > 1; 64 parts of them are left out in turn, or each draw if there are fewer.
+        estimate: from rows, (Q, m), to values by name, (Q, K).
+        rows: (1, m) with m > 1; 64 parts of them are left out in turn, or each draw if there are fewer. From 4,096
+            draws on, they are cut into 16 parts, of which each is estimated from alone.
 
     Returns:
-        By name, (K,); NaN where all draws are needed.
+        By name, (K,); NaN for an n that needs more draws than that leaves.
 
     Source: Efron and Tibshirani 1993, chapter 11.
     """
     m = rows.shape[1]
+    if m >= MANY:
+        apart = estimate(rows[0, : m - m % PARTS].reshape(-1, PARTS).T)
+        return {name: values.std(axis=0, ddof=1) / np.sqrt(PARTS) for name, values in apart.items()}
     parts = min(m, LEFT_OUT)
     found = [estimate(rows[:, np.arange(m) % parts != part]) for part in range(parts)]
     together = {name: np.concatenate([each[name] for each in found]) for name in found[0]}

@@ -9,7 +9,7 @@ import numpy as np
 
 from bonlib.bounds import win_rate_bound
 from bonlib.records.findings import percent
-from bonlib.records.measures import ENOUGH
+from bonlib.records.measures import ENOUGH, FURTHEST, MANY
 from bonlib.records.pictures import BOUND, CHANCE, GOLD, Line, histogram, lines
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ def _content(report: Report) -> dict[str, Any]:
         "right": _right(report),
         "votes": "votes" in report.tables,
         "enough": ENOUGH,
+        "furthest": FURTHEST,
+        "many": len(counts) == 1 and counts[0] >= MANY,
         "gains_most": _gains(gains.head(FEW)) if several else None,
         "gains_least": _gains(gains.tail(FEW)) if several else None,
         **_examples(report),

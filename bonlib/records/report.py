@@ -98,7 +98,7 @@ def report(records: Records, *, most: int | None = None) -> Report:
     Args:
         records: with a score, or with whether each response is right, which is then the score.
         most: M, the largest N of the curve, of which prompts with fewer draws are left out; if None, what nine of ten
-            prompts have.
+            prompts have, or 4,096.
 
     Raises:
         ValueError: if there is no response or no score, or no prompt has so many draws.
