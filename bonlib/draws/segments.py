@@ -14,9 +14,10 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -182,6 +183,19 @@ def read_each(folder: Path, kind: str, read: Callable[[Path], T]) -> list[T]:
 def read_prompts(path: Path) -> list[str]:
     """Return the prompts that a file has rows of; nothing else of it is read."""
     return unpacked(read_arrays(path, {"prompts"}, partly=True)["prompts"])
+
+
+def holds_any(path: Path, prompts: Iterable[str]) -> bool:
+    """Return whether a file has rows of one of some prompts; it is remembered which prompts those are."""
+    about = path.stat()
+    hashes = np.fromiter(map(hash, prompts), dtype=np.int64)
+    return bool(np.isin(hashes, _hashes(path, about.st_mtime_ns, about.st_size)).any())
+
+
+@lru_cache(maxsize=1 << 14)
+def _hashes(path: Path, written: int, size: int) -> NDArray[np.int64]:
+    """Hashes of the prompts of a file, of eight bytes each: of many files the prompts themselves would be too much."""
+    return np.fromiter(map(hash, read_prompts(path)), dtype=np.int64)
 
 
 def merge(folder: Path, kind: str, rows: type[R]) -> None:

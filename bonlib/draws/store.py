@@ -40,6 +40,7 @@ from bonlib.draws.segments import (
     RewardRows,
     add,
     digests,
+    holds_any,
     merge,
     read_each,
     read_prompts,
@@ -285,7 +286,7 @@ def _held(
     place = {prompt: i for i, prompt in enumerate(prompts)}
 
     def read(file: Path) -> tuple[NDArray[np.intp], Responses] | None:
-        if place.keys().isdisjoint(read_prompts(file)):
+        if not holds_any(file, prompts):
             return None
         rows = DrawRows.read(file)
         asked = np.array([place.get(prompt, -1) for prompt in rows.prompts])[rows.prompt]
@@ -359,7 +360,7 @@ def _stored_rewards(
     place = {prompt: i for i, prompt in enumerate(draws.prompts)}
 
     def read(file: Path) -> RewardRows | None:
-        return None if place.keys().isdisjoint(read_prompts(file)) else RewardRows.read(file)
+        return RewardRows.read(file) if holds_any(file, draws.prompts) else None
 
     rewards, sources = np.full(len(keys), np.nan), set[str]()
     for rows in read_each(folder, kind, read):
