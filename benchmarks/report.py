@@ -79,7 +79,6 @@ def gigabytes():
 def write_rows(records, file):
     with file.open("w") as out:
         for row in records.table().to_dict("records"):
-            row["tokens"] = int(row.pop("length"))
             out.write(json.dumps(row) + "\n")
 
 

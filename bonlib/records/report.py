@@ -60,6 +60,7 @@ class Report:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, page(self).encode())
+        path.chmod(0o644)  # others are to read it
         return path
 
     def save(self, folder: str | Path) -> Path:
