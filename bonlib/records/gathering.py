@@ -59,7 +59,7 @@ class Gathered:
             raise ValueError(
                 f"{part.name} is not as format {name!r} has it ({one_line(error)}): name another"
             ) from error
-        if self.scores.keys() != dict.fromkeys(reading.scores).keys() and self.sources[1:]:
+        if tuple(self.scores) != reading.scores and self.sources[1:]:
             raise ValueError(
                 f"{part.name} has the scores {', '.join(reading.scores) or 'none'}, {self.sources[0]} "
                 f"{', '.join(self.scores) or 'none'}: name the same for all, as reward="
@@ -149,8 +149,8 @@ class Gathered:
         if self.no_log_probs:
             taken["log_prob"] += f" ({self.no_log_probs} are no log-probability, and taken for unknown)"
         log_probs = np.array(self.log_probs)[order]
-        prompts = list(self.places)
-        conversations = [self.conversations.get(p, _user(prompts[p])) for p in range(len(prompts))]
+        prompts, more = list(self.places), len(self.sources) - 1 if len(self.sources) > 3 else 0
+        chats = [self.conversations.get(place, _user(text)) for place, text in enumerate(prompts)]
         return Records(
             prompts=_objects(prompts),
             prompt=prompt[order],
@@ -163,11 +163,9 @@ class Gathered:
             in_tokens=in_tokens,
             answers=_objects(self.answers)[order] if any(answer is not None for answer in self.answers) else None,
             correct=correct[order].astype(bool) if known else None,
-            messages=conversations if self.conversations else None,
+            messages=chats if self.conversations else None,
             runs=runs,
-            source=", ".join(self.sources)
-            if len(self.sources) < 4
-            else f"{self.sources[0]} and {len(self.sources) - 1} more",
+            source=", ".join(self.sources) if not more else f"{self.sources[0]} and {more} more",
             taken=taken,
         )
 
