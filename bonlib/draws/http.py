@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -132,7 +132,7 @@ class Server:
         """Return what the server answers, asked again while it is busy, broken or silent.
 
         Args:
-            path: after the base address.
+            path: after the base address; empty for that itself.
             body: what it is given, as JSON.
             tokens: the most that it may bill.
 
@@ -165,7 +165,7 @@ class Server:
     def _once(self, method: str, path: str, body: Mapping[str, Any] | None) -> Any:
         import httpx
 
-        address, secret = f"{self.url}/{path}", os.environ.get(self.key, "").strip()
+        address, secret = f"{self.url}/{path}".rstrip("/"), os.environ.get(self.key, "").strip()
         if not (secret.isascii() and secret.isprintable()):
             raise ServerError(
                 f"{address}: the environment variable {self.key} holds letters that no key has: set it anew"
@@ -232,10 +232,19 @@ class Server:
         """
         self._halt.clear()
         pool, running, finished = ThreadPoolExecutor(self.concurrency), dict[Future[T], J](), SimpleQueue[Future[T]]()
-        come, ended = list[tuple[J, T]](), None
+        come, ended, stopped = list[tuple[J, T]](), None, False
+
+        def do(job: J) -> T:
+            if self._halt.is_set():
+                raise CancelledError
+            try:
+                return work(job)
+            except Exception:
+                self._halt.set()
+                raise
 
         def begin(job: J) -> None:
-            future = pool.submit(work, job)
+            future = pool.submit(do, job)
             running[future] = job
             future.add_done_callback(finished.put)
 
@@ -251,11 +260,12 @@ class Server:
                             if future not in running:
                                 continue
                             job = running.pop(future)
-                            if not future.cancelled() and (error := future.exception()):
-                                ended = ended or error
-                            elif not future.cancelled():
+                            error = CancelledError() if future.cancelled() else future.exception()
+                            if error is None:
                                 come.append((job, future.result()))
-                        if ended:
+                            elif not isinstance(error, CancelledError):
+                                ended = ended or error
+                        if ended and not stopped:
                             break
                     now, come = come, []
                     for job in keep(now) if now else ():
@@ -267,9 +277,10 @@ class Server:
                     ended = interrupt
                     for future in filter(Future.done, running):
                         finished.put(future)  # it may have been taken out as the interrupt came
-                if ended and not self._halt.is_set():
+                if ended and not stopped:
+                    stopped = True
                     self._halt.set()
-                    left = sum(not future.cancel() for future in list(running))
+                    left = sum(not (future.cancel() or future.done()) for future in list(running))
                     if isinstance(ended, KeyboardInterrupt):
                         note = f"interrupted: {left} requests are under way; interrupt again to leave their answers"
                         tqdm.write(note, file=sys.stderr)

@@ -50,7 +50,7 @@ def test_the_small_json_gives_a_number_each_and_none_is_asked_for_twice(store, d
         assert len(server.asked) == 13
         np.testing.assert_array_equal(store.score(reward, draws), rewards)
         assert len(server.asked) == 13
-    assert {path for path, _ in server.asked} == {"/v1/"}
+    assert {path for path, _ in server.asked} == {"/v1"}
     assert server.asked[0][1].keys() == {"prompts", "responses"}
     assert rewards.tolist() == [[len(text) for text in texts] for texts in draws.texts]
 
