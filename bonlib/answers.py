@@ -258,17 +258,18 @@ def _leads(mine: Array, others: Array, silent: Array) -> float:
     rule, and the coefficient, by Fourier's, are exact.
     """
     k, total = len(mine) - 1, 0.0
-    for j in range(1, k + 1):
+    longest = np.where(others > 0, np.arange(k + 1), 0).max(axis=1)
+    spare = int(np.flatnonzero(silent)[-1])
+    for j in (np.flatnonzero(mine[1:]) + 1).tolist():
         left = k - j
+        degree = int(np.minimum(longest, min(j, left)).sum()) + min(spare, left)
+        if degree < left:
+            continue
         y, share = _gauss(min(left // j, len(others)) // 2 + 1)
         terms = np.repeat(others[None, :, : j + 1], len(y), axis=0)
         terms[..., j] *= (y[:, None] + 1) / 2
-        terms, rest = terms[..., : left + 1], silent[: left + 1]
-        degree = sum(int(np.flatnonzero(row)[-1]) if row.any() else 0 for row in (*terms[0], rest))
-        if degree < left or mine[j] == 0:
-            continue
         size = max(left, degree - left) + 1  # no other power falls on the one that is wanted
-        product = np.fft.rfft(rest, size) * np.fft.rfft(terms, size).prod(axis=1)
+        product = np.fft.rfft(terms[..., : left + 1], size).prod(axis=1) * np.fft.rfft(silent[: left + 1], size)
         total += mine[j] * float((share / 2) @ np.fft.irfft(product, size)[:, left])
     return total
 
