@@ -22,9 +22,14 @@ LOOKED_AT = 100  # rows of a file by which its format and columns are told
 
 
 class Gathered:
-    """What was read so far, column by column: a million rows take their texts and 100 bytes each."""
+    """What was read so far, column by column: a million rows take their texts and 100 bytes each.
 
-    def __init__(self) -> None:
+    Args:
+        lower: scores of which lower is better; they are turned, and their names begin with a minus.
+    """
+
+    def __init__(self, lower: Sequence[str] = ()) -> None:
+        self.lower = lower
         self.sources: list[str] = []
         self.scores: dict[str, array[float]] = {}
         self.taken: dict[str, str] = {}
@@ -140,7 +145,10 @@ class Gathered:
         lengths = np.array(self.lengths, dtype=np.intp)
         if not (in_tokens := bool((lengths >= 0).all())):
             lengths = np.fromiter(map(len, self.responses), dtype=np.intp, count=len(prompt))
-        scores = {name: np.array(column)[order] for name, column in self.scores.items()}
+        found = {name: np.array(column)[order] for name, column in self.scores.items()}
+        scores = {
+            f"-{name}" if name in self.lower else name: -s if name in self.lower else s for name, s in found.items()
+        }
         known = bool((correct >= 0).all())
         taken = dict(self.taken)
         if known and not scores:

@@ -47,8 +47,9 @@ def read(
         split: of a data set that has several.
         prompt: column of the prompt; each of these by its usual names, `bonlib.records.columns.USUAL`, if None.
         response: of the response, or of a list of them.
-        reward: of the score, higher is better. Of the harness's files, metric and filter: "exact_match,strict-match".
-        gold: of a second score, which the first stands for.
+        reward: of the score, higher is better; with a minus before it, "-toxicity", lower is. Of the harness's files,
+            metric and filter: "exact_match,strict-match".
+        gold: of a second score, which the first stands for; likewise.
         log_prob: of the log-probability of the response under the model that drew it, nats.
         length: of its number of tokens.
         answer: of what the response says in the end.
@@ -66,7 +67,9 @@ def read(
     given = {field: column for field, column in columns.items() if column is not None}
     if format is not None and format not in FORMATS:
         raise ValueError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
-    found = Gathered()
+    lower = [field for field in ("reward", "gold") if given.get(field, "").startswith("-")]
+    given |= {field: given[field].removeprefix("-") for field in lower}
+    found = Gathered(lower=[given[field].partition(",")[0] for field in lower])
     for part in parts(source, split):
         found.read(part, format, given)
     return found.records()

@@ -11,7 +11,7 @@ import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -194,7 +194,8 @@ def _of_csv(stream: Any, name: str, *, tabs: bool) -> Iterator[tuple[int, Row | 
     except csv.Error as error:
         raise ValueError(f"{name}, line {line}: {error}: mend its double quotes") from error
     finally:
-        texts.detach()  # else the stream, which may be stdin, would be closed with them
+        with suppress(ValueError):  # it is closed already, after an error
+            texts.detach()  # else the stream, which may be stdin, would be closed with them
 
 
 def _of_arrow(file: Path | io.BytesIO, name: str) -> Iterator[tuple[int, Row | Unread]]:

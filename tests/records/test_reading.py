@@ -359,3 +359,13 @@ def test_many_rows_of_parquet_come_in_batches(tmp_path):
     records = read(tmp_path / "rows.parquet")
     assert records.rows.tolist() == list(range(1, count + 1))
     assert records.runs.tolist() == [1]
+
+
+def test_a_minus_before_a_score_says_that_lower_is_better(tmp_path):
+    table = pd.DataFrame({"prompt": ["a", "a"], "response": ["b", "c"], "toxicity": [0.25, 0.75], "harm": [1, 2]})
+    records = read(table, reward="-toxicity", gold="-harm")
+    assert list(records.scores) == ["-toxicity", "-harm"]
+    np.testing.assert_array_equal(records.reward, [-0.25, -0.75])
+    assert list(read(table, reward="toxicity").scores) == ["toxicity"]
+    with pytest.raises(ValueError, match="has no column 'nothing'"):
+        read(table, reward="-nothing")
