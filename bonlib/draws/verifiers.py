@@ -83,19 +83,20 @@ def regex(truth: Truth, pattern: str, *, normalise: Callable[[str], str] = str.s
     return Verifier(partial(_found, _checked(pattern), normalise), partial(_equal_texts, normalise), truth)
 
 
-def numeric(truth: Truth, *, pattern: str = rf"({NUMBER})(?!.*\d)", tolerance: float = 0.0) -> Verifier:
+def numeric(truth: Truth, *, pattern: str | None = None, tolerance: float = 0.0) -> Verifier:
     """Return a verifier whose answer is a number.
 
     Args:
         truth: right answers, numbers or texts of one.
-        pattern: a regular expression that finds it, as of `regex`; the last number of the response if not given.
+        pattern: a regular expression that finds it, as of `regex`; the last number of the response if None.
         tolerance: by which an answer may be off, 0 or more.
 
     Raises:
         ValueError: if the pattern is none, or the tolerance is out of range.
     """
     off = float(number("tolerance", tolerance, least=0))
-    return Verifier(partial(_found, _checked(pattern), _as_number), partial(_close, off), truth)
+    extract = _last_number if pattern is None else partial(_found, _checked(pattern), _as_number)
+    return Verifier(extract, partial(_close, off), truth)
 
 
 def _verdict(
@@ -123,6 +124,11 @@ def _found(pattern: str, made: Callable[[str], Hashable | None], response: str) 
     match = re.search(pattern, response, re.DOTALL)
     text = match and match[1 if match.re.groups else 0]
     return made(text) if text else None
+
+
+def _last_number(response: str) -> float | None:
+    found = re.findall(NUMBER, response)
+    return _as_number(found[-1]) if found else None
 
 
 def _as_number(text: str) -> float | None:
