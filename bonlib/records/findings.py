@@ -175,10 +175,13 @@ def _repeated_responses(known: Known) -> Finding:
 
 
 def _unsteady(known: Known) -> Finding:
+    import pandas as pd
+
     records = known.records
     again = np.flatnonzero(known.table["copies"] > 1)
-    rewards = known.table.iloc[again][next(iter(records.scores))]
-    groups = rewards.groupby(records.prompt[again] * (known.texts.max() + 1) + known.texts[again])
+    groups = pd.Series(records.reward[again]).groupby(
+        records.prompt[again] * (known.texts.max() + 1) + known.texts[again]
+    )
     least, most = (groups.transform(end).to_numpy() for end in ("min", "max"))
     differ = most - least > ROUNDING * np.maximum(np.abs(least), np.abs(most))
     share = np.count_nonzero(differ) / max(len(again), 1)

@@ -26,10 +26,8 @@ WORK = 2**25  # draws a prompt × numbers of draws: with 100,000 draws to one pr
 KL_EVERY = 64  # the same for the KL, of which a number of draws costs ten times as much
 FURTHEST = 4096  # N that nobody goes beyond without asking
 LEFT_OUT = 64  # parts of a single prompt's draws that are left out in turn
-MANY, PARTS = (
-    4096,
-    16,
-)  # from so many draws of a single prompt on, they are cut into parts in place of that: it is quicker
+MANY = 4096  # draws of a single prompt from which on that takes too long, and they are cut into parts instead
+PARTS = 16  # the more there are, the better an error is known, and the fewer N have one
 GROUPS = 10  # of equally many ranks, in which the rank by something else is averaged
 VOTING = 1000  # prompts for majority votes, which are counted one by one
 
@@ -219,9 +217,9 @@ def responses_table(records: Records, texts: Rows) -> pd.DataFrame:
         texts: of `numbered`.
 
     Returns:
-        Columns prompt (its number), row (in the file), response, the scores, strict_cdf and cdf (F and F≤, counted),
-        log_cdf (the posterior mean of log F≤, as training uses it), mid_rank (1 is the worst; equal rewards share
-        theirs), copies and tied (how many draws of the prompt have this text, this reward).
+        Columns prompt_number, row (in the file), response, strict_cdf and cdf (F and F≤, counted), log_cdf (the
+        posterior mean of log F≤, as training uses it), mid_rank (1 is the worst; equal rewards share theirs), copies
+        and tied (how many draws of the prompt have this text, this reward); and the scores, `score NAME`.
     """
     import pandas as pd
 
@@ -240,10 +238,10 @@ def responses_table(records: Records, texts: Rows) -> pd.DataFrame:
     counts = records.counts[records.prompt]
     return pd.DataFrame(
         {
-            "prompt": records.prompt,
+            "prompt_number": records.prompt,
             "row": records.rows,
             "response": records.responses,
-            **records.scores,
+            **{f"score {name}": values for name, values in records.scores.items()},
             "strict_cdf": strict,
             "cdf": cdf,
             "log_cdf": log_cdf,

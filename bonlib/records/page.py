@@ -142,7 +142,7 @@ def _examples(report: Report) -> dict[str, Any]:
     place = int(records.counts.argmax())
     block = table[records.prompt == place].sort_values("mid_rank", ascending=False, kind="stable")
     chosen = block.iloc[np.unique(np.linspace(0, len(block) - 1, FEW).astype(int))]
-    columns = ["response", score, "mid_rank", "strict_cdf", "cdf", "log_cdf"]
+    columns = ["response", f"score {score}", "mid_rank", "strict_cdf", "cdf", "log_cdf"]
     rows = [[text, reward, _whole(rank), *fs] for text, reward, rank, *fs in chosen[columns].to_numpy(object).tolist()]
     return {"example_prompt": str(records.prompts[place]), "examples": rows}
 

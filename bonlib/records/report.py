@@ -160,11 +160,10 @@ def _prompts(records: Records, table: pd.DataFrame, measured: measures.Measured)
             "in_curve": np.isin(np.arange(len(records.prompts)), measured.prompts),
         }
     )
+    ns = measured.curve.table.index.to_numpy()
     found.loc[measured.prompts, "gain"] = gain
-    found.loc[measured.prompts[gains], "enough"] = measured.curve.table.index.to_numpy()[
-        (share >= MOST_OF_IT).argmax(axis=1)
-    ]
-    return found
+    found.loc[measured.prompts[gains], "enough"] = ns[(share >= MOST_OF_IT).argmax(axis=1)]
+    return found.rename_axis("prompt_number")
 
 
 def _worth(prompts: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from records_by_hand import records
 from scipy.stats import spearmanr
 
 from bonlib.estimates import best_of_n_kl, best_of_n_reward, best_of_n_win_rate
-from bonlib.records.measures import draws_of_most, rank_correlation, rank_shares, some_numbers
+from bonlib.records.measures import draws_of_most, errors_over_draws, rank_correlation, rank_shares, some_numbers
 from bonlib.records.report import report
 
 RNG = np.random.default_rng(0)
@@ -220,3 +220,19 @@ def test_tables_are_saved_and_read_again(tmp_path):
     assert "10 prompts" in repr(found)
     assert "prompts have fewer than 6 draws" in repr(found)
     assert "<table" in found._repr_html_()
+
+
+@pytest.mark.parametrize("m", [10, 64, 4096])
+def test_the_error_of_a_mean_over_draws_is_the_usual_one(m):
+    values = np.random.default_rng(0).normal(size=m)
+    found = errors_over_draws(lambda rows: {"mean": values[rows].mean(axis=1, keepdims=True)}, np.arange(m)[None])
+    # From 16 parts of many draws it is known to a fifth or so.
+    assert found["mean"][0] == pytest.approx(values.std(ddof=1) / np.sqrt(m), rel=0.5 if m == 4096 else 1e-9)
+
+
+def test_scores_may_have_any_name():
+    named = records([[1.0, 2.0]], scores={"cdf": np.array([1.0, 2.0]), "response": np.array([0.0, 4.0])})
+    table = report(named).tables["responses"]
+    assert list(table["cdf"]) == [0.5, 1]
+    assert list(table["score cdf"]) == [1, 2]
+    assert list(table["score response"]) == [0, 4]
