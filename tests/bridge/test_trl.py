@@ -207,3 +207,12 @@ def test_examples_are_shared_out_in_whole_shards_among_all_processes(tmp_path, m
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="WORLD_SIZE is 2, and TRL counts 1; each process would train alone"):
         paced(lambda **_: SimpleNamespace(world_size=1), replace(SETTINGS, shards=2), tmp_path, 8)
+
+
+def test_an_adapter_may_be_trained_in_place_of_the_weights(made):
+    from peft import LoraConfig
+
+    trainer = made(settings=replace(SETTINGS, steps=1), peft_config=LoraConfig(r=2, target_modules=["q_proj"]))
+    trainer.train()
+    assert trainer.ref_model is None
+    assert any(bool(p.any()) for name, p in trainer.model.named_parameters() if "lora_B" in name)
