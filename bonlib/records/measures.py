@@ -217,9 +217,10 @@ def responses_table(records: Records, texts: Rows) -> pd.DataFrame:
         texts: of `numbered`.
 
     Returns:
-        Columns prompt_number, row (in the file), response, strict_cdf and cdf (F and F≤, counted), log_cdf (the
-        posterior mean of log F≤, as training uses it), mid_rank (1 is the worst; equal rewards share theirs), copies
-        and tied (how many draws of the prompt have this text, this reward); and the scores, `score NAME`.
+        Columns prompt (its number), row (in the file), response, the scores, strict_cdf and cdf (F and F≤, counted),
+        log_cdf (the posterior mean of log F≤, as training uses it), mid_rank (1 is the worst; equal rewards share
+        theirs), copies and tied (how many draws of the prompt have this text, this reward). A score of one of these
+        names is called "score NAME".
     """
     import pandas as pd
 
@@ -236,20 +237,18 @@ def responses_table(records: Records, texts: Rows) -> pd.DataFrame:
         _, same, times = np.unique(named, return_inverse=True, return_counts=True)
         copies[rows] = times[same].reshape(rows.shape)
     counts = records.counts[records.prompt]
-    return pd.DataFrame(
-        {
-            "prompt_number": records.prompt,
-            "row": records.rows,
-            "response": records.responses,
-            **{f"score {name}": values for name, values in records.scores.items()},
-            "strict_cdf": strict,
-            "cdf": cdf,
-            "log_cdf": log_cdf,
-            "mid_rank": (strict + cdf) * counts / 2 + 0.5,
-            "copies": copies.astype(int),
-            "tied": ((cdf - strict) * counts).round().astype(int),
-        }
-    )
+    origin = {"prompt": records.prompt, "row": records.rows, "response": records.responses}
+    standing = {
+        "strict_cdf": strict,
+        "cdf": cdf,
+        "log_cdf": log_cdf,
+        "mid_rank": (strict + cdf) * counts / 2 + 0.5,
+        "copies": copies.astype(int),
+        "tied": ((cdf - strict) * counts).round().astype(int),
+    }
+    taken = origin.keys() | standing.keys()
+    scores = {f"score {name}" if name in taken else name: values for name, values in records.scores.items()}
+    return pd.DataFrame(origin | scores | standing)
 
 
 def rank_shares(records: Records, values: NDArray[Any]) -> Array:

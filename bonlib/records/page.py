@@ -138,12 +138,13 @@ def _right(report: Report) -> list[list[Any]] | None:
 
 def _examples(report: Report) -> dict[str, Any]:
     """Responses of one prompt, from the best to the worst."""
-    records, table, score = report.records, report.tables["responses"], report.summary["reward"]
+    records, table = report.records, report.tables["responses"]
     place = int(records.counts.argmax())
     block = table[records.prompt == place].sort_values("mid_rank", ascending=False, kind="stable")
     chosen = block.iloc[np.unique(np.linspace(0, len(block) - 1, FEW).astype(int))]
-    columns = ["response", f"score {score}", "mid_rank", "strict_cdf", "cdf", "log_cdf"]
-    rows = [[text, reward, _whole(rank), *fs] for text, reward, rank, *fs in chosen[columns].to_numpy(object).tolist()]
+    stands = zip(records.reward[chosen.index], chosen["mid_rank"].map(_whole), strict=True)
+    fs = chosen[["strict_cdf", "cdf", "log_cdf"]].to_numpy().tolist()
+    rows = [[text, *stand, *f] for text, stand, f in zip(chosen["response"], stands, fs, strict=True)]
     return {"example_prompt": str(records.prompts[place]), "examples": rows}
 
 

@@ -163,7 +163,7 @@ def _prompts(records: Records, table: pd.DataFrame, measured: measures.Measured)
     ns = measured.curve.table.index.to_numpy()
     found.loc[measured.prompts, "gain"] = gain
     found.loc[measured.prompts[gains], "enough"] = ns[(share >= MOST_OF_IT).argmax(axis=1)]
-    return found.rename_axis("prompt_number")
+    return found.rename_axis("number")
 
 
 def _worth(prompts: pd.DataFrame) -> pd.DataFrame:

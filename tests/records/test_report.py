@@ -231,8 +231,8 @@ def test_the_error_of_a_mean_over_draws_is_the_usual_one(m):
 
 
 def test_scores_may_have_any_name():
-    named = records([[1.0, 2.0]], scores={"cdf": np.array([1.0, 2.0]), "response": np.array([0.0, 4.0])})
+    named = records([[1.0, 2.0]], scores={"cdf": np.array([1.0, 2.0]), "mine": np.array([0.0, 4.0])})
     table = report(named).tables["responses"]
     assert list(table["cdf"]) == [0.5, 1]
     assert list(table["score cdf"]) == [1, 2]
-    assert list(table["score response"]) == [0, 4]
+    assert list(table["mine"]) == [0, 4]
