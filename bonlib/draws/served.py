@@ -146,7 +146,7 @@ class ServedSampler:
             by_prompt.setdefault(prompt, []).append(place)
         most = 1 if (self.kind != "openai" if self._seeded is None else self._seeded) else TOGETHER
         jobs = [tuple(some[at : at + most]) for some in by_prompt.values() for at in range(0, len(some), most)]
-        if not settings.plain and self.log_probs is None:
+        if self.log_probs is None and not settings.plain and settings.top_k != 1:  # a judge is asked greedily
             warnings.warn(
                 f"log-probabilities at {settings} are not taken from {self.name}: it is not said whether they are of "
                 "the model or of the law drawn from. Say log_probs='model' or 'law'",

@@ -183,10 +183,10 @@ def test_a_served_judge_keeps_what_it_said_before_the_budget_ended(store, draws)
         return {"choices": [choice], "usage": {"total_tokens": 10, "completion_tokens": 4}}
 
     with serving(judge) as server:
-        sampler = ServedSampler(Server(server.url, budget=Budget(max_calls=30)), "m", chat=True, log_probs="none")
+        sampler = ServedSampler(Server(server.url, budget=Budget(max_calls=30)), "m", chat=True)
         with pytest.raises(BudgetError, match="max_calls"):
             store.score(Judge(sampler, "{response}", parse=r"(\d+)/"), draws)
-        sampler = ServedSampler(Server(server.url), "m", chat=True, log_probs="none")
+        sampler = ServedSampler(Server(server.url), "m", chat=True)
         rewards = store.score(Judge(sampler, "{response}", parse=r"(\d+)/"), draws)
     assert len(server.asked) == 100
     assert server.asked[0][1]["temperature"] == 0.0
