@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from bonlib.bridge.trl_checks import REQUIRED, check_model, check_options
-from bonlib.checks import number
 from bonlib.draws.rewards import checked_score
 from bonlib.methods.vbon_bound import VbonBound
 from bonlib.models.responses import Responses
@@ -32,17 +31,16 @@ class VbonReward:
     Args:
         n: number of draws N, real, at least 1.
         data: what our own loop would learn from: the reward model, and a CDF of the reference's rewards.
-        easing: share of the steps over which N grows from 1, as in `TrainSettings`.
+        settings: of our loop, for their easing: the share of the steps over which N grows from 1.
 
     Raises:
-        ValueError: if `n` or `easing` is out of range, or `data` has no CDF.
+        ValueError: if `n` is out of range, or `data` has no CDF.
     """
 
     __name__ = "vbon"  # TRL's name for it in logs
 
-    def __init__(self, n: float, data: TrainingData, easing: float = 0.0) -> None:
-        self.method, self.data = VbonBound(n), data
-        self.easing = number("easing", easing, least=0, most=1, what="a share of the steps, it")
+    def __init__(self, n: float, data: TrainingData, settings: TrainSettings | None = None) -> None:
+        self.method, self.data, self.settings = VbonBound(n), data, settings or TrainSettings()
         if data.cdf is None:
             raise ValueError("cdf is None; vBoN needs the rewards' distribution: give TrainingData a SampledCdf")
 
@@ -64,7 +62,7 @@ class VbonReward:
             **columns: what else TRL passes.
 
         Raises:
-            ValueError: if prompts are conversations, or one is not among those of the CDF.
+            ValueError: if prompts are conversations, one is not among those of the CDF, or F≤ of a response is 0.
         """
         if not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(
@@ -80,10 +78,13 @@ class VbonReward:
         rewards = checked_score(self.data.reward_model, prompts, responses)
         assert self.data.cdf is not None
         log_cdf = self.data.cdf.log_weak(prompts, completions, rewards)
-        n = self.method.n
-        if self.easing:
-            n = self.method.eased(min((trainer_state.global_step + 1) / (self.easing * trainer_state.max_steps), 1.0)).n
-        return [float(x) for x in (n - 1) * log_cdf] if n > 1 else [0.0] * len(prompts)
+        if not np.isfinite(log_cdf).all():  # TRL would take such an advantage for 0
+            worst = completions[int(np.argmin(np.isfinite(log_cdf)))]
+            raise ValueError(
+                f"log F≤ of the response {worst[:40]!r} is not finite: give a SampledCdf with its posterior"
+            )
+        part = 1.0 if trainer_state is None else self.settings.pull_at(trainer_state.global_step)
+        return [float(value) for value in (self.method.eased(part).n - 1) * log_cdf]
 
 
 def vbon_config(data: TrainingData, settings: TrainSettings, folder: str | os.PathLike[str], **options: Any) -> Any:
@@ -123,8 +124,10 @@ def paced(kind: Any, settings: TrainSettings, folder: str | os.PathLike[str], ex
         **options: other fields of them.
 
     Raises:
-        ValueError: if processes or examples cannot share out the shards, or the processes do not know of each other.
+        ValueError: if there is a `lora_rank`, the shards cannot be shared out, or processes do not know of each other.
     """
+    if settings.lora_rank:
+        raise ValueError(f"lora_rank is {settings.lora_rank}; TRL takes a peft_config: give it that, and rank 0")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if settings.shards % processes:
         raise ValueError(f"shards is {settings.shards} for {processes} processes; take a multiple of that")
@@ -185,7 +188,7 @@ def vbon_trainer(
 
     trainer = RLOOTrainer(
         model=model,
-        reward_funcs=VbonReward(n, data, settings.easing),
+        reward_funcs=VbonReward(n, data, settings),
         args=vbon_config(data, settings, folder, **options),
         train_dataset=Dataset.from_dict({"prompt": list(data.prompts)}),
         peft_config=peft_config,

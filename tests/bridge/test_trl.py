@@ -115,9 +115,9 @@ def test_the_reward_is_what_our_return_adds_to_the_kl(data):
     log_cdf = data.cdf.log_weak(PROMPTS, texts, rewards)
     assert VbonReward(4, data)(PROMPTS, texts) == pytest.approx(3 * log_cdf)
     assert VbonReward(1, data)(PROMPTS, texts) == [0.0] * 4
-    eased = VbonReward(4, data, easing=0.5)
+    eased = VbonReward(4, data, replace(SETTINGS, steps=10, easing=0.5))
     for step, part in ((0, 0.2), (4, 1.0), (9, 1.0)):
-        state = SimpleNamespace(global_step=step, max_steps=10)
+        state = SimpleNamespace(global_step=step)
         assert eased(PROMPTS, texts, trainer_state=state) == pytest.approx(3 * part * log_cdf)
 
 
@@ -183,6 +183,11 @@ def test_settings_that_do_not_fit_are_named(made, data, monkeypatch):
         made(settings=replace(SETTINGS, ppo=Ppo()))
     with pytest.raises(ValueError, match="prompts is 8 a step, and data has 4"):
         made(settings=replace(SETTINGS, prompts=8))
+    with pytest.raises(ValueError, match="lora_rank is 8; TRL takes a peft_config"):
+        made(settings=replace(SETTINGS, lora_rank=8))
+    nothing = SimpleNamespace(log_weak=lambda *_: [-1.0, -float("inf")])
+    with pytest.raises(ValueError, match="log F≤ of the response 'b' is not finite"):
+        VbonReward(4, replace(data, cdf=nothing))(PROMPTS[:2], ["a", "b"])
     with pytest.raises(ValueError, match="cdf is None"):
         made(data=replace(data, cdf=None))
     with pytest.raises(ValueError, match=r"n is 0\.5"):

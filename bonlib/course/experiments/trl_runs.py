@@ -120,7 +120,7 @@ def _grpo(model: str, data: TrainingData, settings: TrainSettings, folder: Path,
     )  # fmt: skip
     return GRPOTrainer(
         model=model,
-        reward_funcs=VbonReward(N, data, settings.easing),
+        reward_funcs=VbonReward(N, data, settings),
         args=GRPOConfig(**{name: getattr(ours, name) for name in shared}, **options),
         train_dataset=Dataset.from_dict({"prompt": list(data.prompts)}),
     )
