@@ -15,6 +15,7 @@ import pytest
 from small_server import MODEL, completion, serving, slowly
 from tqdm import tqdm
 
+from bonlib.draws import http
 from bonlib.draws.budget import Budget, BudgetError
 from bonlib.draws.http import Server, ServerError
 from bonlib.draws.rewards import CutPenalty, FunctionReward
@@ -28,6 +29,11 @@ PROMPTS = [f"prompt {i}" for i in range(5)]
 SETTINGS = SamplingSettings(6)
 LENGTH = FunctionReward(lambda prompt, response: float(len(response)), name="length")
 fork = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(autouse=True)
+def little_is_kept_together(monkeypatch):
+    monkeypatch.setattr(http, "TOGETHER", 0.02)
 
 
 def sampler_of(server, budget=None, concurrency=4, retries=0, **options):
@@ -115,10 +121,11 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(tmp_path):
 
     store, kept = SampleStore(tmp_path), []
     with serving(slowly(0.05)) as server:
-        for _ in range(3):
+        for kill in range(3):
             child = fork.Process(target=work, daemon=True)
             child.start()
-            time.sleep(0.8)
+            while len(server.asked) < 30 * (kill + 1):
+                time.sleep(0.01)
             os.kill(child.pid, signal.SIGKILL)
             child.join()
             kept.append(int(store.held(sampler_of(server), PROMPTS, 24, SETTINGS, seed=0).sum()))
@@ -127,6 +134,7 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(tmp_path):
         assert 0 < kept[0] < kept[1] < kept[2] < 120
         assert len(set(seeds_of(server))) == 120
         before = len(server.asked)
+        server.answer = slowly(0)
         undisturbed = SampleStore(tmp_path / "other").draw(sampler_of(server), PROMPTS, 24, SETTINGS, seed=0)
     print(f"kept after each kill {kept}, bought twice {before - 120} of 120")
     np.testing.assert_array_equal(draws.texts, undisturbed.texts)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from small_server import serving
 
+from bonlib.draws import http
 from bonlib.draws.budget import Budget, BudgetError
 from bonlib.draws.http import Server, ServerError
 from bonlib.draws.samplers import SamplingSettings
@@ -27,6 +28,11 @@ class Letters:
     def sample(self, prompts, settings, *, seed):
         texts = [f"{'x' * (each % 50 + 1)} {each}" for each in seed]
         return Responses(texts, np.zeros((len(texts), 1), np.int32), np.zeros(len(texts)), np.zeros(len(texts)))
+
+
+@pytest.fixture(autouse=True)
+def little_is_kept_together(monkeypatch):
+    monkeypatch.setattr(http, "TOGETHER", 0.02)
 
 
 @pytest.fixture
