@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.environ.get("BONLIB_STORE"):  # kernels run in another directory, and must find the same place
         os.environ["BONLIB_STORE"] = str(Path(os.environ["BONLIB_STORE"]).expanduser().resolve())
     try:
-        return commands.main(argv, prog_name="bonlib", standalone_mode=False) or 0
+        code = commands.main(argv, prog_name="bonlib", standalone_mode=False) or 0
+        sys.stdout.flush()  # here, where a closed pipe is no trouble
+        return code
     except click.UsageError as error:
         asked = error.ctx.command_path if error.ctx else "bonlib"
         print(f"bonlib: {error.format_message()} (`python -m {asked} --help` says what there is)", file=sys.stderr)
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1 if getattr(error, "on_the_way", False) else 2
     except BrokenPipeError:  # who reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 1  # as click has it, where it notices
     except click.Abort:
         print("bonlib: interrupted; what was drawn is kept (`run` goes on with --resume)", file=sys.stderr)
         return 130

@@ -97,7 +97,7 @@ def test_each_kind_is_exported(kind, capsys):
 
 def test_commands_stand_in_a_pipe():
     bonlib = f"{sys.executable} -m bonlib"
-    line = f"{bonlib} score d.jsonl --by rewards.py:brevity | {bonlib} export dpo - --pairs 2 | head -1"
+    line = f"{bonlib} score d.jsonl --by rewards.py:brevity | {bonlib} export dpo - --pairs 2 | tail -n 1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout).keys() == {"prompt", "chosen", "rejected", "score_chosen", "score_rejected"}

@@ -136,7 +136,7 @@ def test_results_show_themselves_as_tables(draws, trained):
     assert "after 2 steps and 8 responses" in repr(trained)
     assert repr(draws.model).endswith("random-gpt2: GPT2LMHeadModel, 0.0 M parameters, float32, cpu")
     assert repr(bon.draw(trained, PROMPTS, 2, max_new_tokens=4, store=draws.store)).startswith("2 draws to each of 4")
-    assert list(draws.table().columns) == ["prompt", "response", "log_prob", "reward"]
+    assert list(draws.table().columns) == ["prompt", "response", "log_prob", "length", "reward"]
 
 
 def test_rewards_are_functions_classifiers_and_objects(classifier, classifier_folder):

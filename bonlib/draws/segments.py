@@ -12,7 +12,6 @@ import io
 import json
 import os
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -250,16 +249,15 @@ def _write(path: Path, rows: Rows) -> None:
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file so that readers, and whoever comes after a crash, see all of it or nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:  # with the rights that the user's files have
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
-        with suppress(FileNotFoundError):  # an interrupt may come when it has its name already
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)  # an interrupt may come when it has its name already
         raise
 
 

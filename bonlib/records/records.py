@@ -103,4 +103,4 @@ class Records:
         each = f"{least}" if least == most else f"{least} to {most}"
         apart = f"; {len(self.bad)} row{'s' * (len(self.bad) > 1)} kept apart" if len(self.bad) else ""
         names = ", ".join(self.scores) or "no score"
-        return f"{len(self)} responses, {each} to each of {prompts} prompts, with {names}{apart}"
+        return f"{len(self)} responses, {each} to each of {prompts} prompt{'s' * (prompts > 1)}, with {names}{apart}"

@@ -60,7 +60,6 @@ class Report:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, page(self).encode())
-        path.chmod(0o644)  # others are to read it
         return path
 
     def save(self, folder: str | Path) -> Path:
@@ -82,13 +81,18 @@ class Report:
                 table.to_csv(folder / f"{name}.csv", index=table.index.name is not None)
         return path
 
+    def _milestones(self) -> pd.DataFrame:
+        shown = ("reward", "reward_se", "control", "win_rate", "kl", "gold", "gold_se", "gold_best", "right", "solved")
+        table = self.curve.milestones()
+        return table[[name for name in shown if name in table]]
+
     def __repr__(self) -> str:
-        lines = [repr(self.records), self.curve.milestones().to_string(float_format="{:.3f}".format)]
+        lines = [repr(self.records), self._milestones().to_string(float_format="{:.3f}".format, na_rep="–")]
         lines += [f"- {finding.name}: {finding.says}" for finding in self.findings if finding.matters]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        table = self.curve.milestones().to_html(float_format="{:.3f}".format, na_rep="–")
+        table = self._milestones().to_html(float_format="{:.3f}".format, na_rep="–")
         findings = "".join(f"<li>{escape(each.says)}</li>" for each in self.findings if each.matters)
         return f"<p>{escape(repr(self.records))}</p>{table}<ul>{findings}</ul>"
 
