@@ -102,7 +102,7 @@ def arithmetic_rows(draws: Draws, truth: dict[str, int]) -> pd.DataFrame:
             "confidence": (draws.model_log_probs / draws.lengths).ravel().astype(np.float32),
             "log_prob": draws.log_probs.ravel().astype(np.float32),
             "length": draws.lengths.ravel(),
-            "answer": pd.array(judge.answers(prompts, responses), dtype="Int64"),
+            "answer": pd.Series(judge.answers(prompts, responses)).astype("Int64"),
             "truth": [truth[prompt] for prompt in prompts],
             "correct": judge.verify(prompts, responses),
         }
