@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from small_server import completion, serving
 from toy_training import PROMPTS, vowels
 
 import bonlib as bon
@@ -196,3 +197,69 @@ def test_a_figure_is_shown_and_described_without_pyplot(draws):
     figure = draws.curve().plot()
     assert figure._repr_png_().startswith(b"\x89PNG")
     assert repr(figure).startswith("Figure. Mean reward, win rate and KL of best-of-n")
+
+
+def test_draws_a_table_and_a_file_are_reported_on_alike(draws, tmp_path):
+    path = tmp_path / "draws.jsonl"
+    draws.table().to_json(path, orient="records", lines=True, double_precision=15)
+    of_draws, of_table, of_file = (bon.report(what) for what in (draws, draws.table(), path))
+    assert "64 draws to each of" in of_draws.records.source
+    for name in ("reward", "win_rate", "kl"):
+        np.testing.assert_allclose(of_table.curve.table[name], of_draws.curve.table[name], rtol=1e-12)
+        np.testing.assert_allclose(of_file.curve.table[name], of_draws.curve.table[name], rtol=1e-9)
+    found = draws.curve([4]).table.loc[4]
+    assert of_draws.curve.table.loc[4, "reward"] == pytest.approx(found["reward"], rel=1e-12)
+    assert bon.export(draws, "dpo", tmp_path / "pairs.jsonl", pairs=2) == 2 * len(PROMPTS)
+
+
+def test_records_are_scored_once_and_become_draws_that_train(bundled_model, store, tmp_path):
+    draws, said = bon.draw(bundled_model, PROMPTS, 16, max_new_tokens=8, store=store), []
+
+    def letters(prompt, response):
+        said.append(response)
+        return float(len(response))
+
+    records = bon.read(draws.table())
+    scored = bon.score(records, letters, store=store)
+    assert (scored.reward == [len(text) for text in scored.responses]).all()
+    different = {(p, r) for p, r in zip(scored.prompt, scored.responses, strict=True)}
+    assert len(said) == len(different)  # a response that came again is scored once
+    both = bon.score(scored, bon.reward(letters, name="other letters"), name="second", store=store)
+    assert list(both.scores) == ["reward", "second"]
+    said.clear()
+    bon.score(bon.read(draws.table().iloc[:9]), letters, store=SampleStore(tmp_path))
+    assert len(said) == len(set(scored.responses[:9]))
+    again = bon.as_draws(scored, bundled_model)
+    same = np.abs(again.log_probs - draws.log_probs) < 1e-3  # cut ones have no end token; a few texts have other tokens
+    assert same.mean() > 0.9
+    trained = bon.train("bon-sft", again, n=8, steps=1, prompts=2, folder=tmp_path / "run")
+    assert (trained.folder / "policy" / "model.safetensors").exists()
+    with pytest.raises(ValueError, match="need a reward model"):
+        bon.train("vbon", again, n=8, steps=1, prompts=2, group=2, folder=tmp_path / "other")
+
+
+def test_a_served_model_is_drawn_from_scored_by_a_server_and_judged(store):
+    def answer(path, body, call):
+        if path == "/v1/rewards":
+            return {"rewards": [float(len(response)) for response in body["responses"]]}
+        if path == "/v1/chat/completions":
+            message = {"role": "assistant", "content": "I say 7 of 10."}
+            return {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+        return completion(body)
+
+    with serving(answer) as server:
+        model = bon.served(bon.server(server.url, max_calls=8), kind="vllm")
+        drawn = bon.draw(model, ["one", "two"], 4, max_new_tokens=5, store=store)
+        assert drawn.log_probs == pytest.approx(-5 * np.log(26))
+        scored = drawn.score(bon.reward(f"{server.url}/rewards"))
+        assert (scored.rewards == 5).all()
+        question = "How good is {response} to {prompt}? 0 to 10"
+        judged = drawn.score(bon.judge(server.url, question, parse=r"(\d+) of"))
+        assert (judged.rewards == 7).all()
+        assert scored.curve([1, 2]).table.loc[2, "kl"] >= 0
+        with pytest.raises(ValueError, match="max_calls of the budget is 8"):
+            bon.draw(model, ["one", "two", "three"], 4, max_new_tokens=5, store=store)
+        with pytest.raises(ValueError, match="cannot be trained here"):
+            bon.train("vbon", scored, n=2)
+        with pytest.raises(ValueError, match=r"kind is for a server of rewards, and what is .*: leave it out"):
+            bon.reward(vowels, kind="json")
