@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cached_property
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
-
-from tqdm import tqdm
 
 from bonlib.checks import number, shown, whole
 from bonlib.draws.budget import Budget
+from bonlib.draws.gather import gather
 
 if TYPE_CHECKING:
     import httpx
     import tenacity
 
-TOGETHER = 0.2  # seconds; what arrives within them is kept together
 SECRET = 12  # characters from which a key counts as one: servers of one's own take any word, such as EMPTY
 LONGEST_WAIT = 600.0  # seconds, whatever a server asks for
 PASSING = {408, 425, 429}  # and 500 or more: these may be well the next time
@@ -222,75 +215,8 @@ class Server:
         work: Callable[[J], T],
         keep: Callable[[list[tuple[J, T]]], Iterable[J]],
     ) -> None:
-        """Do jobs at once, as many as `concurrency`, and have what comes kept within a fraction of a second.
-
-        After an error, or an interrupt, no job is begun, those under way are waited for and kept, and then it is
-        raised. A second interrupt leaves them.
-
-        Args:
-            jobs: each to be worked on in a thread.
-            work: what is done with one.
-            keep: takes jobs with their results, here in the caller's thread, and returns jobs that are still to do.
-        """
-        self._halt.clear()
-        pool, running, finished = ThreadPoolExecutor(self.concurrency), dict[Future[T], J](), SimpleQueue[Future[T]]()
-        come, ended, stopped = list[tuple[J, T]](), None, False
-
-        def do(job: J) -> T:
-            if self._halt.is_set():
-                raise CancelledError
-            try:
-                return work(job)
-            except Exception:
-                self._halt.set()
-                raise
-
-        def begin(job: J) -> None:
-            future = pool.submit(do, job)
-            running[future] = job
-            future.add_done_callback(finished.put)
-
-        try:
-            for job in jobs:
-                begin(job)
-            while running or come:
-                try:
-                    until = time.monotonic() + TOGETHER
-                    while running and (time.monotonic() < until or not come):
-                        with suppress(Empty):
-                            future = finished.get(timeout=TOGETHER)
-                            if future not in running:
-                                continue
-                            job = running.pop(future)
-                            error = CancelledError() if future.cancelled() else future.exception()
-                            if error is None:
-                                come.append((job, future.result()))
-                            elif not isinstance(error, CancelledError):
-                                ended = ended or error
-                        if ended and not stopped:
-                            break
-                    now, come = come, []
-                    for job in keep(now) if now else ():
-                        if not ended:
-                            begin(job)
-                except KeyboardInterrupt as interrupt:
-                    if isinstance(ended, KeyboardInterrupt):
-                        raise
-                    ended = interrupt
-                    for future in filter(Future.done, running):
-                        finished.put(future)  # it may have been taken out as the interrupt came
-                if ended and not stopped:
-                    stopped = True
-                    self._halt.set()
-                    left = sum(not (future.cancel() or future.done()) for future in list(running))
-                    if isinstance(ended, KeyboardInterrupt):
-                        note = f"interrupted: {left} requests are under way; interrupt again to leave their answers"
-                        tqdm.write(note, file=sys.stderr)
-        finally:
-            self._halt.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-        if ended:
-            raise ended
+        """Do jobs at once, as many as `concurrency`, and have what comes kept; see `bonlib.draws.gather`."""
+        gather(jobs, work, keep, at_once=self.concurrency, halt=self._halt)
 
 
 def as_server(server: Server | str) -> Server:

@@ -20,7 +20,7 @@ from bonlib.models.responses import UNKNOWN, UNKNOWN_END, Responses, concatenate
 
 Keep = Callable[[NDArray[np.intp], Responses], None]
 Kind = Literal["vllm", "llamacpp", "transformers", "openai"]
-TOGETHER = 16  # responses asked for in one request, where draws have no seeds of their own
+MOST_AT_ONCE = 16  # responses asked for in one request, where draws have no seeds of their own
 
 
 class ServedSampler:
@@ -144,7 +144,7 @@ class ServedSampler:
         by_prompt: dict[str, list[int]] = {}
         for place, prompt in enumerate(prompts):
             by_prompt.setdefault(prompt, []).append(place)
-        most = 1 if (self.kind != "openai" if self._seeded is None else self._seeded) else TOGETHER
+        most = 1 if (self.kind != "openai" if self._seeded is None else self._seeded) else MOST_AT_ONCE
         jobs = [tuple(some[at : at + most]) for some in by_prompt.values() for at in range(0, len(some), most)]
         if self.log_probs is None and not settings.plain and settings.top_k != 1:  # a judge is asked greedily
             warnings.warn(

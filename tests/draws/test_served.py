@@ -15,7 +15,7 @@ import pytest
 from small_server import MODEL, completion, serving, slowly
 from tqdm import tqdm
 
-from bonlib.draws import http
+from bonlib.draws import gather
 from bonlib.draws.budget import Budget, BudgetError
 from bonlib.draws.http import Server, ServerError
 from bonlib.draws.rewards import CutPenalty, FunctionReward
@@ -33,7 +33,7 @@ fork = multiprocessing.get_context("fork")
 
 @pytest.fixture(autouse=True)
 def little_is_kept_together(monkeypatch):
-    monkeypatch.setattr(http, "TOGETHER", 0.02)
+    monkeypatch.setattr(gather, "TOGETHER", 0.02)
 
 
 def sampler_of(server, budget=None, concurrency=4, retries=0, **options):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from small_server import serving
 
-from bonlib.draws import http
+from bonlib.draws import gather
 from bonlib.draws.budget import Budget, BudgetError
 from bonlib.draws.http import Server, ServerError
 from bonlib.draws.samplers import SamplingSettings
@@ -32,7 +32,7 @@ class Letters:
 
 @pytest.fixture(autouse=True)
 def little_is_kept_together(monkeypatch):
-    monkeypatch.setattr(http, "TOGETHER", 0.02)
+    monkeypatch.setattr(gather, "TOGETHER", 0.02)
 
 
 @pytest.fixture
