@@ -59,7 +59,8 @@ test-fire: $(VENV)/.dev
 	BONLIB_KILLS=100 $(BIN)/python -m pytest -s tests/draws/test_store_under_fire.py
 
 test-vllm: $(VLLM)/.ready
-	BONLIB_TEST_VLLM=1 $(VLLM)/bin/python -m pytest tests/draws/test_samplers.py tests/draws/test_vllm.py
+	BONLIB_TEST_VLLM=1 $(VLLM)/bin/python -m pytest tests/draws/test_samplers.py tests/draws/test_vllm.py \
+	  tests/draws/test_real_servers.py
 
 check: $(VENV)/.dev
 	$(BIN)/python -m ruff check .

@@ -280,14 +280,15 @@ class ScoredDraws(ModelDraws):
     rewards: Array
 
     def curve(self, ns: Iterable[int] = ()) -> Curve:
-        """Return what best-of-n makes of these draws, for each n.
+        """Return what best-of-n makes of these draws, for each n; the KL is counted if log-probabilities are unknown.
 
         Args:
             ns: numbers of draws n, at most M − 1; 1, 2, 4 … up to M / 2 if empty.
         """
         most = self.rewards.shape[1]
         chosen = tuple(ns) or tuple(2**k for k in range(most.bit_length()) if 2**k <= max(most // 2, 1))
-        return Curve.of_draws(self.rewards, chosen, log_probs=self.log_probs, responses=self.texts)
+        known = self.log_probs if np.isfinite(self.log_probs).all() else None
+        return Curve.of_draws(self.rewards, chosen, log_probs=known, responses=self.texts)
 
     def table(self) -> pd.DataFrame:
         """Return the same with the rewards."""

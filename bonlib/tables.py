@@ -54,13 +54,16 @@ class Curve(_Table):
         super().__init__(pd.DataFrame(columns, index=pd.Index(ns, name="n")))
 
     @classmethod
-    def of_draws(cls, rewards: Array, ns: Sequence[int], *, log_probs: Array, responses: NDArray[np.object_]) -> Curve:
+    def of_draws(
+        cls, rewards: Array, ns: Sequence[int], *, log_probs: Array | None, responses: NDArray[np.object_]
+    ) -> Curve:
         """Return the curve of draws, as many to each prompt.
 
         Args:
             rewards: of the draws, shape (P, M).
             ns: numbers of draws, each at most M − 1.
-            log_probs: of the draws under the law that they were drawn from, nats, shape (P, M).
+            log_probs: of the draws under the law that they were drawn from, nats, shape (P, M); if None, the KL is
+                counted.
             responses: their texts, shape (P, M): which of them are one response.
 
         Raises:

@@ -32,7 +32,8 @@ hypothesis.settings.load_profile("patient")
 # These begin after the notebooks, so that the end is made of what is short.
 LONG_MODULES = (
     "test_site", "test_browser", "test_own_models", "test_samplers", "test_fleet", "test_trainer", "test_wheel",
-    "test_sentiment", "test_architectures", "test_peft_folders", "test_setup", "test_store_under_fire",
+    "test_sentiment", "test_real_servers", "test_architectures", "test_peft_folders", "test_setup",
+    "test_store_under_fire",
 )  # fmt: skip
 
 

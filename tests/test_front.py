@@ -257,6 +257,12 @@ def test_a_served_model_is_drawn_from_scored_by_a_server_and_judged(store):
         judged = drawn.score(bon.judge(server.url, question, parse=r"(\d+) of"))
         assert (judged.rewards == 7).all()
         assert scored.curve([1, 2]).table.loc[2, "kl"] >= 0
+        server.answer = lambda path, body, call: completion(body, log_probs=False)
+        untold = bon.draw(bon.served(server.url, kind="vllm"), ["one", "two"], 4, max_new_tokens=5, seed=1, store=store)
+        assert np.isnan(untold.log_probs).all()
+        counted = untold.score(lambda prompt, response: ord(response[0]))
+        assert counted.curve([1, 2]).table.loc[2, "kl"] == pytest.approx(best_of_n_kl(counted.rewards, 2).mean())
+        assert bon.report(counted).kl_from.startswith("counted")
         with pytest.raises(ValueError, match="max_calls of the budget is 8"):
             bon.draw(model, ["one", "two", "three"], 4, max_new_tokens=5, store=store)
         with pytest.raises(ValueError, match="cannot be trained here"):

@@ -70,11 +70,15 @@ def test_the_commands_that_are_shown_exist():
         if words[:1] == ["make"]:
             assert words[1] in targets, command
             seen.add(words[1])
+        elif words[:1] == ["bonlib"]:
+            commands.get_command(None, words[1]).make_context(words[1], words[2:])
+            seen.add(words[1])
         elif words[:3] == ["python", "-m", "bonlib"]:
             commands.make_context("bonlib", words[3:])
             commands.get_command(None, words[3]).make_context(words[3], words[4:])
             seen.add(words[3])
     assert {"run", "test", "lab", "check", "pretrain", "store"} <= seen
+    assert {"draw", "score", "report", "train", "export", "compare"} <= seen
 
 
 def test_make_knows_what_to_do_for_each_profile():
@@ -172,7 +176,10 @@ def test_every_figure_has_a_caption_right_after_it(path):
     assert bare == []
 
 
-@pytest.mark.parametrize("name", ["README.md", "GUIDE.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+@pytest.mark.parametrize(
+    "name",
+    [f"{page}.md" for page in ("README", "GUIDE", "TRAINERS", "MACHINES", "ARCHITECTURE", "CONTRIBUTING", "CHANGELOG")],
+)
 def test_links_lead_somewhere(name):
     for target in re.findall(r"\]\((?!http)([^)#]+)", (ROOT / name).read_text()):
         assert (ROOT / target).exists(), target
@@ -200,6 +207,10 @@ def test_the_python_that_is_shown_runs(name, tmp_path):
     """Also the model and reward of one's own, from draws to a trained policy."""
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
     assert snippets
+    words = ("bad", "good", "dull", "a mess", "wonderful", "too long", "fine", "fun")
+    said = [(prompt, f" is {word}") for prompt in ("The film", "My mother") for word in words]
+    rows = [{"prompt": prompt, "response": response, "reward": len(response)} for prompt, response in said]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for snippet in snippets:
         done = subprocess.run(
             [sys.executable, "-c", snippet],

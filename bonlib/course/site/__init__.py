@@ -22,7 +22,17 @@ from bonlib.course.site.pages import failure, has_same_exercises, notebook_page
 
 STATIC = Path(__file__).parent / "static"
 # Beside the glossary, and README, which becomes the first page.
-TEXTS = ("GUIDE.md", "METHODS.md", "MODELS.md", "data/README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
+TEXTS = (
+    "GUIDE.md",
+    "METHODS.md",
+    "TRAINERS.md",
+    "MACHINES.md",
+    "MODELS.md",
+    "data/README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+)
 CONFIGURATION: dict[str, Any] = {
     "project": "The best-of-N workbook",
     "extensions": ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"],
