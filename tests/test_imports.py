@@ -22,7 +22,6 @@ ROOMS = [
     "inference",
     "training",
     "methods",
-    "bridge",
     "evaluate",
     "tables",
     "records",

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,10 +121,13 @@ def draw_everywhere(
         # Ray starts a lost actor again and repeats its task without limit; MAX_LOSSES ends it, and says why.
         limits = {"num_cpus": cpus_per_actor, "num_gpus": gpus_per_actor, "max_restarts": -1, "max_task_retries": -1}
         request = {"count": count, "settings": settings, "seed": seed}
-        others = make_reward, max(1, int(cpus_per_actor)), Path(journal)
+        # What cannot be unpickled in an actor is to be an error of its work; Ray would start it again for ever.
+        packed = [partial(_make, ray.cloudpickle.dumps(make)) for make in makers]
+        reward = make_reward and partial(_make, ray.cloudpickle.dumps(make_reward))
+        others = reward, max(1, int(cpus_per_actor)), Path(journal)
         actor_of = ray.remote(**limits)(_Worker)
         crew = [
-            actor_of.remote(SampleStore(root), request, makers[place % len(makers)], *others)
+            actor_of.remote(SampleStore(root), request, packed[place % len(packed)], *others)
             for place in range(min(actors, len(shares)))
         ]
         try:
@@ -232,6 +236,11 @@ class _Worker:
                 "a smaller batch_size"
             )
         return lost
+
+
+def _make(pickled: bytes) -> Any:
+    """What a function makes that has come as bytes."""
+    return pickle.loads(pickled)()
 
 
 def _carried(error: Exception, process: str) -> bytes:

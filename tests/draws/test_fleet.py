@@ -5,12 +5,14 @@ import pickle
 import re
 import signal
 import sys
+import types
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from small_server import serving
 from test_store_under_fire import LENGTH, LetterSampler, content
 
 from bonlib.draws import fleet
@@ -18,6 +20,7 @@ from bonlib.draws import store as store_module
 from bonlib.draws.fleet import draw_everywhere
 from bonlib.draws.rewards import SentimentReward
 from bonlib.draws.samplers import SamplingSettings, TransformersSampler
+from bonlib.draws.served import ServedSampler
 from bonlib.draws.store import SampleStore
 from bonlib.models.loaded import load_classifier, load_language_model
 
@@ -68,7 +71,8 @@ def make_length():
 
 @pytest.fixture(autouse=True)
 def actors_find_the_tests(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    here = Path(__file__).parent
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (here, here.parent))))
 
 
 @pytest.mark.slow
@@ -114,7 +118,7 @@ def test_two_actors_one_of_them_killed_fill_the_store_as_one_process_does(
 
 @pytest.mark.slow
 @ray_starts
-def test_a_job_draws_only_what_is_missing_and_says_what_went_wrong(tmp_path):
+def test_a_job_draws_only_what_is_missing_and_says_what_went_wrong(tmp_path, monkeypatch):
     """One test, since each start of Ray takes seconds; it also shows that a Ray which is there is used and kept."""
     import ray
 
@@ -144,9 +148,23 @@ def test_a_job_draws_only_what_is_missing_and_says_what_went_wrong(tmp_path):
         assert (report.prompts, report.draws, report.drawn) == (len(PROMPTS), DRAWS, DRAWS - few.texts.size)
         assert 0 < report.tokens < draws.lengths.sum()
 
+        lost = types.ModuleType("not_on_the_other_machine")
+        exec("def make(): pass", lost.__dict__)
+        monkeypatch.setitem(sys.modules, lost.__name__, lost)
+        with pytest.raises(ModuleNotFoundError, match="not_on_the_other_machine"):
+            draw_everywhere(store, PROMPTS, 1, SETTINGS, seed=1, make_sampler=lost.make, cpus_per_actor=0.5)
         makers, sizes = [partial(LetterSampler, log), partial(OtherSampler, log)], {"prompts_at_once": 3}
         with pytest.raises(ValueError, match="different fingerprints"):
             draw_everywhere(store, PROMPTS, 1, SETTINGS, seed=1, make_sampler=makers, cpus_per_actor=0.5, **sizes)
+
+        with serving() as one, serving() as other:
+            engines = [partial(ServedSampler, server.url, kind="vllm") for server in (one, other)]
+            places = {"make_sampler": engines, "cpus_per_actor": 0.5, "prompts_at_once": 1}
+            report = draw_everywhere(SampleStore(tmp_path / "served"), PROMPTS, 4, SETTINGS, seed=0, **places)
+            asked = [(body["prompt"], body["seed"]) for server in (one, other) for _, body in server.asked]
+        assert len(asked) == len(set(asked)) == report.drawn == 4 * len(PROMPTS)
+        assert one.asked
+        assert other.asked
         assert ray.is_initialized()
     finally:
         ray.shutdown()
