@@ -107,8 +107,9 @@ def read_prompts(
                 where = f"{part.name}, {part.unit} {number}"
                 if isinstance(row, Unread):
                     raise ValueError(f"{where} {row.reason}")
+                asked = row.get(name or "")
                 try:
-                    found[whole_text("prompt", as_text(row.get(name or "")))] = None
+                    found[whole_text("prompt", asked if isinstance(asked, str) else as_text(asked))] = None
                 except BadRowError as error:
                     raise ValueError(f"{where} {error}") from error
     if not found:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from bonlib.records.reading import read
+from bonlib.records.reading import read, read_prompts
 
 ROWS = [
     {"prompt": "a", "response": "a1", "reward": 1.0, "log_prob": -1.0},
@@ -369,3 +369,28 @@ def test_a_minus_before_a_score_says_that_lower_is_better(tmp_path):
     assert list(read(table, reward="toxicity").scores) == ["toxicity"]
     with pytest.raises(ValueError, match="has no column 'nothing'"):
         read(table, reward="-nothing")
+
+
+def test_prompts_are_read_alone_each_once(tmp_path):
+    asked = ["a film", "a\u2028play", "a film", "a book"]
+    chat = [{"role": "user", "content": "a film"}]
+    once = ["a film", "a\u2028play", "a book"]
+    (tmp_path / "p.txt").write_text("\n".join(["a film", "", "a book", "a film"]))
+    assert read_prompts(tmp_path / "p.txt") == ["a film", "a book"]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in asked))
+    assert read_prompts(tmp_path / "p.jsonl") == once
+    pd.DataFrame({"question": asked, "prompt": "other"}).to_csv(tmp_path / "p.csv", index=False)
+    assert read_prompts(tmp_path / "p.csv", "question") == once
+    (tmp_path / "c.jsonl").write_text(json.dumps({"prompt": chat}))
+    assert read_prompts(tmp_path / "c.jsonl") == ["a film"]
+    for row, message in (
+        ('{"prompt": 1.5}', "line 1 has prompt 1.5"),
+        ('{"a": 1}', "has no prompt; it has 'a'"),
+        ("{", "line 1 is not"),
+    ):
+        (tmp_path / "bad.jsonl").write_text(row + "\n")
+        with pytest.raises(ValueError, match=message):
+            read_prompts(tmp_path / "bad.jsonl")
+    (tmp_path / "empty.txt").write_text("\n")
+    with pytest.raises(ValueError, match="holds no prompt"):
+        read_prompts(tmp_path / "empty.txt")
