@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LATE = {"datasets", "ray", "vllm"}  # extras of the library, imported where they are asked for
+LATE = {"datasets", "ray", "trl", "vllm"}  # extras of the library, imported where they are asked for
 NOT_IMPORTED = {"gguf"}  # by us: transformers needs it for GGUF files
 WITHOUT_A_CHECKOUT = """\
 import bonlib as bon
@@ -28,6 +28,7 @@ draws = bon.draw(model, ["The film", "My mother"], count=16, max_new_tokens=8).s
 curve = draws.curve()
 assert curve.table["reward"].is_monotonic_increasing
 curve.plot().savefig("curve.png")
+bon.report(draws).save("report")
 policy = bon.train("vbon", draws, n=2, steps=2)
 print(bon.compare(policy, draws, responses=4, ns=(2,)))
 print(bon.__file__)
@@ -102,7 +103,7 @@ def test_the_wheel_has_all_modules_two_models_and_nothing_else(wheel):
     pages = {name for name in names if name.startswith("bonlib/course/site/")} - modules
     assert pages == {f"bonlib/course/site/{name}" for name in ("sliders.md", "static/course.css", "static/sliders.js")}
     about = {name for name in names if ".dist-info/" in name}
-    assert names == modules | set(models) | pages | about
+    assert names == modules | set(models) | pages | about | {"bonlib/records/report.html"}
     assert wheel.stat().st_size < 16e6
 
 
@@ -133,7 +134,7 @@ def test_what_the_code_imports_is_what_it_declares():
     files = set((ROOT / "bonlib").rglob("*.py"))
     course = set((ROOT / "bonlib" / "course").rglob("*.py"))
     base, extras = PROJECT["dependencies"], PROJECT["optional-dependencies"]
-    assert {Requirement(text).name for extra in ("paper", "ray", "vllm") for text in extras[extra]} == LATE
+    assert {Requirement(text).name for extra in ("paper", "ray", "trl", "vllm") for text in extras[extra]} == LATE
     declared = {Requirement(text).name for text in base}
     assert imported(files - course) - LATE == declared - NOT_IMPORTED
     assert imported(course) - LATE <= declared | {Requirement(text).name for text in extras["course"]}
