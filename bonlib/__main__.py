@@ -61,8 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1  # as click has it, where it notices
     except click.Abort:
-        print("bonlib: interrupted; what was drawn is kept (`run` goes on with --resume)", file=sys.stderr)
+        print(
+            "bonlib: interrupted; what was made is kept: the same command goes on (`run --resume`)",
+            file=sys.stderr,
+        )
         return 130
+    except OSError as error:
+        print(f"bonlib: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
     return 2
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from bonlib.checks import literal, number, one_line, whole
+from bonlib.checks import literal, number, one_line, shown, whole
 
 Reader = Callable[[click.Context, click.Parameter, Any], Any]
 Command = Callable[..., Any]
@@ -146,6 +146,8 @@ def _reward(by: str, options: Mapping[str, Any] = _NO_SERVER, judge: Path | None
     if _is_address(by):
         where, name = bon.server(by, **_some(options, _SERVER)), options["served_model"] or ""
         return bon.reward(where, name=name, kind=options["kind"])
+    if by.endswith(".py"):
+        raise ValueError(f"--by is {by!r}, a file without its function: give {by}:FUNCTION")
     file, colon, function = by.rpartition(":")
     return bon.reward(_function(Path(file), function) if colon and file.endswith(".py") else by)
 
@@ -173,7 +175,16 @@ def _function(file: Path, name: str) -> Callable[[str, str], Any]:
         raise ValueError(f"{file} cannot be run ({one_line(error)}): mend it") from error
     if not callable(function := getattr(module, name, None)):
         raise ValueError(f"{file} has no function {name!r}: give FILE.py:FUNCTION")
-    return function
+
+    def careful(prompt: str, response: str) -> Any:
+        try:
+            return function(prompt, response)
+        except Exception as error:  # likewise
+            where = f"prompt {shown(prompt)}, response {shown(response)}"
+            raise ValueError(f"{name} raised {one_line(error)} at {where}: mend it") from error
+
+    careful.__name__ = name
+    return careful
 
 
 def _say(as_json: bool, about: dict[str, Any], *lines: object, error: bool = False) -> None:
@@ -184,9 +195,18 @@ def _say(as_json: bool, about: dict[str, Any], *lines: object, error: bool = Fal
         print(*lines, sep="\n", file=sys.stderr if error else sys.stdout)
 
 
-def _check_json(out: str, as_json: bool) -> None:
+def _check_out(out: str, source: str, as_json: bool) -> None:
     if as_json and out == "-":
         raise ValueError("--json is given and --out is '-': both would go to standard output; name a file as --out")
+    if out != "-" and Path(out).exists() and Path(source).exists() and Path(out).samefile(source):
+        raise ValueError(f"--out is {out!r}, the file that is read: name another, as it would be lost")
+
+
+def _say_apart(records: Any) -> None:
+    """Say on standard error which rows are left out of what is written."""
+    if len(records.bad):
+        first = records.bad.iloc[0]
+        print(f"{len(records.bad)} rows are left out, the first: {first.place} {first.reason}", file=sys.stderr)
 
 
 @click.command(
@@ -227,7 +247,7 @@ def draw_command(
     from bonlib.records.reading import read_prompts
     from bonlib.records.writing import table_writer
 
-    _check_json(out, as_json)
+    _check_out(out, prompts, as_json)
     write, texts = table_writer(out), read_prompts(prompts, prompt)
     law = _some(options, _LAW)
     drawn = bon.draw(
@@ -260,12 +280,16 @@ def draw_command(
 def score_command(
     source: str, by: str, judge: Path | None, name: str, out: str, as_json: bool, store: Path | None, **options: Any
 ) -> None:
-    """Give each response of a FILE a score; what is in the store is not scored again."""
+    """Give each response of a FILE a score; what is in the store is not scored again.
+
+    Written are prompt, response and what is known of them; other columns are left out.
+    """
     import bonlib as bon
     from bonlib.records.writing import table_writer
 
-    _check_json(out, as_json)
+    _check_out(out, source, as_json)
     write, records = table_writer(out), bon.read(source, **_some(options, _FILE))
+    _say_apart(records)
     scored = bon.score(records, _reward(by, options, judge), name=name, store=store)
     write(scored.table())
     rewards = scored.scores[name]
@@ -326,8 +350,9 @@ def export_command(kind: str, source: str, out: str, as_json: bool, **options: A
     """
     import bonlib as bon
 
-    _check_json(out, as_json)
+    _check_out(out, source, as_json)
     records = bon.read(source, **_some(options, _FILE))
+    _say_apart(records)
     rows = bon.export(records, kind, out, **_some(options, ("n", "weights", "resample", "pairs", "seed")))
     _say(as_json, {"rows": rows, "kind": kind, "out": out}, f"{rows} rows of kind {kind}", error=out == "-")
 

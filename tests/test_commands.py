@@ -157,6 +157,13 @@ def test_help_has_an_example_that_can_be_parsed_and_the_exit_codes(name, capsys)
         ("score d.jsonl --by rewards.py:nothing", "rewards.py has no function 'nothing'"),
         ("score d.jsonl --by nowhere.py:brevity", "nowhere.py is not there"),
         ("score d.jsonl --by broken.py:brevity", "broken.py cannot be run (ZeroDivisionError"),
+        ("score d.jsonl --by rewards.py", "a file without its function: give rewards.py:FUNCTION"),
+        ("score d.jsonl --by rewards.py:brevity --name prompt", "name is 'prompt', which is a column of"),
+        ("score scored.jsonl --by rewards.py:brevity", "name is 'reward', which is a column of scored.jsonl already"),
+        ("score d.jsonl --by rewards.py:brevity --out d.jsonl", "the file that is read: name another"),
+        ("score d.jsonl --by raising.py:raises", "raises raised KeyError: 'film' at prompt 'The film'"),
+        ("export sft scored.jsonl --n 2 --out scored.jsonl", "the file that is read: name another"),
+        ("report scored.jsonl --out rewards.py/here", "rewards.py/here: Not a directory"),
         ("report d.jsonl", "no score"),
         ("report empty.jsonl", "empty.jsonl is empty"),
         ("report rows.jsonl --reward nothing", "rows.jsonl has no column 'nothing'"),
@@ -173,6 +180,7 @@ def test_bad_input_is_named_in_one_line_with_exit_code_2(place, line, message, c
     (place / "rows.jsonl").write_text('{"prompt": "a", "response": "b", "score": 1}\n')
     (place / "empty.jsonl").write_text("")
     (place / "broken.py").write_text("1 / 0\n")
+    (place / "raising.py").write_text("def raises(prompt, response):\n    return {}['film']\n")
     capsys.readouterr()
     assert main(line.split()) == 2
     said = capsys.readouterr()
@@ -188,3 +196,11 @@ def test_a_server_that_fails_on_the_way_is_exit_code_1(capsys, monkeypatch):
     monkeypatch.setattr("bonlib.draws.http.Server._once", refuses)
     assert main(["draw", "http://127.0.0.1:9/v1", "prompts.txt", "--count", "2"]) == 1
     assert "no server can be reached" in capsys.readouterr().err
+
+
+def test_rows_that_are_left_out_are_said(place, capsys):
+    (place / "gap.jsonl").write_text((place / "scored.jsonl").read_text() + '{"prompt": "The film", "reward": 1}\n')
+    assert main(["export", "scored", "gap.jsonl"]) == 0
+    said = capsys.readouterr()
+    assert "1 rows are left out, the first: gap.jsonl, line 17 has response None" in said.err
+    assert len(rows(said.out)) == 16

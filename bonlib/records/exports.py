@@ -70,12 +70,12 @@ def _resampled(chances: NDArray[np.float64], count: int, rng: np.random.Generato
     return np.stack([np.searchsorted(row / row[-1], at, side="right") for row, at in zip(upto, steps, strict=True)])
 
 
-def pairs_for_dpo(records: Records, *, n: int = 6, pairs: int | None = None, seed: int = 0) -> Columns:
+def pairs_for_dpo(records: Records, *, n: int | None = None, pairs: int | None = None, seed: int = 0) -> Columns:
     """Return prompt, chosen and rejected of random pairs, ties left out, with their scores.
 
     Args:
         records: scored.
-        n: draws a prompt that pairs are made of.
+        n: draws a prompt that pairs are made of; 6, or as many as there are if fewer, if None.
         pairs: how many of these a prompt are kept, at random; 12, or all if there are fewer, if None.
         seed: of the choice.
 
@@ -84,7 +84,7 @@ def pairs_for_dpo(records: Records, *, n: int = 6, pairs: int | None = None, see
 
     Source: Rafailov et al. 2023 (DPO).
     """
-    n = whole("n", n, 2, what="the number of draws")
+    n = whole("n", min(6, max(2, int(records.counts.max()))) if n is None else n, 2, what="the number of draws")
     method = Dpo(1.0, n, min(12, n * (n - 1) // 2) if pairs is None else pairs)
     return _pairs(records, n, lambda rewards: method.examples(rewards, seed=seed))
 

@@ -74,6 +74,8 @@ def find(known: Known) -> list[Finding]:
         _kept_apart,
         _fewer_draws,
         _repeated_prompts,
+        _nothing_to_choose,
+        _empty,
         _repeated_responses,
         _unsteady,
         _ties,
@@ -151,6 +153,40 @@ def _repeated_prompts(known: Known) -> Finding:
         rows=int(records.counts[which].sum()),
         prompts=len(which),
         examples=_prompts(records, which[np.argsort(plain.to_numpy()[which], kind="stable")]),
+    )
+
+
+def _nothing_to_choose(known: Known) -> Finding:
+    alone = np.flatnonzero(known.records.counts < 2)
+    return Finding(
+        "prompts with one draw",
+        len(alone) / len(known.records.prompts),
+        known.most < 2,
+        f"{len(alone):,} of {_many(len(known.records.prompts), 'prompt')} have one draw, and nothing to choose from."
+        if len(alone)
+        else "Every prompt has two draws or more.",
+        "Best-of-N needs several responses to the same prompt: draw more, or name the column of the prompt.",
+        rows=len(alone),
+        prompts=len(alone),
+        examples=_prompts(known.records, alone),
+    )
+
+
+def _empty(known: Known) -> Finding:
+    records = known.records
+    blank = np.array([not text.strip() for text in records.responses], dtype=bool)
+    share, about = float(blank.mean()), np.unique(records.prompt[blank])
+    return Finding(
+        "empty responses",
+        share,
+        share >= REPEATED,
+        f"{int(blank.sum()):,} of {len(records):,} responses ({percent(share)}) have no word in them."
+        if blank.any()
+        else "Every response has a word in it.",
+        "Look whether they were cut, or written to another column; a judge of texts says little of them.",
+        rows=int(blank.sum()),
+        prompts=len(about),
+        examples=_prompts(records, about),
     )
 
 
@@ -247,7 +283,9 @@ def _constant(known: Known) -> Finding:
 
 def _saturated(known: Known) -> Finding:
     records = known.records
-    reward, several = records.reward, records.counts > 1
+    reward = records.reward
+    flat = np.bincount(records.prompt, known.table["tied"] == records.counts[records.prompt]) > 0
+    several = (records.counts > 2) & ~flat  # of two draws one is always the best; where all are alike, none is
     times = [np.count_nonzero(np.isclose(reward, end, rtol=ROUNDING, atol=0)) for end in (reward.max(), reward.min())]
     ends = [count / len(records) for count in times]
     best = np.bincount(records.prompt, known.table["cdf"] >= 1 - 1e-9) / records.counts

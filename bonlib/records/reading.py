@@ -42,7 +42,8 @@ def read(
 
     Args:
         source: JSON lines, JSON, CSV, TSV, Parquet or Arrow, the texts gzipped or not; "-" for stdin; a folder of such
-            files, or as `datasets` saves one; a name on the hub; several of these; or a table of pandas.
+            files, or as `datasets` saves one; a name on the hub; several of these; a table of pandas or
+            `datasets`; or a list of rows, each a dict.
         format: one of `bonlib.records.formats.FORMATS`; told by the columns if None.
         split: of a data set that has several.
         prompt: column of the prompt; each of these by its usual names, `bonlib.records.columns.USUAL`, if None.

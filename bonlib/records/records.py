@@ -71,8 +71,9 @@ class Records:
             ValueError: if there is none.
         """
         if not self.scores:
+            why = f" ({self.taken['reward']})" if "reward" in self.taken else ""
             raise ValueError(
-                f"{shown(self.source)} has no score: score it first (`bonlib score`), or name a column as reward"
+                f"{shown(self.source)} has no score{why}: score it first (`bonlib score`), or name a column as reward"
             )
         return next(iter(self.scores.values()))
 

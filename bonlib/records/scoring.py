@@ -14,6 +14,8 @@ from bonlib.draws.store import Draws, SampleStore
 from bonlib.models.responses import Responses
 from bonlib.records.records import Records
 
+TAKEN = ("prompt", "response", "log_prob", "length", "answer", "correct")  # by other columns of a table of records
+
 
 def scored(records: Records, reward_model: RewardModel, store: SampleStore, *, name: str = "reward") -> Records:
     """Return records with one more score.
@@ -24,11 +26,15 @@ def scored(records: Records, reward_model: RewardModel, store: SampleStore, *, n
         records: R responses.
         reward_model: of texts; one that looks at tokens finds none.
         store: which is asked first, and keeps the rewards.
-        name: of the score; one that is there is replaced.
+        name: of the score, another than those that are there.
 
     Raises:
-        ValueError: if the reward model returns something other than a finite number for a response.
+        ValueError: if the name is taken, or the reward model returns something other than a finite number.
     """
+    if name in records.scores or name in TAKEN:
+        raise ValueError(
+            f"name is {name!r}, which is a column of {records.source or 'the records'} already: give another"
+        )
     prompts = [str(prompt) for prompt in records.prompts]
     about = {"model": "records", "sampler": hashlib.sha256(json.dumps(prompts).encode()).hexdigest()}
     folder = store.root / "draws" / f"records-{about['sampler'][:32]}"

@@ -54,7 +54,8 @@ def parts(source: Source | pd.DataFrame | Sequence[Source], split: str | None = 
     """Yield the files of a source, with their rows.
 
     Args:
-        source: file, folder, "-" for stdin, name of a data set on the hub, table of pandas, or several files.
+        source: file, folder, "-" for stdin, name of a data set on the hub, table of pandas or `datasets`, list of rows,
+            or several files.
         split: of a data set that has several.
 
     Raises:
@@ -66,8 +67,15 @@ def parts(source: Source | pd.DataFrame | Sequence[Source], split: str | None = 
         yield from _parts_of(os.fspath(source), split)
     elif hasattr(source, "itertuples"):
         yield Part("the table", "row", _of_table(source))  # type: ignore[arg-type]  # pandas is imported late
+    elif hasattr(source, "to_pandas"):  # of `datasets`
+        yield Part("the table", "row", _of_table(source.to_pandas()))
+    elif not isinstance(source, Iterable):
+        raise ValueError(f"source is {shown(source)}; give a file, several, a list of rows, or a table of pandas")
     else:
-        files = list(source)
+        files: list[Any] = list(source)
+        if files and all(isinstance(row, dict) for row in files):
+            yield Part("the list", "row", iter(enumerate(files, 1)))
+            return
         if not files:
             raise ValueError("source is empty; give a file, several, or a table of pandas")
         for file in files:
@@ -127,8 +135,9 @@ def _of_stream(stream: Any, name: str, called: str) -> Part:
             return Part(name, "row", _of_arrow(io.BytesIO(stream.read()), name))
         is_json, suffix = begin[:1] in (b"{", b"["), Path(called).suffix
         if suffix in (".csv", ".tsv") or not (is_json or suffix in (".jsonl", ".json")):
-            tabs = suffix == ".tsv" or (suffix != ".csv" and b"\t" in begin.split(b"\n")[0])
-            return Part(name, "line", _of_csv(stream, name, tabs=tabs))
+            header = begin.split(b"\n")[0].decode("utf-8", "replace")
+            delimiter = "\t" if suffix == ".tsv" else max(",;\t", key=header.count)  # some programs write semicolons
+            return Part(name, "line", _of_csv(stream, name, delimiter))
         if suffix == ".jsonl" or (begin[:1] == b"{" and suffix != ".json"):
             return Part(name, "line", _of_lines(stream, name))
         return _of_json(stream.read(), name)
@@ -170,11 +179,11 @@ def _of_json(content: bytes, name: str) -> Part:
     return Part(name, "row", enumerate(read, 1))
 
 
-def _of_csv(stream: Any, name: str, *, tabs: bool) -> Iterator[tuple[int, Row | Unread]]:
+def _of_csv(stream: Any, name: str, delimiter: str) -> Iterator[tuple[int, Row | Unread]]:
     if csv.field_size_limit() < sys.maxsize:
         csv.field_size_limit(sys.maxsize)  # a response may be longer than the 131,072 characters of old
     texts = io.TextIOWrapper(stream, "utf-8-sig", newline="")
-    reader = csv.reader(texts, delimiter="\t" if tabs else ",", strict=True)
+    reader = csv.reader(texts, delimiter=delimiter, strict=True)
     header: list[str] = []
     line = 1
     try:

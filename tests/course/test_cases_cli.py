@@ -205,7 +205,7 @@ def test_no_command_and_an_interruption_have_exit_codes_of_their_own(monkeypatch
 
     monkeypatch.setattr("bonlib.course.exercises.write_stubs", interrupt)
     assert main(["stubs"]) == 130
-    assert "interrupted; what was drawn is kept" in capsys.readouterr().err
+    assert "interrupted; what was made is kept" in capsys.readouterr().err
 
 
 def test_a_folder_without_executed_notebooks_makes_no_site(tmp_path, capsys):

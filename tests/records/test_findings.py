@@ -19,7 +19,7 @@ def found(name, *args, **fields):
 def test_nothing_is_wrong_with_sound_data():
     findings = report(records(SOUND, log_probs=np.full((30, 8), -20.0))).findings
     assert [each.name for each in findings if each.matters] == []
-    assert len(findings) == 10
+    assert len(findings) == 12
     for each in findings:
         assert each.says.endswith(".")
         assert each.rows == 0 or each.name == "a reward that follows length"
@@ -95,6 +95,24 @@ def test_a_reward_that_saturates():
     assert f"{percent(share)} of the rewards are the largest (0)" in each.says
     assert each.prompts == np.sum(np.mean(SOUND >= 0, axis=1) >= 0.5)
     assert not found("a reward that saturates", [[1.0, 2.0, 3.0]]).matters
+    assert found("a reward that saturates", SOUND[:, :2]).prompts == 0  # one of two is the best
+    assert found("a reward that saturates", [[0.0] * 5, [0.0, 0.0, 0.0, 0.0, 1.0]]).prompts == 0  # alike is not best
+
+
+def test_prompts_with_one_draw():
+    each = found("prompts with one draw", SOUND[:, :1])
+    assert each.matters
+    assert each.prompts == 30
+    some = found("prompts with one draw", [[1.0], *SOUND[:20]])
+    assert not some.matters
+    assert some.prompts == 1
+
+
+def test_empty_responses():
+    each = found("empty responses", SOUND, responses=[[" ", "\n", *"abcdef"]] * 30)
+    assert each.matters
+    assert each.value == 0.25
+    assert each.rows == 60
 
 
 def test_a_reward_that_follows_length():

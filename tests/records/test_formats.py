@@ -90,7 +90,7 @@ def test_the_harness_repeats_are_draws_whose_metric_is_often_one_for_all(tmp_pat
     assert records.answers.tolist() == ["18", None] * 2
     assert records.scores == {}
     assert records.taken["reward"] == "none: exact_match is one number for all repeats"
-    with pytest.raises(ValueError, match="has no score: score it first"):
+    with pytest.raises(ValueError, match=r"has no score \(none: exact_match is one number for all repeats\): score it"):
         records.reward  # noqa: B018
     each, _ = taken(tmp_path, [harness(0, ["a", "b"], exact_match=[1, 0])])
     assert each.correct.tolist() == [True, False]

@@ -394,3 +394,18 @@ def test_prompts_are_read_alone_each_once(tmp_path):
     (tmp_path / "empty.txt").write_text("\n")
     with pytest.raises(ValueError, match="holds no prompt"):
         read_prompts(tmp_path / "empty.txt")
+
+
+def test_a_list_of_rows_and_a_table_of_datasets_are_read_as_a_file_is(tmp_path):
+    import datasets
+
+    rows = [{"prompt": "a", "response": "b", "score": 1.0}, {"prompt": "a", "response": "c", "score": 2.0}]
+    for source in (rows, datasets.Dataset.from_list(rows)):
+        np.testing.assert_array_equal(read(source).reward, [1, 2])
+    for source in (None, 5):
+        with pytest.raises(ValueError, match=f"source is {source}; give a file"):
+            read(source)
+    (tmp_path / "de.csv").write_text('prompt;response;score\na;"b; c";1.5\na;d,e;2\n')
+    records = read(tmp_path / "de.csv")
+    assert records.responses.tolist() == ["b; c", "d,e"]
+    np.testing.assert_array_equal(records.reward, [1.5, 2])
