@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from bonlib.exact import Outcomes, kl_divergence
 
 if TYPE_CHECKING:
-    from bonlib.front import as_draws, compare, draw, export, judge, load, report, reward, score, served, server, train
+    from bonlib.files import as_draws, export, report, score
+    from bonlib.front import compare, draw, judge, load, reward, served, server, train
     from bonlib.methods import METHODS
     from bonlib.models.explain import explain
     from bonlib.records.reading import read
@@ -51,6 +52,7 @@ _LATE = dict.fromkeys(__all__, "bonlib.front") | {
     "METHODS": "bonlib.methods",
     "explain": "bonlib.models.explain",
     "read": "bonlib.records.reading",
+    **dict.fromkeys(("as_draws", "export", "report", "score"), "bonlib.files"),
 }
 
 

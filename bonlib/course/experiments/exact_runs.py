@@ -177,19 +177,31 @@ def run_exactly(run: ExactRun, curve: Curve | None = None) -> dict[str, Any]:
     return {**asdict(run), **found, "processor_seconds": time.process_time() - begun}
 
 
+def loop_settings(steps: int, count: int, learning_rate: float, seed: int) -> TrainSettings:
+    """Return the settings by which a loop, ours or another, trains on the letters.
+
+    Args:
+        steps: of training.
+        count: responses to each prompt a step.
+        learning_rate: largest, after the first twentieth of the steps.
+        seed: of the run.
+    """
+    return TrainSettings(
+        steps=steps,
+        prompts=len(PROMPTS),
+        group=count,
+        learning_rate=learning_rate,
+        warmup=steps // 20,
+        easing=0.5,
+        measure_every=steps,
+        checkpoint_every=steps,
+        seed=seed,
+    )
+
+
 def _trained(run: ExactRun, prompts: EnumeratedPrompts, curve: Curve | None) -> torch.Tensor | LoadedModel:
     if run.training == "trainer":
-        settings = TrainSettings(
-            steps=run.steps,
-            prompts=len(PROMPTS),
-            group=run.count,
-            learning_rate=run.learning_rate,
-            warmup=run.steps // 20,
-            easing=0.5,
-            measure_every=run.steps,
-            checkpoint_every=run.steps,
-            seed=run.seed,
-        )
+        settings = loop_settings(run.steps, run.count, run.learning_rate, run.seed)
         data = TrainingData(PROMPTS, REWARDS[run.reward](), SamplingSettings(max_new_tokens=LENGTH), cdf=prompts)
         with TemporaryDirectory() as folder:
             return train(reference(), _method(run), data, settings, Path(folder) / "run", show=False).policy

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from bonlib.bridge.trl import VbonReward, vbon_config, vbon_trainer
-from bonlib.course.experiments.exact_runs import FEW, ExactRun, N, reference, run_exactly, world
+from bonlib.course.experiments.exact_runs import FEW, ExactRun, N, loop_settings, reference, run_exactly, world
 from bonlib.course.experiments.results import RESULTS, add_run, claim, done_runs, provenance, read_rows
 from bonlib.course.making.enumerable import LENGTH, PROMPTS, letter_sentiment
 from bonlib.course.runner import BUILD, commit_of_workbook
@@ -89,17 +89,7 @@ def run_once(run: TrlRun) -> dict[str, Any]:
 
 
 def _trainer(run: TrlRun, folder: Path) -> Any:
-    settings = TrainSettings(
-        steps=run.steps,
-        prompts=len(PROMPTS),
-        group=run.count,
-        learning_rate=run.learning_rate,
-        warmup=run.steps // 20,
-        easing=0.5,
-        measure_every=run.steps,
-        checkpoint_every=run.steps,
-        seed=run.seed,
-    )
+    settings = loop_settings(run.steps, run.count, run.learning_rate, run.seed)
     data = TrainingData(PROMPTS, letter_sentiment(), SamplingSettings(max_new_tokens=LENGTH), cdf=world("letters"))
     model = reference().model.config.name_or_path
     if run.trainer == "rloo":
