@@ -2,10 +2,80 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bonlib.checks import whole
+from bonlib.checks import settle, whole
+from bonlib.exact import Array, Outcomes
+from bonlib.inference.rules import Choice, all_spent, checked_rewards, choose_in_groups, register
+
+
+@dataclass(frozen=True)
+class BestOfN:
+    """Keep the best of `n` draws, the first of them where several are.
+
+    Args:
+        n: draws to choose among, a whole number, at least 1.
+
+    Raises:
+        ValueError: if `n` is out of range.
+
+    Source: Beirami et al., Lemma 2.3.
+    """
+
+    n: int
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        settle(self, n=whole("n", self.n, 1))
+
+    def choose(self, rewards: ArrayLike, *, seed: int = 0) -> Choice:
+        """Return the best of draws with rewards (..., n); nothing is random."""
+        table = checked_rewards(rewards, self.n)
+        return Choice(table.argmax(axis=-1), all_spent(table))
+
+    def law(self, outcomes: Outcomes) -> Array:
+        """Return π_n, shape (K,)."""
+        return outcomes.best_of(self.n)
+
+    def cost(self, outcomes: Outcomes) -> float:
+        """Return n."""
+        return float(self.n)
+
+
+@dataclass(frozen=True)
+class RandomOfN:
+    """Keep a random one of `n` draws: the control without a reward.
+
+    Args:
+        n: draws to choose among, a whole number, at least 1.
+
+    Raises:
+        ValueError: if `n` is out of range.
+    """
+
+    n: int
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        settle(self, n=whole("n", self.n, 1))
+
+    def choose(self, rewards: ArrayLike, *, seed: int = 0) -> Choice:
+        """Return a random one of draws with rewards (..., n)."""
+        table = checked_rewards(rewards, self.n)
+        choice = np.random.default_rng(whole("seed", seed)).integers(self.n, size=table.shape[:-1])
+        return Choice(choice, all_spent(table))
+
+    def law(self, outcomes: Outcomes) -> Array:
+        """Return the reference, shape (K,)."""
+        return np.array(outcomes.probs)
+
+    def cost(self, outcomes: Outcomes) -> float:
+        """Return n."""
+        return float(self.n)
 
 
 def best_of_n(rewards: ArrayLike, n: int) -> NDArray[np.intp]:
@@ -22,8 +92,7 @@ def best_of_n(rewards: ArrayLike, n: int) -> NDArray[np.intp]:
     Raises:
         ValueError: if `n` is out of range or a reward is not finite.
     """
-    groups = cut_into_groups(rewards, n)
-    return places_of(groups, groups.argmax(axis=2))
+    return choose_in_groups(BestOfN(n), rewards).kept
 
 
 def random_of_n(rewards: ArrayLike, n: int, *, seed: int) -> NDArray[np.intp]:
@@ -31,24 +100,24 @@ def random_of_n(rewards: ArrayLike, n: int, *, seed: int) -> NDArray[np.intp]:
 
     Arguments as in `best_of_n`; `seed` decides the choice.
     """
-    groups = cut_into_groups(rewards, n)
-    choice = np.random.default_rng(whole("seed", seed)).integers(groups.shape[2], size=groups.shape[:2])
-    return places_of(groups, choice)
+    return choose_in_groups(RandomOfN(n), rewards, seed=seed).kept
 
 
-def places_of(groups: NDArray[np.float64], choice: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Places among all draws of what was chosen of each group."""
-    return choice + groups.shape[2] * np.arange(groups.shape[1])
-
-
-def cut_into_groups(rewards: ArrayLike, n: int) -> NDArray[np.float64]:
-    """Return rewards, (prompts, m), as groups of n, (prompts, m // n, n), after a check of them."""
-    table = np.asarray(rewards, dtype=np.float64)
-    if table.ndim != 2:
-        raise ValueError(f"rewards has shape {table.shape}; it must be (prompts, draws)")
-    if not np.isfinite(table).all():
-        prompt, draw = np.argwhere(~np.isfinite(table))[0]
-        raise ValueError(f"rewards[{prompt}, {draw}] is {table[prompt, draw]}; drop or repair that response")
-    n = whole("n", n, 1, table.shape[1], what=f"with {table.shape[1]} draws a prompt it")
-    count = table.shape[1] // n
-    return table[:, : count * n].reshape(len(table), count, n)
+register(
+    name="best",
+    make=BestOfN,
+    label="best-of-n",
+    keeps="the best",
+    costs="n draws and rewards",
+    source="Stiennon et al. 2020",
+    place=1,
+)
+register(
+    name="random",
+    make=RandomOfN,
+    label="a random one of n",
+    keeps="any, the control",
+    costs="n draws",
+    source="–",
+    place=0,
+)

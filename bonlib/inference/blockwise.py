@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bonlib.bounds import kl_from_winner
 from bonlib.checks import whole
-from bonlib.draws.rewards import RewardModel, checked_score
-from bonlib.draws.samplers import SamplingSettings, TransformersSampler
 from bonlib.estimates import best_of_n_kl
-from bonlib.models.texts import response_texts
+
+if TYPE_CHECKING:
+    from bonlib.draws.rewards import RewardModel
+    from bonlib.draws.samplers import SamplingSettings, TransformersSampler
 
 
 class Blockwise(NamedTuple):
@@ -65,6 +66,9 @@ def blockwise_best_of_n(
 
     Source: Mudgal et al. 2024; Beirami et al., appendix B.
     """
+    from bonlib.draws.rewards import checked_score
+    from bonlib.models.texts import response_texts
+
     n, block = whole("n", n, 1), whole("block", block, 1)
     m = whole("candidates", max(4 * n, 64) if candidates is None else candidates, n)
     loaded = sampler.loaded

@@ -2,34 +2,66 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from bonlib.checks import number, whole
-from bonlib.inference.best_of_n import cut_into_groups, places_of
+from bonlib.checks import number, settle, whole
+from bonlib.exact import Array, Outcomes
+from bonlib.inference.rules import Choice, all_spent, checked_rewards, register
 
 
-def soft_best_of_n(rewards: ArrayLike, n: int, temperature: float, *, seed: int) -> NDArray[np.intp]:
-    """Return which draws soft best-of-n keeps: of each n, one with probability ∝ exp(reward / temperature).
+@dataclass(frozen=True)
+class SoftBestOfN:
+    """Of `n` draws keep one with probability ∝ exp(reward / temperature).
 
     Args:
-        rewards: as in `best_of_n`.
-        n: draws to choose among.
+        n: draws to choose among, a whole number, at least 1.
         temperature: λ > 0 in units of reward; towards 0 it is best-of-n, towards infinity random-of-n.
-        seed: of the choice.
-
-    Returns:
-        Indices of the kept draws, shape (prompts, m // n).
 
     Raises:
-        ValueError: if `n` or `temperature` is out of range, or a reward is not finite.
+        ValueError: if `n` or `temperature` is out of range.
 
     Source: Verdun et al. 2025.
     """
-    temperature = number("temperature", temperature, above=0, what="its limit 0 is best_of_n, and it")
-    groups = cut_into_groups(rewards, n)
-    gumbel = np.random.default_rng(whole("seed", seed)).gumbel(size=groups.shape)
-    # The largest of scores with Gumbel noise is a draw from their softmax.
-    with np.errstate(over="ignore"):
-        advantage = (groups - groups.max(axis=2, keepdims=True)) / temperature
-    return places_of(groups, (advantage + gumbel).argmax(axis=2))
+
+    n: int
+    temperature: float
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        what = "its limit 0 is best-of-n, and it"
+        settle(self, n=whole("n", self.n, 1), temperature=number("temperature", self.temperature, above=0, what=what))
+
+    def choose(self, rewards: ArrayLike, *, seed: int = 0) -> Choice:
+        """Return one of draws with rewards (..., n), at random."""
+        table = checked_rewards(rewards, self.n)
+        gumbel = np.random.default_rng(whole("seed", seed)).gumbel(size=table.shape)
+        # The largest of scores with Gumbel noise is a draw from their softmax.
+        with np.errstate(over="ignore"):
+            advantage = (table - table.max(axis=-1, keepdims=True)) / self.temperature
+        return Choice((advantage + gumbel).argmax(axis=-1), all_spent(table))
+
+    def law(self, outcomes: Outcomes) -> Array:
+        """Return how likely each outcome is kept, shape (K,)."""
+        return outcomes.soft_best_of(self.n, self.temperature)
+
+    def cost(self, outcomes: Outcomes) -> float:
+        """Return n."""
+        return float(self.n)
+
+
+register(
+    name="soft",
+    make=SoftBestOfN,
+    label="soft best-of-n",
+    knob="temperature",
+    grid=(0.1, 0.3, 1.0),
+    scale="reward",
+    keeps="one with probability ∝ exp(reward / λ)",
+    costs="n draws and rewards",
+    source="Verdun et al. 2025",
+    place=10,
+)

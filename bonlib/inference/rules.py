@@ -1,0 +1,202 @@
+"""What a way to spend draws is, and the table of those that there are.
+
+A rule is a frozen dataclass in a file of this room, which registers it. From rewards of `n` draws on the last axis it
+says which draw is kept and how many it took; on a world of finitely many outcomes it says how likely each is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from bonlib.checks import shown, whole
+from bonlib.exact import Array, Outcomes
+
+RULES: dict[str, RuleEntry] = {}  # in the order in which tables list them
+
+
+class Choice(NamedTuple):
+    """What a rule keeps of draws that lie on the last axis, of shape (..., n).
+
+    Attributes:
+        kept: (...) place of the draw that is kept, from 0 to n − 1.
+        spent: (...) draws that were made, each with a reward: at most n, where the rule may stop before.
+    """
+
+    kept: NDArray[np.intp]
+    spent: NDArray[np.intp]
+
+
+class Rule(Protocol):
+    """A way to spend draws.
+
+    Attributes:
+        needs: what `choose` wants to know of the draws beside their rewards, by the names of its arguments: log_probs
+            (..., n), responses (..., n) which are one response, distances (..., n, n), answers (..., n), partial (...,
+            n, checkpoints) rewards of unfinished responses.
+    """
+
+    needs: ClassVar[tuple[str, ...]]
+
+    @property
+    def n(self) -> int:
+        """Draws that it takes at most."""
+        ...
+
+    @property
+    def choose(self) -> Callable[..., Choice]:
+        """Takes rewards (..., n), what it needs by name, and a seed; ties go to the first drawn unless it says so."""
+        ...
+
+
+class KnownRule(Rule, Protocol):
+    """A rule whose law is known exactly on finitely many outcomes."""
+
+    def law(self, outcomes: Outcomes) -> Array:
+        """Return how likely each outcome is kept, shape (K,)."""
+        ...
+
+    def cost(self, outcomes: Outcomes) -> float:
+        """Return how many draws it makes on average."""
+        ...
+
+
+@dataclass(frozen=True, repr=False)
+class RuleEntry:
+    """A rule as a table lists it.
+
+    Attributes:
+        name: what the front door and the command line call it.
+        make: returns the rule, from its fields by name.
+        label: its name in figures and tables.
+        knob: the field that is turned at a fixed n; "" if there is none.
+        grid: values of the knob that are tried where nothing else is said, in units of `scale`.
+        scale: what a knob is measured in: "reward" (the standard deviation of the rewards), or "" for none.
+        keeps: what is kept, in words.
+        costs: draws, tokens and reward calls, in words.
+        source: paper.
+        place: among the rows of a table.
+    """
+
+    name: str
+    make: Callable[..., Rule]
+    label: str
+    keeps: str
+    costs: str
+    source: str
+    knob: str = ""
+    grid: tuple[float, ...] = ()
+    scale: str = ""
+    place: float = 100.0
+
+    def __repr__(self) -> str:
+        return f"{self.label}{f', by {self.knob}' if self.knob else ''} ({self.source})"
+
+
+def register(**about: Any) -> None:
+    """Enter a rule into the table; arguments are those of `RuleEntry`.
+
+    Raises:
+        ValueError: if another has its name.
+    """
+    entry = RuleEntry(**about)
+    if entry.name in RULES:
+        raise ValueError(f"name is {entry.name!r}, which another rule has: take a new one")
+    RULES[entry.name] = entry
+    for each in sorted(RULES.values(), key=lambda each: each.place):
+        RULES[each.name] = RULES.pop(each.name)
+
+
+def make_rule(name: str, **settings: Any) -> Rule:
+    """Return a rule by its name and its fields.
+
+    Raises:
+        ValueError: if there is none of that name, or a field is missing, unknown or out of range.
+    """
+    if name not in RULES:
+        raise ValueError(f"rule is {name!r}; it must be one of {', '.join(RULES)}")
+    make = RULES[name].make
+    known = [field.name for field in fields(make) if field.init]  # type: ignore[arg-type]
+    if unknown := [each for each in settings if each not in known]:
+        raise ValueError(f"{unknown[0]} is no setting of {name}; it takes {', '.join(known)}")
+    try:
+        return make(**settings)
+    except TypeError:
+        missing = ", ".join(each for each in known if each not in settings)
+        raise ValueError(f"{name} lacks a setting, one of {missing}: say {name} with it") from None
+
+
+def choose_in_groups(
+    rule: Rule, rewards: ArrayLike, *, seed: int = 0, known: Mapping[str, Any] | None = None
+) -> Choice:
+    """Return what a rule keeps of m draws a prompt, cut into m // n groups of n.
+
+    Args:
+        rule: the rule.
+        rewards: of the draws, shape (prompts, m), finite, with m >= n.
+        seed: of the choice.
+        known: what the rule needs to know beside the rewards, by name, for all draws: shape (prompts, m, …); distances,
+            (prompts, m, m).
+
+    Returns:
+        The kept draws as places among the m, and the draws spent, shape (prompts, m // n) each.
+
+    Raises:
+        ValueError: if there are fewer than n draws, a reward is not finite, or what the rule needs is missing.
+    """
+    groups = cut_into_groups(rewards, rule.n)
+    prompts, count, n = groups.shape
+    needed = {}
+    for name in rule.needs:
+        table = None if known is None else known.get(name)
+        if table is None:
+            raise ValueError(f"{name} is missing; {type(rule).__name__} needs it for each draw: give {name}=…")
+        table = np.asarray(table)
+        if name == "distances":
+            table = np.stack([table[:, n * k : n * k + n, n * k : n * k + n] for k in range(count)], axis=1)
+        else:
+            table = table[:, : count * n].reshape(prompts, count, n, *table.shape[2:])
+        needed[name] = table
+    kept, spent = rule.choose(groups, **needed, seed=seed)
+    return Choice(kept + n * np.arange(count), spent)
+
+
+def cut_into_groups(rewards: ArrayLike, n: int) -> Array:
+    """Return rewards, (prompts, m), as groups of n, (prompts, m // n, n), after a check of them."""
+    table = np.asarray(rewards, dtype=np.float64)
+    if table.ndim != 2:
+        raise ValueError(f"rewards has shape {table.shape}; it must be (prompts, draws)")
+    checked_rewards(table)
+    n = whole("n", n, 1, table.shape[1], what=f"with {table.shape[1]} draws a prompt it")
+    count = table.shape[1] // n
+    return table[:, : count * n].reshape(len(table), count, n)
+
+
+def checked_rewards(rewards: ArrayLike, n: int | None = None) -> Array:
+    """Return rewards as float64, (..., n), after a check that all are finite, and that there are n of them."""
+    table = np.asarray(rewards, dtype=np.float64)
+    if table.ndim == 0 or table.shape[-1] == 0 or (n is not None and table.shape[-1] != n):
+        wanted = "at least one draw" if n is None else f"{n} draws"
+        raise ValueError(f"rewards has shape {table.shape}; its last axis must hold {wanted}")
+    if not np.isfinite(table).all():
+        place = ", ".join(map(str, np.argwhere(~np.isfinite(table))[0]))
+        raise ValueError(f"rewards[{place}] is {table[~np.isfinite(table)][0]}; drop or repair that response")
+    return table
+
+
+def checked_like(name: str, values: Any, rewards: Array, *more: int) -> Array:
+    """Return numbers as float64 after a check that there is one a draw (or `more` of them a draw), all finite."""
+    table = np.asarray(values, dtype=np.float64)
+    wanted = (*rewards.shape, *more)
+    if table.shape != wanted or not np.isfinite(table).all():
+        raise ValueError(f"{name} has shape {shown(table.shape)} or a number that is not finite; it must be {wanted}")
+    return table
+
+
+def all_spent(rewards: Array) -> NDArray[np.intp]:
+    """Return that all draws were made, for a rule that looks at each: shape (...) for rewards of shape (..., n)."""
+    return np.full(rewards.shape[:-1], rewards.shape[-1], dtype=np.intp)
