@@ -129,6 +129,52 @@ class Comparison(_Table):
         return figure
 
 
+class RuleTable(_Table):
+    """What rules that spend draws make of the same draws, a row each.
+
+    `table` has, each with its standard error over prompts as NAME_se: reward, the mean of what is kept; control, that
+    of a random one; win_rate over draws that were not chosen from, ties counting one half; kl in nats, NaN where it is
+    not known; gold and gold_control; spent, the draws made; the length of what is kept; and tokens, of all draws made.
+
+    Args:
+        by_prompt: of each rule by its name, these of each prompt by their names, (P,).
+    """
+
+    def __init__(self, by_prompt: Mapping[str, Mapping[str, Array]]) -> None:
+        import pandas as pd
+
+        self.by_prompt = dict(by_prompt)
+        rows = {
+            rule: {
+                key: value
+                for name in ("reward", "control", "win_rate", "kl", "gold", "gold_control", "spent", "length", "tokens")
+                if name in found
+                for key, value in mean_and_error(name, found[name]).items()
+            }
+            for rule, found in by_prompt.items()
+        }
+        super().__init__(pd.DataFrame.from_dict(rows, orient="index").rename_axis("rule"))
+
+    def against(self, rule: str) -> pd.DataFrame:
+        """Return by how much each rule differs from one of them, with the error of that over prompts.
+
+        The prompts are the same, so that this error is much smaller than those of both.
+        """
+        import pandas as pd
+
+        base = self.by_prompt[rule]
+        rows = {
+            other: {
+                key: value
+                for name in base
+                if name not in ("control", "gold_control")
+                for key, value in mean_and_error(name, found[name] - base[name]).items()
+            }
+            for other, found in self.by_prompt.items()
+        }
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("rule")
+
+
 def mean_and_error(name: str, by_prompt: Array) -> dict[str, float]:
     """A mean over prompts and its standard error, which one prompt does not tell."""
     count = len(by_prompt)

@@ -17,13 +17,13 @@ MODULES = {
 # From the ground up; a module that stands alone is a room of its own. ARCHITECTURE.md draws the same.
 ROOMS = [
     "mathematics",
+    "tables",
     "models",
     "draws",
     "inference",
     "training",
     "methods",
     "evaluate",
-    "tables",
     "records",
     "bridge",
     "front",

@@ -19,6 +19,10 @@ from bonlib.exact import Array, Outcomes
 RULES: dict[str, RuleEntry] = {}  # in the order in which tables list them
 
 
+class TooManyOutcomesError(ValueError):
+    """A law that is found by going through all cases would take too long on so many outcomes."""
+
+
 class Choice(NamedTuple):
     """What a rule keeps of draws that lie on the last axis, of shape (..., n).
 
@@ -57,7 +61,13 @@ class KnownRule(Rule, Protocol):
     """A rule whose law is known exactly on finitely many outcomes."""
 
     def law(self, outcomes: Outcomes) -> Array:
-        """Return how likely each outcome is kept, shape (K,)."""
+        """Return how likely each outcome is kept, shape (K,).
+
+        What `choose` needs of the draws it takes of the outcomes, by the same names: answers (K,), distances (K, K).
+
+        Raises:
+            TooManyOutcomesError: if it would take too long.
+        """
         ...
 
     def cost(self, outcomes: Outcomes) -> float:
