@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bonlib.checks import whole
 from bonlib.exact import Array
 
 
@@ -45,3 +48,40 @@ class Steering(Protocol):
     def pick(self, rewards: Array, before: Array, generator: np.random.Generator) -> NDArray[np.intp]:
         """Return which of the finished responses is kept, shape (P,), from their rewards (P, B); `before` likewise."""
         ...
+
+
+def checked_checkpoints(values: Iterable[object]) -> tuple[int, ...]:
+    """Return numbers of tokens, or raise a ValueError if they are not whole, at least 1 and ascending."""
+    checkpoints = tuple(whole(f"checkpoints[{place}]", value, 1) for place, value in enumerate(values))
+    if any(later <= earlier for earlier, later in pairwise(checkpoints)):
+        raise ValueError(f"checkpoints is {checkpoints}; numbers of tokens must ascend: sort them and drop repeats")
+    return checkpoints
+
+
+def best_places(scores: Array, count: int, generator: np.random.Generator) -> NDArray[np.intp]:
+    """Return the places of the best `count` of B scores, ascending, shape (P, count); ties are broken at random."""
+    return np.nonzero(among_best(scores, np.full(len(scores), count), generator))[1].reshape(len(scores), count)
+
+
+def among_best(
+    scores: Array, count: NDArray[np.intp], generator: np.random.Generator | None = None
+) -> NDArray[np.bool_]:
+    """Return whether each of B scores is among the best of its row.
+
+    Args:
+        scores: shape (P, B).
+        count: how many are kept of each row, from 1 to B, shape (P,).
+        generator: breaks ties, so that just so many are kept; None to keep all that tie with the last.
+
+    Returns:
+        Shape (P, B).
+    """
+    cutoff = np.take_along_axis(np.sort(scores, axis=1), scores.shape[1] - count[:, None], axis=1)
+    kept = scores >= cutoff
+    crowded = np.flatnonzero(kept.sum(axis=1) > count)
+    if generator is not None and len(crowded):
+        above, tied = (scores > cutoff)[crowded], (scores == cutoff)[crowded]
+        lots = np.where(tied, generator.random(tied.shape), 2.0)  # the lowest win
+        room = count[crowded] - above.sum(axis=1)
+        kept[crowded] = above | (lots <= np.take_along_axis(np.sort(lots, axis=1), room[:, None] - 1, axis=1))
+    return kept

@@ -1,0 +1,56 @@
+"""TreeBoN: at each checkpoint the best beginnings go on, in several copies, and the best response is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bonlib.checks import settle, whole
+from bonlib.exact import Array
+from bonlib.inference.steering import best_places, checked_checkpoints
+
+
+@dataclass(frozen=True)
+class TreeBestOfN:
+    """Of `n` beginnings the best `survivors` go on in `children` copies each, and so on; the best response is kept.
+
+    With one survivor it is blockwise best-of-n, with one child speculative rejection. It cannot choose among responses
+    that were drawn before: what goes on depends on what has been rejected.
+
+    Args:
+        n: responses that begin, at least 1.
+        survivors: m, how many go on at a checkpoint, from 1 to n; ties are broken at random.
+        children: k, copies of each that go on, each of which continues in a way of its own, at least 1; with k = n/m
+            it costs as many tokens as best-of-n.
+        checkpoints: numbers of tokens, ascending, after which they are judged.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Source: Qiu et al. 2024 (2410.16033), with the rewards of unfinished responses as scores.
+    """
+
+    n: int
+    survivors: int
+    children: int
+    checkpoints: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        n = whole("n", self.n, 1)
+        settle(
+            self,
+            n=n,
+            survivors=whole("survivors", self.survivors, 1, n),
+            children=whole("children", self.children, 1),
+            checkpoints=checked_checkpoints(self.checkpoints),
+        )
+
+    def go_on(self, scores: Array, before: Array, generator: np.random.Generator) -> NDArray[np.intp]:
+        """Return the places of the best of B responses, each `children` times, shape (P, survivors · children)."""
+        return np.repeat(best_places(scores, self.survivors, generator), self.children, axis=1)
+
+    def pick(self, rewards: Array, before: Array, generator: np.random.Generator) -> NDArray[np.intp]:
+        """Return the first of the best responses, shape (P,)."""
+        return rewards.argmax(axis=1)
