@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import gammaln, xlog1py, xlogy
+from scipy.special import gammaln, logsumexp, xlog1py, xlogy
 
 from bonlib.cdf import Counts
 from bonlib.checks import whole
@@ -78,24 +78,24 @@ def majority_at_k(answers: Any, correct: ArrayLike, k: int) -> Array:
     return np.reshape(np.array(found, dtype=np.float64), right.shape[:-1])
 
 
-def majority_law(probs: ArrayLike, k: int) -> Array:
+def majority_law(probs: ArrayLike, k: int, *, silent: float = 0.0) -> Array:
     """Return how likely each answer is the one that most of k draws give, ties shared evenly, shape (A,).
 
     Args:
         probs: probability of each answer, shape (A,).
         k: number of draws, at least 1.
+        silent: probability of a draw without an answer, which does not vote; the result is short of 1 by silent^k.
 
     Raises:
-        ValueError: if `probs` are none, or `k` is out of range.
+        ValueError: if `probs` and `silent` are none, or `k` is out of range.
 
     Source: Wang et al. 2022 (self-consistency), as a law: draws of a multinomial are Poisson draws given their sum.
     """
-    p, k = as_probs("probs", probs), whole("k", k, 1)
+    p, k = as_probs("probs", np.append(np.asarray(probs, dtype=np.float64), silent)), whole("k", k, 1)
     times = np.arange(k + 1)
-    came = np.exp(xlogy(times, k * p[:, None]) - gammaln(times + 1) - k * p[:, None])
+    *came, quiet = np.exp(xlogy(times, k * p[:, None]) - gammaln(times + 1) - k * p[:, None])
     all_came = np.exp(xlogy(k, k) - gammaln(k + 1) - k)
-    silent = (times == 0).astype(float)
-    return np.array([_leads(came[a], np.delete(came, a, axis=0), silent) for a in range(len(p))]) / all_came
+    return np.array([_leads(mine, np.delete(came, a, axis=0), quiet) for a, mine in enumerate(came)]) / all_came
 
 
 def weighted_vote_at_k(
@@ -198,6 +198,37 @@ def noisy_verifier_ceiling(p: ArrayLike, true_positive_rate: ArrayLike, false_po
     """
     p, t, v = _accepted(p, true_positive_rate, false_positive_rate)
     return np.where(v > 0, p * t / np.where(v > 0, v, 1.0), p)
+
+
+def self_certainty(logits: ArrayLike, mask: ArrayLike | None = None) -> Array:
+    """Return how far a model's words are from random ones: KL(uniform ‖ p) on average over the tokens, nats.
+
+    It is log-sum-exp of the logits, less their mean and log V; a reward that asks nobody else.
+
+    Args:
+        logits: before each token of a response, shape (..., T, V); log-probabilities will do.
+        mask: 1 for a token, 0 for padding, shape (..., T); all are tokens if None.
+
+    Returns:
+        Shape (...): 0 if each token was equally likely everywhere.
+
+    Raises:
+        ValueError: if there is no token, or a logit of one is not finite.
+
+    Source: Kang et al. 2025: −(1/V) Σ log(V p), the mean over tokens.
+    """
+    table = np.asarray(logits, dtype=np.float64)
+    if table.ndim < 2 or 0 in table.shape[-2:]:
+        raise ValueError(f"logits has shape {table.shape}; it must be (..., tokens, vocabulary) with one each at least")
+    tokens = np.ones(table.shape[:-1]) if mask is None else np.asarray(mask, dtype=np.float64)
+    if tokens.shape != table.shape[:-1] or not tokens.any(axis=-1).all():
+        raise ValueError(f"mask has shape {tokens.shape} or a response without a token; it must be {table.shape[:-1]}")
+    with np.errstate(invalid="ignore"):
+        each = logsumexp(table, axis=-1) - table.mean(axis=-1) - np.log(table.shape[-1])
+    each = np.where(tokens > 0, each, 0.0)
+    if not np.isfinite(each).all():
+        raise ValueError("logits holds a number that is not finite: leave out words that cannot come")
+    return np.asarray((each * tokens).sum(axis=-1) / tokens.sum(axis=-1))
 
 
 _LARGEST = np.finfo(np.float64).max

@@ -15,6 +15,7 @@ from bonlib.answers import (
     noisy_verifier_accuracy,
     noisy_verifier_ceiling,
     pass_at_k,
+    self_certainty,
     weighted_vote_at_k,
 )
 from bonlib.estimates import best_of_n_reward, best_of_n_weights
@@ -181,6 +182,15 @@ def test_more_draws_help_if_right_answers_are_accepted_oftener_and_never_past_th
     assert noisy_verifier_accuracy(p, t, f, 1e12) == pytest.approx(ceiling, abs=1e-2 if t + f > 1e-9 else 1)
 
 
+def test_self_certainty_is_the_divergence_from_uniform():
+    probs = np.array([[[0.5, 0.25, 0.25], [1 / 3, 1 / 3, 1 / 3]], [[0.9, 0.05, 0.05], [0.2, 0.2, 0.6]]])
+    each = -np.log(3 * probs).mean(axis=-1)
+    np.testing.assert_allclose(self_certainty(np.log(probs)), each.mean(axis=1), atol=1e-14)
+    np.testing.assert_allclose(self_certainty(np.log(probs) + 7), each.mean(axis=1), atol=1e-14)
+    np.testing.assert_allclose(masked, [each[0, 0], each[1].mean()], atol=1e-14)
+    assert self_certainty(np.zeros((4, 50))) == pytest.approx(0, abs=1e-14)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -201,6 +211,10 @@ def test_more_draws_help_if_right_answers_are_accepted_oftener_and_never_past_th
         (lambda: noisy_verifier_accuracy(0.5, 1.2, 0, 1), "true_positive_rate is 1.2; it must be from 0 to 1"),
         (lambda: noisy_verifier_ceiling(np.nan, 1, 0), "p is nan"),
         (lambda: noisy_verifier_accuracy(0.5, 1, 0, 0), "n is 0"),
+        (lambda: majority_law([0.5, 0.5], 3, silent=0.1), "probs sums to"),
+        (lambda: self_certainty(np.zeros(3)), r"logits has shape \(3,\)"),
+        (lambda: self_certainty(np.zeros((2, 3)), [0, 0]), "a response without a token"),
+        (lambda: self_certainty([[np.nan, 0.0]]), "logits holds a number that is not finite"),
     ],
 )
 def test_bad_input_is_named_in_one_line(call, message):
