@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations_with_replacement
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import gammaln, logsumexp, softmax, xlogy
 
 from bonlib.checks import number, settle, whole
-from bonlib.exact import Array
+from bonlib.exact import Array, Outcomes
+from bonlib.inference.rules import TooManyOutcomesError
+from bonlib.inference.soft_best_of_n import SoftBestOfN
 from bonlib.inference.steering import checked_checkpoints
+from bonlib.inference.trees import Tree, one_checkpoint
+
+MOST_POPULATIONS = 20_000  # whose laws are summed
+
+
+class SmcLaw(NamedTuple):
+    """What sequential Monte Carlo does on a tree, exactly.
+
+    Attributes:
+        kept: how likely each whole response is kept, shape (A · C,).
+        estimated: E[Ẑ 1(it is kept)], shape (A · C,), with Ẑ the product of the mean weights of both steps: whatever
+            the twist, Z π_λ, with Z = E[exp(r/λ)]; its sum is E Ẑ = Z.
+    """
+
+    kept: Array
+    estimated: Array
 
 
 @dataclass(frozen=True)
@@ -67,3 +90,77 @@ class SequentialMonteCarlo:
         with np.errstate(over="ignore"):
             log_weights = (growth - growth.max(axis=1, keepdims=True)) / self.temperature
         return (log_weights + generator.gumbel(size=scores.shape)).argmax(axis=1)
+
+    def tree_law(self, tree: Tree, log_twist: ArrayLike | None = None) -> SmcLaw:
+        """Return what it does on a tree with one checkpoint at its fork.
+
+        Given the beginnings that were drawn, those that go on are independent draws from their weights, so what is
+        kept has the law of soft best-of-n on what can follow; this is summed over all populations of beginnings.
+
+        Args:
+            tree: the world.
+            log_twist: log ψ of each beginning, shape (A,); partial reward / λ if None.
+
+        Raises:
+            ValueError: if `log_twist` has another shape, or survivors is not n, or there is not one checkpoint.
+            TooManyOutcomesError: if there are more than 20,000 populations.
+        """
+        one_checkpoint(self.checkpoints)
+        if self.survivors != self.n:
+            raise ValueError(f"survivors is {self.survivors}; the law is that of n survivors, {self.n}: leave it out")
+        log_psi = _checked_twist(tree, tree.partial / self.temperature if log_twist is None else log_twist)
+        weight = tree.rewards / self.temperature - log_psi[:, None]
+        soft = SoftBestOfN(self.n, 1)  # the temperature is in the weights
+        kept, estimated = np.zeros(tree.children.size), np.zeros(tree.children.size)
+        for chance, counts in _populations(tree.probs, self.n):
+            with np.errstate(divide="ignore"):
+                log_weights = np.log(counts) + log_psi
+            joint = (softmax(log_weights)[:, None] * tree.children).ravel()
+            kept += chance * soft.law(Outcomes(joint, weight.ravel()))
+            mean_weight = np.exp(logsumexp(log_weights)) / self.n
+            estimated += chance * mean_weight * joint * np.exp(weight.ravel())
+        return SmcLaw(kept, estimated)
+
+
+def blockwise_soft_law(tree: Tree, n: int, temperature: float, log_twist: ArrayLike) -> Array:
+    """Return how likely each whole response is under soft best-of-n of beginnings, then of ends, shape (A · C,).
+
+    Args:
+        tree: the world.
+        n: draws for each block, at least 1.
+        temperature: λ > 0 in units of reward.
+        log_twist: log ψ of each beginning, shape (A,), by which it is chosen; with `best_twist` the law tends to
+            π_λ ∝ π exp(r/λ) as n grows.
+    """
+    first = SoftBestOfN(n, 1).law(Outcomes(tree.probs, _checked_twist(tree, log_twist)))
+    then = SoftBestOfN(n, temperature)
+    rows = zip(tree.children, tree.rewards, strict=True)
+    return (first[:, None] * np.stack([then.law(Outcomes(p, r)) for p, r in rows])).ravel()
+
+
+def best_twist(tree: Tree, temperature: float) -> Array:
+    """Return log ψ* = log E[exp(r/λ) | beginning], shape (A,).
+
+    Source: Zhao et al. 2024 (2404.17546).
+    """
+    scale = number("temperature", temperature, above=0)
+    return np.asarray(logsumexp(tree.rewards / scale, b=tree.children, axis=1), dtype=np.float64)
+
+
+def _checked_twist(tree: Tree, log_twist: ArrayLike) -> Array:
+    table = np.asarray(log_twist, dtype=np.float64)
+    if table.shape != tree.probs.shape or not np.isfinite(table).all():
+        raise ValueError(
+            f"log_twist has shape {table.shape} or a number that is not finite; it must be {tree.probs.shape}"
+        )
+    return table
+
+
+def _populations(probs: Array, n: int) -> Iterator[tuple[float, Array]]:
+    """All ways in which n draws can fall on the outcomes: how likely, and how many on each."""
+    possible = np.flatnonzero(probs)
+    if (many := math.comb(len(possible) + n - 1, n)) > MOST_POPULATIONS:
+        raise TooManyOutcomesError(f"n is {n}, for which there are {many} populations; take fewer or a smaller tree")
+    for drawn in combinations_with_replacement(possible, n):
+        counts = np.bincount(drawn, minlength=len(probs)).astype(np.float64)
+        yield float(np.exp(gammaln(n + 1) + (xlogy(counts, probs) - gammaln(counts + 1)).sum())), counts

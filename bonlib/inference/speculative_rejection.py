@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,21 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from bonlib.checks import number, settle, whole
 from bonlib.exact import Array
 from bonlib.inference.rules import Choice, all_spent, checked_like, checked_rewards, register
-from bonlib.inference.steering import among_best, checked_checkpoints
-
-Ties = Literal["exact", "cut"]
-
-
-class Spending(NamedTuple):
-    """What writing responses took, of shape (...) each.
-
-    Attributes:
-        tokens: that were drawn.
-        calls: of the reward model, for unfinished responses and for finished ones.
-    """
-
-    tokens: Array
-    calls: Array
+from bonlib.inference.steering import Spending, Ties, among_best, checked_checkpoints
+from bonlib.inference.trees import Tree, one_checkpoint, survivors_law
 
 
 @dataclass(frozen=True)
@@ -153,6 +141,61 @@ class SpeculativeRejection:
         ended = (begun & (written == total[..., None])).any(axis=-1)
         calls = unfinished.sum(axis=(-2, -1)) + ended.sum(axis=-1)
         return Spending((steps * begun).sum(axis=(-2, -1)), calls.astype(np.float64))
+
+    def tree_law(self, tree: Tree) -> Array:
+        """Return how likely each whole response of a tree is kept, shape (A · C,), with one checkpoint at its fork."""
+        one_checkpoint(self.checkpoints)
+        return survivors_law(tree, self.n, int(self.kept_of(self.n)), self.ties)
+
+
+class MemoryModel(NamedTuple):
+    """What speculative rejection takes where responses are given up whenever the memory is full.
+
+    Attributes:
+        fills: lengths at which the memory is full, in tokens a response.
+        tokens: that are drawn.
+        steps: of decoding.
+        best_of_n_tokens: of best-of-n from as many beginnings.
+        best_of_n_steps: of it, if it decodes as many at once as fit when they are finished.
+    """
+
+    fills: Array
+    tokens: float
+    steps: float
+    best_of_n_tokens: float
+    best_of_n_steps: float
+
+    @property
+    def rejections(self) -> int:
+        """How many times some are given up."""
+        return len(self.fills)
+
+
+def memory_model(memory: float, begun: float, reject: float, length: float) -> MemoryModel:
+    """Return the cost where `begun` responses of equal length are written, and memory decides when some are given up.
+
+    Numbers of responses are taken as real. Reward calls for unfinished responses come on top.
+
+    Args:
+        memory: tokens that fit.
+        begun: responses that begin, at most `memory`.
+        reject: α, the fraction given up whenever the memory is full, above 0 and below 1.
+        length: of a response in tokens, at most `memory`.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Source: derived for the scheme of Sun et al. 2024 (2410.20290).
+    """
+    memory = number("memory", memory, above=0)
+    begun = number("begun", begun, above=0, most=memory)
+    reject = number("reject", reject, above=0, below=1)
+    length = number("length", length, above=0, most=memory)
+    many = max(0, math.ceil(math.log(length * begun / memory) / -math.log1p(-reject)))
+    fills = memory / begun * (1 - reject) ** -np.arange(many, dtype=np.float64)
+    left = begun * (1 - reject) ** many
+    tokens = memory * (1 + reject * (many - 1)) + left * (length - fills[-1]) if many else begun * length
+    return MemoryModel(fills, tokens, length, begun * length, max(length, begun * length**2 / memory))
 
 
 register(

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bonlib.checks import whole
 from bonlib.exact import Array
+
+Ties = Literal["exact", "cut"]  # just so many go on, ties at random; or all that tie with the last of them
 
 
 class Steering(Protocol):
@@ -48,6 +50,18 @@ class Steering(Protocol):
     def pick(self, rewards: Array, before: Array, generator: np.random.Generator) -> NDArray[np.intp]:
         """Return which of the finished responses is kept, shape (P,), from their rewards (P, B); `before` likewise."""
         ...
+
+
+class Spending(NamedTuple):
+    """What writing responses takes, of any one shape.
+
+    Attributes:
+        tokens: that are drawn.
+        calls: of the reward model, for unfinished responses and for finished ones.
+    """
+
+    tokens: Array
+    calls: Array
 
 
 def checked_checkpoints(values: Iterable[object]) -> tuple[int, ...]:

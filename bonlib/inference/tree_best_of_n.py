@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bonlib.checks import settle, whole
+from bonlib.checks import number, settle, whole
 from bonlib.exact import Array
-from bonlib.inference.steering import best_places, checked_checkpoints
+from bonlib.inference.steering import Spending, best_places, checked_checkpoints
+from bonlib.inference.trees import Tree, one_checkpoint, survivors_law
 
 
 @dataclass(frozen=True)
@@ -54,3 +55,30 @@ class TreeBestOfN:
     def pick(self, rewards: Array, before: Array, generator: np.random.Generator) -> NDArray[np.intp]:
         """Return the first of the best responses, shape (P,)."""
         return rewards.argmax(axis=1)
+
+    def spending(self, length: float) -> Spending:
+        """Return what it takes if all responses are of `length` tokens, beyond the last checkpoint."""
+        length = number("length", length, above=max(self.checkpoints, default=0))
+        steps = np.diff([0, *self.checkpoints, length])
+        written = np.array([self.n] + [self.survivors * self.children] * len(self.checkpoints))
+        return Spending(np.asarray(written @ steps), np.asarray(float(written.sum())))
+
+    def tree_law(self, tree: Tree) -> Array:
+        """Return how likely each whole response of a tree is kept, shape (A · C,), with one checkpoint at its fork.
+
+        Siblings compete with each other first: it is speculative rejection where a beginning goes on with its best end.
+        """
+        one_checkpoint(self.checkpoints)
+        return survivors_law(tree.best_children(self.children), self.n, self.survivors)
+
+
+def blockwise_law(tree: Tree, n: int) -> Array:
+    """Return how likely each whole response of a tree is under blockwise best-of-n, shape (A · C,).
+
+    Args:
+        tree: the world; its beginning is the first block, what comes after it the second.
+        n: draws for each block, at least 1.
+
+    Source: Mudgal et al. 2024 (2310.17022); Beirami et al., appendix B.
+    """
+    return TreeBestOfN(n, 1, n, (1,)).tree_law(tree)
