@@ -25,12 +25,17 @@ BLOCK = 1 << 17  # outcomes worked on at once: what is made of them stays in the
 _SMALLEST = np.finfo(np.float64).tiny
 
 
-class _Ladder(NamedTuple):
+class Ladder(NamedTuple):
     """The outcomes as rungs of rising reward, one rung for all that tie; each array holds an entry an outcome.
 
-    `mass` is the probability of the outcome's rung and `above` that of the better ones, `cdf` is F≤, `strict_cdf` is F,
-    `log_cdf` is log F≤, `log_ratio` is log(F / F≤), and `log_share` the log of the outcome's part of its rung (None
-    where none is shared).
+    Attributes:
+        mass: probability of the outcome's rung, shape (K,), as all.
+        above: probability of the better ones, small numbers with all their digits.
+        cdf: F≤.
+        strict_cdf: F.
+        log_cdf: log F≤.
+        log_ratio: log(F / F≤).
+        log_share: log of the outcome's part of its rung; None where none is shared.
     """
 
     mass: Array
@@ -40,6 +45,10 @@ class _Ladder(NamedTuple):
     log_cdf: Array
     log_ratio: Array
     log_share: Array | None
+
+    def part(self, part: slice) -> Ladder:
+        """Return some of the outcomes."""
+        return Ladder._make(None if column is None else column[part] for column in self)
 
 
 class TradeOff(NamedTuple):
@@ -98,17 +107,17 @@ class Outcomes:
     @property
     def cdf(self) -> Array:
         """F≤(y) = P[r(Y) <= r(y)], shape (K,)."""
-        return self._ladder.cdf
+        return self.ladder.cdf
 
     @property
     def strict_cdf(self) -> Array:
         """F(y) = P[r(Y) < r(y)], shape (K,)."""
-        return self._ladder.strict_cdf
+        return self.ladder.strict_cdf
 
     @property
     def log_cdf(self) -> Array:
         """Log F≤(y), shape (K,); −inf where nothing that can occur is as bad."""
-        return self._ladder.log_cdf
+        return self.ladder.log_cdf
 
     @cached_property
     def calibrated_reward(self) -> Array:
@@ -133,7 +142,7 @@ class Outcomes:
         """
         n, ladder = self._selection(n, ties)
         log_policy = np.empty(len(self))
-        for part, (found, log_no_better) in _blocks(len(self), 2):
+        for part, (found, log_no_better) in blocks(len(self), 2):
             _selected(ladder, n, part, found, log_no_better)
             with np.errstate(divide="ignore"):
                 log_probs = np.log(found, out=log_policy[part])
@@ -149,14 +158,14 @@ class Outcomes:
         """Return π_n(y), the probabilities of the best of `n` draws, shape (K,); arguments as in `log_best_of`."""
         n, ladder = self._selection(n, ties)
         policy = np.empty(len(self))
-        for part, (room,) in _blocks(len(self), 1):
+        for part, (room,) in blocks(len(self), 1):
             _best_of(ladder, n, part, policy[part], room)
         return policy
 
-    def _selection(self, n: float, ties: Ties) -> tuple[float, _Ladder]:
+    def _selection(self, n: float, ties: Ties) -> tuple[float, Ladder]:
         if ties not in ("first", "order"):
             raise ValueError(f"ties is {ties!r}; it must be 'first' or 'order'")
-        return float(as_n(n)), self._ladder if ties == "first" else self._ladder_in_order
+        return float(as_n(n)), self.ladder if ties == "first" else self._ladder_in_order
 
     def tilt(self, beta: float, reward: TiltReward = "raw") -> Array:
         """Return the optimum of KL-regularised reward maximisation, π(y) exp(r(y)/β) normalised, shape (K,).
@@ -208,49 +217,6 @@ class Outcomes:
         policy = self.probs * _soft_lift(log_w, mass, n)[place]
         return policy / policy.sum()
 
-    def rewind(self, threshold: float) -> Array:
-        """Return the rewind-and-repeat policy, draw until r(y) >= `threshold`, shape (K,).
-
-        Its KL to the reference is −log α, with α the probability of acceptance.
-
-        Args:
-            threshold: smallest reward that is accepted; some outcome that can occur must reach it.
-
-        Raises:
-            ValueError: if no possible outcome reaches `threshold` (the loop would never end) or it is NaN.
-
-        Source: Beirami et al., Lemma 6.1.
-        """
-        accepted = np.where(self.rewards >= threshold, self.probs, 0.0)
-        total = accepted.sum()
-        if not total > 0:
-            best = self.rewards[self.probs > 0].max()
-            raise ValueError(f"threshold is {threshold}; no possible outcome reaches it, the best reward is {best}")
-        return accepted / total
-
-    def rewind_at(self, acceptance: float) -> Array:
-        """Return rewind-and-repeat with acceptance probability α = `acceptance`, shape (K,).
-
-        Where no threshold gives just that α, the outcomes at the threshold are accepted with the chance that does; so
-        the policy moves continuously from the reference (α = 1) to the best outcomes (α at most their probability).
-
-        Args:
-            acceptance: α, above 0 and at most 1; 1/α draws are made on average.
-
-        Raises:
-            ValueError: if `acceptance` is out of range.
-
-        Source: Beirami et al., Eq. 39 and Lemma 6.1.
-        """
-        alpha = float(acceptance)
-        if not 0 < alpha <= 1:
-            raise ValueError(f"acceptance is {alpha}; a probability of acceptance is above 0 and at most 1")
-        ladder = self._ladder
-        with np.errstate(divide="ignore", invalid="ignore"):
-            chance = np.clip((alpha - ladder.above) / ladder.mass, 0, 1)
-        accepted = np.where(self.probs > 0, self.probs * chance, 0.0)
-        return accepted / accepted.sum()
-
     def rebase(self, p: ArrayLike) -> Outcomes:
         """Return the same outcomes and rewards with policy `p`, shape (K,), as the reference to draw from.
 
@@ -262,7 +228,7 @@ class Outcomes:
         """Return KL, win rate and reward of a family of policies over a grid of its knob.
 
         Args:
-            family: maps a knob to probabilities of shape (K,): `best_of` over n, `tilt` over β, `rewind_at` over α.
+            family: maps a knob to probabilities of shape (K,): `best_of` over n, `tilt` over β.
             knobs: values of the knob, shape (points,).
         """
         points = []
@@ -280,12 +246,12 @@ class Outcomes:
         """A policy in blocks, with room for as many numbers; best-of-n is never whole in memory, which is slow."""
         if family == self.best_of:
             n, ladder = self._selection(knob, "first")
-            for part, (p, room) in _blocks(len(self), 2):
+            for part, (p, room) in blocks(len(self), 2):
                 _best_of(ladder, n, part, p, room)
                 yield part, p, room
         else:
             policy, _ = self._policy(family(knob))
-            for part, (room,) in _blocks(len(self), 1):
+            for part, (room,) in blocks(len(self), 1):
                 yield part, policy[part], room
 
     def win_rate(self, p: ArrayLike) -> float:
@@ -321,17 +287,18 @@ class Outcomes:
         return policy, total
 
     @cached_property
-    def _ladder(self) -> _Ladder:
+    def ladder(self) -> Ladder:
+        """Where each outcome stands among the others, ties together, for what is made of it in blocks."""
         _, rung = np.unique(self.rewards, return_inverse=True)
         return self._climb(rung)
 
     @cached_property
-    def _ladder_in_order(self) -> _Ladder:
+    def _ladder_in_order(self) -> Ladder:
         rung = np.empty(len(self), dtype=np.intp)
         rung[np.argsort(self.rewards, kind="stable")] = np.arange(len(self))
         return self._climb(rung)
 
-    def _climb(self, rung: NDArray[np.intp]) -> _Ladder:
+    def _climb(self, rung: NDArray[np.intp]) -> Ladder:
         mass = np.asarray(np.bincount(rung, weights=self.probs), dtype=np.float64)
         below = _cumulative(mass)
         above = np.append(_cumulative(mass[::-1])[-2::-1], 0.0)
@@ -343,7 +310,7 @@ class Outcomes:
             log_ratio = np.where(strict_cdf < mass, np.log(strict_cdf / cdf), np.log1p(-mass / cdf))
         log_ratio[mass == 0] = 0.0  # also below the first possible outcome, where it is 0/0
         columns = (_frozen(column[rung]) for column in (mass, above, cdf, strict_cdf, log_cdf, log_ratio))
-        return _Ladder._make([*columns, self._log_shares(rung)])
+        return Ladder._make([*columns, self._log_shares(rung)])
 
     def _log_shares(self, rung: NDArray[np.intp]) -> Array | None:
         """Log of each outcome's part of its rung; the largest's from what the others leave, to keep its digits."""
@@ -373,7 +340,7 @@ def kl_divergence(p: ArrayLike, q: ArrayLike) -> float:
     (p, p_total), (q, q_total) = _checked_probs("p", p), _checked_probs("q", q)
     if p.shape != q.shape:
         raise ValueError(f"p has shape {p.shape} and q {q.shape}; both must be over the same outcomes")
-    return _kl(sum(_kl_sum(p[part], q[part], *room) for part, room in _blocks(len(p), 1)), p_total, q_total)
+    return _kl(sum(_kl_sum(p[part], q[part], *room) for part, room in blocks(len(p), 1)), p_total, q_total)
 
 
 def _kl_sum(p: Array, q: Array, room: Array) -> float:
@@ -438,15 +405,15 @@ def as_n(n: ArrayLike) -> Array:
     return numbers
 
 
-def _blocks(count: int, rooms: int = 0) -> Iterator[tuple[slice, Array]]:
-    """Blocks of so many outcomes, and for each some room, (rooms, block), that is the same for all of them."""
+def blocks(count: int, rooms: int = 0) -> Iterator[tuple[slice, Array]]:
+    """Yield blocks of so many outcomes, and for each some room, (rooms, block), that is the same for all of them."""
     room = np.empty((rooms, min(BLOCK, count)))
     for begin in range(0, count, BLOCK):
         part = slice(begin, min(begin + BLOCK, count))
         yield part, room[:, : part.stop - begin]
 
 
-def _best_of(ladder: _Ladder, n: float, part: slice, policy: Array, room: Array) -> None:
+def _best_of(ladder: Ladder, n: float, part: slice, policy: Array, room: Array) -> None:
     """Write the probabilities of the best of n of some outcomes; `room` is written over."""
     _selected(ladder, n, part, policy, room)
     if ladder.log_share is not None:
@@ -454,7 +421,7 @@ def _best_of(ladder: _Ladder, n: float, part: slice, policy: Array, room: Array)
     policy *= np.exp(room, out=room)
 
 
-def _selected(ladder: _Ladder, n: float, part: slice, found: Array, log_no_better: Array) -> None:
+def _selected(ladder: Ladder, n: float, part: slice, found: Array, log_no_better: Array) -> None:
     """Write the two factors of F≤^n − F^n = F≤^n · (1 − (F/F≤)^n), the first as its logarithm.
 
     Neither cancels, whatever n; the difference itself loses every digit.

@@ -22,6 +22,7 @@ from bonlib.bounds import (
     win_rate_gap_upper,
 )
 from bonlib.exact import Outcomes, kl_divergence
+from bonlib.inference.stopping import rewind_at
 
 
 @given(outcomes(), st.floats(1, 1e6))
@@ -105,7 +106,7 @@ def test_the_frontier_equals_its_formula_in_many_digits(kl):
 
 @given(outcomes(), st.floats(0.01, 100), st.floats(1, 1e6))
 def test_no_policy_is_above_the_frontier(model, beta, n):
-    for policy in (model.tilt(beta, "calibrated"), model.best_of(n), model.rewind_at(1 / n)):
+    for policy in (model.tilt(beta, "calibrated"), model.best_of(n), rewind_at(model, 1 / n)):
         assert model.win_rate(policy) <= win_rate_frontier(kl_divergence(policy, model.probs)) + 1e-9
 
 

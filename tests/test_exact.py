@@ -254,35 +254,6 @@ def test_soft_best_of_reaches_its_limit_without_losing_digits(temperature):
     np.testing.assert_allclose(far.soft_best_of(4, temperature), far.best_of(4), rtol=1e-12)
 
 
-def test_rewind_keeps_what_reaches_the_threshold():
-    model = Outcomes([0.2, 0.3, 0.5], [1.0, 3.0, 2.0])
-    np.testing.assert_allclose(model.rewind(2.0), [0, 0.375, 0.625])
-    assert kl_divergence(model.rewind(2.0), model.probs) == pytest.approx(-np.log(0.8))
-    with pytest.raises(ValueError, match=r"threshold is 4.*best reward is 3"):
-        model.rewind(4)
-    with pytest.raises(ValueError, match="threshold is nan"):
-        model.rewind(np.nan)
-
-
-@given(outcomes())
-def test_rewind_by_acceptance_agrees_with_rewind_by_threshold(model):
-    for reward in model.rewards[model.probs > 0]:
-        acceptance = model.probs[model.rewards >= reward].sum()
-        by_threshold = model.rewind(reward)
-        np.testing.assert_allclose(model.rewind_at(min(acceptance, 1.0)), by_threshold, rtol=1e-9, atol=1e-12)
-        assert kl_divergence(by_threshold, model.probs) == pytest.approx(-np.log(acceptance), abs=1e-12)
-
-
-@given(outcomes(), st.floats(1e-6, 1))
-def test_rewind_by_acceptance_keeps_the_best_share(model, acceptance):
-    policy = model.rewind_at(acceptance)
-    assert policy.sum() == pytest.approx(1)
-    assert (policy <= model.probs / acceptance * (1 + 1e-9)).all()
-    ranked = np.argsort(model.rewards)
-    partial = (policy[ranked] > 0) & (policy[ranked] < model.probs[ranked] / acceptance * (1 - 1e-6))
-    assert len(set(model.rewards[ranked][partial])) <= 1
-
-
 def test_entropies_and_moments():
     assert entropy(np.full(8, 0.125)) == pytest.approx(np.log(8))
     assert renyi2(np.full(8, 0.125)) == pytest.approx(np.log(8))
@@ -378,9 +349,6 @@ def test_other_bad_arguments_are_named():
     for temperature in (0, -1, np.nan):
         with pytest.raises(ValueError, match="temperature is"):
             model.soft_best_of(2, temperature)
-    for acceptance in (0, 1.1, np.nan):
-        with pytest.raises(ValueError, match="acceptance is"):
-            model.rewind_at(acceptance)
     with pytest.raises(ValueError, match=r"p has shape \(3,\)"):
         model.win_rate([0.2, 0.3, 0.5])
     with pytest.raises(ValueError, match="p sums to"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bonlib.course.figures import COLOURS, new_figure
 from bonlib.exact import Array, Outcomes, TradeOff, kl_divergence
+from bonlib.inference.stopping import rewind_at
 
 FAMILIES = ("best-of-n", "KL-RL", "soft best-of-n", "rewind")
 DPI = 100
@@ -40,7 +42,7 @@ class Knobs:
             "best-of-n": lambda: outcomes.best_of(self.n),
             "KL-RL": lambda: outcomes.tilt(self.beta),
             "soft best-of-n": lambda: outcomes.soft_best_of(self.n, self.temperature),
-            "rewind": lambda: outcomes.rewind_at(self.acceptance),
+            "rewind": lambda: rewind_at(outcomes, self.acceptance),
         }
         return policies[family]()
 
@@ -51,7 +53,7 @@ class Knobs:
             "best-of-n": (outcomes.best_of, 1 + np.append(0, np.geomspace(0.03, 1e4, 40))),
             "KL-RL": (outcomes.tilt, scale * np.geomspace(30, 0.01, 40)),
             "soft best-of-n": (lambda value: outcomes.soft_best_of(self.n, value), scale * np.geomspace(30, 0.01, 16)),
-            "rewind": (outcomes.rewind_at, _acceptances(outcomes)),
+            "rewind": (partial(rewind_at, outcomes), _acceptances(outcomes)),
         }
         return outcomes.trade_off(*families[family])
 

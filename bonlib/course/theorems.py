@@ -16,6 +16,7 @@ from scipy.optimize import brentq
 
 from bonlib import bounds
 from bonlib.exact import Array, Outcomes, kl_divergence
+from bonlib.inference.stopping import rewind
 
 ROUNDING = 1e-9  # relative to the larger of 1 and the right-hand side
 TIGHT = 0.95  # share of a bound that is used up in the worst case seen
@@ -204,7 +205,7 @@ def thresholds(case: Case) -> Iterator[tuple[float, Array]]:
     for reward in model.rewards:
         acceptance = float(model.probs[model.rewards >= reward].sum())
         if acceptance > 1e-12:
-            yield min(acceptance, 1.0), model.rewind(reward)
+            yield min(acceptance, 1.0), rewind(model, reward)
 
 
 def expected_harmonic(acceptance: float) -> float:

@@ -7,7 +7,8 @@ says which draw is kept and how many it took; on a world of finitely many outcom
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from inspect import signature
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -81,9 +82,9 @@ class RuleEntry:
 
     Attributes:
         name: what the front door and the command line call it.
-        make: returns the rule, from its fields by name.
+        make: returns the rule, from its settings by name: the class, or a function.
         label: its name in figures and tables.
-        knob: the field that is turned at a fixed n; "" if there is none.
+        knob: the setting that is turned at a fixed n; "" if there is none.
         grid: values of the knob that are tried where nothing else is said, in units of `scale`.
         scale: what a knob is measured in: "reward" (the standard deviation of the rewards), or "" for none.
         keeps: what is kept, in words.
@@ -130,7 +131,7 @@ def make_rule(name: str, **settings: Any) -> Rule:
     if name not in RULES:
         raise ValueError(f"rule is {name!r}; it must be one of {', '.join(RULES)}")
     make = RULES[name].make
-    known = [field.name for field in fields(make) if field.init]  # type: ignore[arg-type]
+    known = list(signature(make).parameters)
     if unknown := [each for each in settings if each not in known]:
         raise ValueError(f"{unknown[0]} is no setting of {name}; it takes {', '.join(known)}")
     try:
