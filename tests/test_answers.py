@@ -187,6 +187,7 @@ def test_self_certainty_is_the_divergence_from_uniform():
     each = -np.log(3 * probs).mean(axis=-1)
     np.testing.assert_allclose(self_certainty(np.log(probs)), each.mean(axis=1), atol=1e-14)
     np.testing.assert_allclose(self_certainty(np.log(probs) + 7), each.mean(axis=1), atol=1e-14)
+    masked = self_certainty(np.log(probs), [[1, 0], [1, 1]])
     np.testing.assert_allclose(masked, [each[0, 0], each[1].mean()], atol=1e-14)
     assert self_certainty(np.zeros((4, 50))) == pytest.approx(0, abs=1e-14)
 

@@ -1,7 +1,8 @@
-"""Verifiers: reward models that find the answer in a response, and say whether it is right."""
+"""Rewards for answers: verifiers, which find one in a response and say whether it is right; and self-certainty."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -9,10 +10,15 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from bonlib.checks import number, shown
-from bonlib.draws.rewards import FunctionReward
+from bonlib.answers import self_certainty
+from bonlib.checks import number, shown, whole
+from bonlib.draws.rewards import FunctionReward, Rewards, _common
+from bonlib.models.loaded import LoadedModel
+from bonlib.models.reading import response_logits, token_batch
+from bonlib.models.texts import token_ids
 
 Truth = Mapping[str, Any] | Callable[[str], Any]
 NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"  # 7, -3.5 or 12,000
@@ -97,6 +103,55 @@ def numeric(truth: Truth, *, pattern: str | None = None, tolerance: float = 0.0)
     off = float(number("tolerance", tolerance, least=0))
     extract = _last_number if pattern is None else partial(_found, _checked(pattern), _as_number)
     return Verifier(extract, partial(_close, off), truth)
+
+
+class SelfCertainty:
+    """How sure a language model is of the words of a response, of which no answer need be known.
+
+    The text is read as the model's tokenizer cuts it, without an end token; an empty one has 0.
+
+    Args:
+        loaded: the causal language model, usually the one that wrote the responses.
+        batch_size: texts it reads at once.
+
+    Source: Kang et al. 2025; the formula is `bonlib.answers.self_certainty`.
+    """
+
+    def __init__(self, loaded: LoadedModel, *, batch_size: int = 16) -> None:
+        self.loaded, self.batch_size = loaded, whole("batch_size", batch_size, 1)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of weights and tokenizer."""
+        return hashlib.sha256(f"{self.loaded.fingerprint} self-certainty".encode()).hexdigest()
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> Rewards:
+        """Return the self-certainty of each response after its prompt, nats, shape (B,).
+
+        Raises:
+            ValueError: if the lists differ in length, or a text is longer than the model's context.
+        """
+        wholes = token_ids(self.loaded.tokenizer, [a + b for a, b in zip(prompts, responses, strict=True)])
+        if too_long := [ids for ids in wholes if len(ids) > self.loaded.context]:
+            raise ValueError(
+                f"a text has {len(too_long[0])} tokens; {self.loaded.name} reads {self.loaded.context}: leave it out"
+            )
+        before = dict(zip(prompts, self.loaded.encode(prompts, 0), strict=True)) if len(prompts) else {}
+        # Where the border makes one token of two, the response begins with it.
+        begins = [max(_common(before[prompt], ids), 1) for prompt, ids in zip(prompts, wholes, strict=True)]
+        said = [ids[begin:] for begin, ids in zip(begins, wholes, strict=True)]
+        found = np.zeros(len(wholes))
+        # Like lengths together, so that little is padding.
+        places = sorted((place for place in range(len(said)) if said[place]), key=lambda place: len(wholes[place]))
+        for start in range(0, len(places), self.batch_size):
+            part = places[start : start + self.batch_size]
+            heads = [wholes[place][: begins[place]] for place in part]
+            tails = [said[place] for place in part]
+            batch = token_batch(heads, tails, pad_id=self.loaded.pad_token_id, device=self.loaded.device)
+            with torch.no_grad():
+                logits = response_logits(self.loaded.model, batch).logits.cpu()
+            found[part] = [self_certainty(each.numpy()) for each in torch.split(logits, batch.lengths)]
+        return found
 
 
 def _verdict(

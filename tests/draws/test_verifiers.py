@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
+from bonlib.answers import self_certainty
 from bonlib.draws.rewards import checked_score
-from bonlib.draws.verifiers import Verifier, exact_match, numeric, regex
+from bonlib.draws.verifiers import SelfCertainty, Verifier, exact_match, numeric, regex
 
 TRUTH = {"2 + 2 =": 4, "capital of France?": "Paris"}
 MATHS, FRANCE = TRUTH
@@ -95,3 +97,21 @@ def test_it_scores_what_the_front_door_draws(tmp_path, language_model):
     scored = draws.score(exact_match({"one": "x", "two": draws.texts[1, 0]}))
     assert scored.rewards[1, 0] == float(bool(draws.texts[1, 0].strip()))
     assert set(np.unique(scored.rewards)) <= {0, 1}
+
+
+def test_self_certainty_reads_each_response_behind_its_prompt(language_model):
+    judge = SelfCertainty(language_model, batch_size=2)
+    prompts, responses = ["one", "two", "one", "two"], [" three four", " five", "", " a longer one of them"]
+    found = checked_score(judge, prompts, responses)
+    assert found[2] == 0
+    for prompt, response, value in zip(prompts, responses, found, strict=True):
+        head, ids = (language_model.tokenizer(text)["input_ids"] for text in (prompt, prompt + response))
+        assert ids[: len(head)] == head
+        if response:
+            with torch.no_grad():
+                logits = language_model.model(torch.tensor([ids])).logits[0, len(head) - 1 : -1]
+            assert value == pytest.approx(self_certainty(logits.numpy()), abs=1e-5)
+    assert judge.fingerprint != language_model.fingerprint
+    assert len(judge.score([], [])) == 0
+    with pytest.raises(ValueError, match=r"a text has \d+ tokens; .* leave it out"):
+        judge.score(["one"], [" many" * 5000])
