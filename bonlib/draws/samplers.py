@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bonlib.checks import number, settle, strings, whole
-from bonlib.models.decoding import Law, decode
+from bonlib.models.decoding import Decoded, Law, decode
 from bonlib.models.loaded import LoadedModel
 from bonlib.models.responses import Responses, concatenate
 from bonlib.models.texts import response_texts, token_ids
@@ -57,6 +57,11 @@ class SamplingSettings:
     def plain(self) -> bool:
         """Whether responses are drawn from the model's own distribution; a stop string only ends them."""
         return (self.temperature, self.top_p, self.top_k, self.min_p) == (1.0, 1.0, 0, 0.0)
+
+    @property
+    def law(self) -> Law:
+        """What the next token is drawn from."""
+        return Law(self.temperature, self.top_p, self.top_k, self.min_p)
 
     def described(self) -> dict[str, Any]:
         """Return all fields by name, without those that came late and are as before: older draws keep their key."""
@@ -134,13 +139,13 @@ class TransformersSampler:
         self, encoded: Sequence[list[int]], settings: SamplingSettings, *, seed: int | Sequence[int]
     ) -> Responses:
         """Return one response to each prompt given as token ids, not empty and with room for the response."""
-        uniforms = self._uniforms(seed, len(encoded), settings.max_new_tokens)
+        uniforms = self.uniforms(seed, len(encoded), settings.max_new_tokens)
         starts = range(0, len(encoded), self.batch_size)
         batches = [slice(start, start + self.batch_size) for start in starts]
         return concatenate([self._batch(encoded[at], settings, uniforms[at]) for at in batches])
 
-    def _uniforms(self, seed: int | Sequence[int], rows: int, length: int) -> Tensor:
-        """Random numbers in [0, 1), (rows, length): each row from its own seed, or batch by batch from one for all."""
+    def uniforms(self, seed: int | Sequence[int], rows: int, length: int) -> Tensor:
+        """Return random numbers in [0, 1), (rows, length): each row's from its seed, or by batches from one for all."""
         if each := row_seeds(seed, rows):
             return torch.from_numpy(split_mix(each, length))
         generator = torch.Generator()
@@ -153,22 +158,27 @@ class TransformersSampler:
         decoded = decode(
             self.loaded.model,
             encoded,
-            Law(settings.temperature, settings.top_p, settings.top_k, settings.min_p),
+            settings.law,
             end_ids=self.loaded.end_token_ids,
             pad_id=self.loaded.pad_token_id,
             uniforms=uniforms,
         )
-        drawn = zip(decoded.tokens.cpu().tolist(), decoded.lengths.tolist(), strict=True)
-        rows = [row[:length] for row, length in drawn]
-        texts, lengths = stopped_texts(self.loaded.tokenizer, encoded, rows, settings.stop)
-        token_ids = decoded.tokens.cpu().numpy().astype(np.int32)
-        kept = np.arange(token_ids.shape[1]) < np.array(lengths)[:, None]
-        token_ids[~kept] = -1
-        log_probs, sampling_log_probs = (
-            np.where(kept, table.cpu().double().numpy(), 0.0).sum(axis=1)
-            for table in (decoded.log_probs, decoded.sampling_log_probs)
-        )
-        return Responses(np.array(texts, dtype=object), token_ids, log_probs, sampling_log_probs)
+        return as_responses(self.loaded.tokenizer, encoded, decoded, settings.stop)
+
+
+def as_responses(tokenizer: Any, prompts: Sequence[list[int]], decoded: Decoded, stop: Sequence[str] = ()) -> Responses:
+    """Return what was decoded behind B prompts, up to the first of some strings, with its texts."""
+    drawn = zip(decoded.tokens.cpu().tolist(), decoded.lengths.tolist(), strict=True)
+    rows = [row[:length] for row, length in drawn]
+    texts, lengths = stopped_texts(tokenizer, prompts, rows, stop)
+    token_ids = decoded.tokens.cpu().numpy().astype(np.int32)
+    kept = np.arange(token_ids.shape[1]) < np.array(lengths)[:, None]
+    token_ids[~kept] = -1
+    log_probs, sampling_log_probs = (
+        np.where(kept, table.cpu().double().numpy(), 0.0).sum(axis=1)
+        for table in (decoded.log_probs, decoded.sampling_log_probs)
+    )
+    return Responses(np.array(texts, dtype=object), token_ids, log_probs, sampling_log_probs)
 
 
 def row_seeds(seed: int | Sequence[int], rows: int) -> list[int]:

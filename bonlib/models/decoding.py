@@ -21,6 +21,9 @@ from bonlib.models.ways import TASKS, Probe, Task, Ways, proven, takes
 
 # Given the next-token logits of some rows (B, V), which rows these are, and the step: a token a row, and which go on.
 Choose = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+# Given which rows go on after a step: places among these, ascending, one twice for two copies, and what the rows that
+# go on with them are called from now on; None if all stays as it is.
+Branch = Callable[[Tensor, int], tuple[Tensor, Tensor] | None]
 
 
 class Law(NamedTuple):
@@ -60,28 +63,39 @@ def decode(
         pad_id: token to fill up with.
         uniforms: (B, T) random numbers in [0, 1), one for each token that may be drawn; a response is cut at T.
     """
-    device, (rows, max_new_tokens) = next(model.parameters()).device, uniforms.shape
-    uniforms = uniforms.to(device)
-    tokens = torch.full((rows, max_new_tokens), pad_id, device=device)
-    lengths = torch.zeros(rows, dtype=torch.long, device=device)
-    # Apple's GPUs have no float64.
-    precision = torch.float32 if device.type == "mps" else torch.float64
-    log_probs = torch.zeros(rows, max_new_tokens, dtype=precision, device=device)
-    sampling_log_probs = torch.zeros_like(log_probs)
-    ends = torch.tensor(list(end_ids), device=device)
+    drawing = Drawing(law, uniforms.to(next(model.parameters()).device), end_ids=end_ids, pad_id=pad_id)
+    steps, sizes = uniforms.shape[1], list(map(len, prompts))
+    ways = proven(model, "drawing", begin=min(sizes), length=max(sizes) + steps)
+    follow(model, prompts, drawing.choose, steps=steps, pad_id=pad_id, ways=ways)
+    return drawing.decoded
 
-    def choose(logits: Tensor, running: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        drawn, log_prob, sampling_log_prob = draw(logits, uniforms[running, step], law)
-        tokens[running, step] = drawn
-        log_probs[running, step] = log_prob.to(precision)
-        sampling_log_probs[running, step] = sampling_log_prob.to(precision)
-        lengths[running] += 1
-        return drawn, ~torch.isin(drawn, ends)
 
-    sizes = list(map(len, prompts))
-    ways = proven(model, "drawing", begin=min(sizes), length=max(sizes) + max_new_tokens)
-    follow(model, prompts, choose, steps=max_new_tokens, pad_id=pad_id, ways=ways)
-    return Decoded(tokens, lengths, log_probs, sampling_log_probs)
+class Drawing:
+    """What is drawn for B prompts, token by token; arguments as of `decode`, `uniforms` on the model's device."""
+
+    def __init__(self, law: Law, uniforms: Tensor, *, end_ids: Sequence[int], pad_id: int) -> None:
+        self.law, self.uniforms, (rows, steps) = law, uniforms, uniforms.shape
+        device = uniforms.device
+        self.ends = torch.tensor(list(end_ids), device=device)
+        # Apple's GPUs have no float64.
+        precision = torch.float32 if device.type == "mps" else torch.float64
+        log_probs = torch.zeros(rows, steps, dtype=precision, device=device)
+        self.decoded = Decoded(
+            torch.full((rows, steps), pad_id, device=device),
+            torch.zeros(rows, dtype=torch.long, device=device),
+            log_probs,
+            torch.zeros_like(log_probs),
+        )
+
+    def choose(self, logits: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Draw a token for each of some rows, and note it: see `Choose`."""
+        drawn, *log_probs = draw(logits, self.uniforms[rows, step], self.law)
+        tokens, lengths, *tables = self.decoded
+        tokens[rows, step] = drawn
+        lengths[rows] += 1
+        for table, log_prob in zip(tables, log_probs, strict=True):
+            table[rows, step] = log_prob.to(table.dtype)
+        return drawn, ~torch.isin(drawn, self.ends)
 
 
 def follow(
@@ -93,17 +107,18 @@ def follow(
     pad_id: int,
     ways: Ways,
     sharing: float = WORTH_SHARING,
+    branch: Branch | None = None,
 ) -> None:
     """Read prompts, B lists of token ids, and then token by token, at most `steps` of them, what is chosen to come.
 
-    `sharing` is that of `WrittenStep`.
+    `sharing` is that of `WrittenStep`; `branch` wants the ways "batch" and "shared".
     """
     device = next(model.parameters()).device
     with torch.inference_mode("inference" in ways), torch.no_grad(), cpu_kernels(model, ways) as packed:
         for places in alike(list(map(len, prompts)), "left", ways):
             rows = torch.tensor(places, device=device)
             texts = [tuple(prompts[place]) for place in places]
-            _follow(model, texts, rows, choose, steps, pad_id, ways, packed, sharing)
+            _follow(model, texts, rows, choose, steps, pad_id, ways, packed, sharing, branch)
 
 
 def alike(lengths: Sequence[int], side: str, ways: Ways) -> Iterator[list[int]]:
@@ -127,6 +142,7 @@ def _follow(
     ways: Ways,
     packed: Mapping[Any, Tensor],
     sharing: float,
+    branch: Branch | None,
 ) -> None:
     cached, shared = "cache" in ways, "shared" in ways
     to_read = list(dict.fromkeys(prompts)) if shared else prompts
@@ -154,12 +170,23 @@ def _follow(
             return
         if left < len(running):
             chosen, running = chosen[going_on], running[going_on]
-        if left < count and onward.cuts(left):
+        names, kept = rows[running], left < count and onward.cuts(left)
+        if branch is not None and (branches := _branches(branch, names, step)) is not None:
+            places, names = branches
+            chosen, running, left, kept = chosen[places], running[places], len(places), True
+            if left == 0:
+                return
+        if kept:
             onward.keep(running)
-            rows, count, running = rows[running], left, torch.arange(left, device=rows.device)
+            rows, count, running = names, left, torch.arange(left, device=rows.device)
         if left < count:  # finished rows that stay read padding, and nobody asks what they say
             chosen = torch.full((count,), pad_id, device=rows.device).index_copy_(0, running, chosen)
         logits = onward(chosen)
+
+
+@torch.inference_mode(False)  # what is asked there, such as a reward model, may keep what it computes
+def _branches(branch: Branch, rows: Tensor, step: int) -> tuple[Tensor, Tensor] | None:
+    return branch(rows, step)
 
 
 @dataclass
@@ -241,29 +268,46 @@ def plain_logits(model: Any, text: Sequence[int]) -> Tensor:
     return logits[-len(text) :]  # in front of them an adapter may have said something about virtual tokens
 
 
-def _followed_both_ways(model: Any, probe: Probe, ways: Ways) -> list[Tensor]:
+def _followed_both_ways(model: Any, probe: Probe, ways: Ways, branching: bool = False) -> list[Tensor]:
     """The same twice by the loop: with each prompt's keys shared by its draws, and with copies for each."""
-    shared = _followed(model, probe, ways, 0)
-    return shared + (_followed(model, probe, ways, float("inf")) if "written" in ways else shared)
+    shared = _followed(model, probe, ways, 0, branching)
+    return shared + (_followed(model, probe, ways, float("inf"), branching) if "written" in ways else shared)
 
 
-def _followed(model: Any, probe: Probe, ways: Ways, sharing: float) -> list[Tensor]:
-    """The same by the loop, made to say these responses."""
-    said: list[list[Tensor]] = [[] for _ in probe.responses]
+def _followed(model: Any, probe: Probe, ways: Ways, sharing: float, branching: bool) -> list[Tensor]:
+    """The same by the loop, made to say these responses; the second half of each by two copies, if it branches."""
+    count, branches = len(probe.responses), branching and can_branch(ways)
+    said: list[list[Tensor]] = [[] for _ in range(2 * count)]
 
     def choose(logits: Tensor, rows: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        places = rows.tolist()
-        for place, row in zip(places, logits, strict=True):
-            said[place].append(row.float())
-        tokens = torch.tensor([probe.responses[place][step] for place in places], device=rows.device)
-        going_on = torch.tensor([step + 1 < len(probe.responses[place]) for place in places], device=rows.device)
-        return tokens, going_on
+        for name, row in zip(rows.tolist(), logits, strict=True):
+            said[name].append(row.float())
+        responses = [probe.responses[name % count] for name in rows.tolist()]
+        tokens = torch.tensor([response[step] for response in responses], device=rows.device)
+        return tokens, torch.tensor([step + 1 < len(response) for response in responses], device=rows.device)
 
-    steps = max(map(len, probe.responses))
-    follow(model, probe.prompts, choose, steps=steps, pad_id=probe.pad_id, ways=ways, sharing=sharing)
+    def branch(rows: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """At every step each response's copy is made anew."""
+        places = (rows < count).nonzero()[:, 0].repeat_interleave(2)
+        names = rows[places]
+        names[1::2] += count
+        for name in names[1::2].tolist():
+            said[name] = said[name - count].copy()
+        return places, names
+
+    follow(
+        model,
+        probe.prompts,
+        choose,
+        steps=max(map(len, probe.responses)),
+        pad_id=probe.pad_id,
+        ways=ways,
+        sharing=sharing,
+        branch=branch if branches else None,
+    )
     if _left_behind(model):
         raise ValueError("tensors that the model keeps from now on would have no gradients")
-    return [torch.stack(rows).clone() for rows in said]
+    return [torch.stack(rows).clone() for rows in (said if branches else (1 + branching) * said[:count])]
 
 
 def _left_behind(model: Any) -> bool:
@@ -277,11 +321,20 @@ def _left_behind(model: Any) -> bool:
     return found
 
 
+def can_branch(ways: Ways) -> bool:
+    """Return whether rows can go on in copies, by the ways of the task "branching"."""
+    return {"batch", "shared"} <= ways
+
+
 TASKS["drawing"] = Task(
     ("batch", "cache", "shared", "written", "left", "products", "attention", "inference"),
     torch.no_grad()(lambda model, probe: 2 * said_plainly(model, probe)),
     _followed_both_ways,
     lambda model, way: way != "written" or can_be_written(model),
+)
+TASKS["branching"] = TASKS["drawing"]._replace(
+    plain=torch.no_grad()(lambda model, probe: 4 * said_plainly(model, probe)),
+    fast=functools.partial(_followed_both_ways, branching=True),
 )
 
 

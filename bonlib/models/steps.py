@@ -136,13 +136,13 @@ class WrittenStep:
         return not self.whole or 2 * left <= len(self.row_of)
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with some rows only, in the same order."""
+        """Go on with some rows, in the same order; one that is named twice goes on as two."""
         self.keys, self.values = ([each[rows] for each in kept] for kept in (self.keys, self.values))
         self.row_of, self.positions = self.row_of[rows], self.positions[rows]
         self.hidden = None if self.hidden is None else self.hidden[rows]
         self._place_rows()
         if self.whole:
-            self.graph, self.tokens = None, self.tokens[: len(rows)].clone()
+            self.graph, self.tokens = None, self.tokens[rows]
 
     def _place_rows(self) -> None:
         """Give each row a place in a table of prompts with as many rows each, (P, R)."""

@@ -116,7 +116,7 @@ def proven(model: Any, task: str, *, length: int, begin: int = 1) -> Ways:
     """
     weight, config = next(model.parameters()), model.config
     small = sum(weight.numel() for weight in model.parameters()) <= SMALL
-    shape, far = _shape(config, begin, length, grows=task == "drawing", small=small)
+    shape, far = _shape(config, begin, length, grows=task in ("drawing", "branching"), small=small)
     about = (weight.dtype, weight.device.type, config._attn_implementation, _adapter_at_work(model))
     state = (task, shape, *about, *(way for way in TASKS[task].ways if TASKS[task].applies(model, way)))
     known = _of_model.setdefault(model, {})
@@ -159,7 +159,7 @@ def _kind(model: Any, state: Sequence[str]) -> str:
 def _code() -> str:
     """A hash of the code that runs models: when it changes, ways are tried anew."""
     digest = hashlib.sha256()
-    for name in ("ways", "kernels", "steps", "decoding", "reading", "classifiers"):
+    for name in ("ways", "kernels", "steps", "decoding", "branching", "reading", "classifiers"):
         digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
     return digest.hexdigest()
 
