@@ -191,32 +191,6 @@ class Outcomes:
             raise ValueError(f"reward is {reward!r}; it must be one of {', '.join(rewards)}")
         return softmax(self.log_probs + self._advantage(rewards[reward]) / beta)
 
-    def soft_best_of(self, n: float, temperature: float) -> Array:
-        """Return soft best-of-n, shape (K,): of `n` draws, the i-th is kept with probability ∝ exp(r_i / temperature).
-
-        Its limits are best-of-n (temperature 0) and the reference (infinity).
-
-        Args:
-            n: number of draws, real, finite, at least 1.
-            temperature: λ > 0 in units of reward.
-
-        Raises:
-            ValueError: if `n` or `temperature` is out of range.
-
-        Source: Verdun et al. 2025 (soft best-of-n); with w = exp(r/λ) and φ(t) = Σ π e^{−tw} the probabilities are
-            n π w ∫ e^{−tw} φ(t)^{n−1} dt, because 1/Σw_i = ∫ e^{−tΣw_i} dt.
-        """
-        n, temperature = float(as_n(n)), float(temperature)
-        if not temperature > 0:
-            raise ValueError(f"temperature is {temperature}; it must be positive (its limit 0 is best-of-n)")
-        advantage, place = np.unique(self._advantage(self.rewards), return_inverse=True)
-        # A step of 800 nats is as good as any larger one, and small numbers keep their digits.
-        log_w = np.append(0.0, np.cumsum(np.minimum(np.diff(advantage) / temperature, 800.0)))
-        log_w -= log_w[-1]
-        mass = np.asarray(np.bincount(place, weights=self.probs), dtype=np.float64)
-        policy = self.probs * _soft_lift(log_w, mass, n)[place]
-        return policy / policy.sum()
-
     def rebase(self, p: ArrayLike) -> Outcomes:
         """Return the same outcomes and rewards with policy `p`, shape (K,), as the reference to draw from.
 
@@ -440,24 +414,3 @@ def _frozen(value: Array) -> Array:
 def _cumulative(mass: Array) -> Array:
     """Cumulative sums, in extended precision where the platform has it: a million small terms lose no digits."""
     return np.cumsum(mass, dtype=np.longdouble).astype(np.float64)
-
-
-def _soft_lift(log_w: Array, mass: Array, n: float, step: float = 1 / 16) -> Array:
-    """P/π of soft best-of-n for each weight w: n w ∫ e^{−tw} φ(t)^{n−1} dt over t > 0, with φ(t) = Σ mass e^{−tw}.
-
-    In s = log t the integrand rises like e^s and falls like e^{−e^s}: there the trapezoid rule converges faster than
-    any power of its step. It lives where t w or n t w is of order one for some w; only there are nodes.
-    """
-    first = np.floor((-log_w - np.log(n) - 45) / step)
-    last = np.ceil((-log_w + 5) / step)
-    nodes = np.unique(np.concatenate([np.arange(a, b + 1) for a, b in zip(first, last, strict=True)]))
-    lift = np.zeros(len(log_w))
-    for block in np.array_split(nodes, 1 + len(nodes) * len(log_w) // 4_000_000):  # to bound the memory
-        tw = np.exp(np.minimum(step * block[:, None] + log_w, 700.0))
-        fallen = np.exp(-tw)
-        phi = fallen @ mass
-        log_phi = np.log(np.maximum(phi, _SMALLEST))
-        near = phi > 0.5
-        log_phi[near] = np.log1p(np.expm1(-tw[near]) @ mass)
-        lift += (tw * fallen).T @ np.exp((n - 1) * log_phi)
-    return n * step * lift

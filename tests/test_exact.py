@@ -197,63 +197,6 @@ def test_the_tilt_by_log_cdf_is_best_of_n_without_term_b():
     np.testing.assert_allclose(tilted / tilted.sum(), model.best_of(n), rtol=1e-12)
 
 
-def soft_best_of_by_enumeration(model, n, temperature):
-    result = np.zeros(len(model))
-    for drawn in itertools.product(range(len(model)), repeat=n):
-        weights = np.exp((model.rewards[list(drawn)] - model.rewards.max()) / temperature)
-        np.add.at(result, list(drawn), np.prod(model.probs[list(drawn)]) * weights / weights.sum())
-    return result
-
-
-@given(outcomes(max_size=4), st.integers(1, 4), st.floats(-1.5, 2))
-def test_soft_best_of_equals_enumeration_of_all_tuples(model, n, log_temperature):
-    want = soft_best_of_by_enumeration(model, n, 10**log_temperature)
-    np.testing.assert_allclose(model.soft_best_of(n, 10**log_temperature), want, rtol=1e-10, atol=1e-300)
-
-
-def test_soft_best_of_equals_simulation():
-    model, n, temperature = Outcomes([0.2, 0.3, 0.1, 0.4], [1.0, 3.0, 0.0, 2.0]), 50, 0.4
-    rng = np.random.default_rng(0)
-    drawn = rng.choice(len(model), size=(100_000, n), p=model.probs)
-    # Gumbel-max: the largest of r/λ + Gumbel noise is draw i with probability ∝ exp(r_i/λ).
-    kept = np.argmax(model.rewards[drawn] / temperature + rng.gumbel(size=drawn.shape), axis=1)
-    counts = np.bincount(drawn[np.arange(len(drawn)), kept], minlength=len(model))
-    expected = model.soft_best_of(n, temperature) * len(drawn)
-    assert (np.abs(counts - expected) < 5 * np.sqrt(expected)).all()
-
-
-@pytest.mark.parametrize("n", [1.5, 7.3, 1e6])
-def test_soft_best_of_takes_real_n(n):
-    model, temperature = Outcomes([0.2, 0.3, 0.5], [1.0, 3.0, 2.0]), 0.7
-    w = np.exp(model.rewards / temperature)
-
-    def integrand(s, y):  # in s = log t
-        phi = mpmath.fsum(p * mpmath.exp(-mpmath.exp(s) * v) for p, v in zip(model.probs, w, strict=True))
-        return mpmath.exp(s - mpmath.exp(s) * w[y]) * phi ** (n - 1)
-
-    got = model.soft_best_of(n, temperature)
-    for y in range(3):
-        integral = mpmath.quad(lambda s, y=y: integrand(s, y), np.linspace(-60, 5, 27).tolist())
-        assert got[y] == pytest.approx(float(n * model.probs[y] * w[y] * integral), rel=1e-10)
-
-
-@given(outcomes(), st.floats(1, 1e12))
-def test_soft_best_of_is_between_the_reference_and_best_of_n(model, n):
-    np.testing.assert_allclose(model.soft_best_of(1, 0.3), model.probs, rtol=1e-10, atol=1e-300)
-    np.testing.assert_allclose(model.soft_best_of(min(n, 1e3), 1e12), model.probs, rtol=1e-6, atol=1e-9)
-    cold = model.soft_best_of(n, 1e-3)  # a gap of one unit of reward weighs e^1000
-    np.testing.assert_allclose(cold, model.best_of(n), rtol=1e-8, atol=1e-9)
-    assert model.mean_reward(model.soft_best_of(n, 1.0)) <= model.mean_reward(cold) + 1e-7
-
-
-@pytest.mark.parametrize("temperature", [1e-3, 1e-9, 3e-15, 1e-300])
-def test_soft_best_of_reaches_its_limit_without_losing_digits(temperature):
-    model = Outcomes([0.3, 0.5, 0.2], [0.0, 1.0, 2.0])
-    np.testing.assert_allclose(model.soft_best_of(4, temperature), model.best_of(4), rtol=1e-12)
-    far = Outcomes([0.3, 0.5, 0.2], [0.0, 1e6, 2e6])
-    np.testing.assert_allclose(far.soft_best_of(4, temperature), far.best_of(4), rtol=1e-12)
-
-
 def test_entropies_and_moments():
     assert entropy(np.full(8, 0.125)) == pytest.approx(np.log(8))
     assert renyi2(np.full(8, 0.125)) == pytest.approx(np.log(8))
@@ -346,9 +289,6 @@ def test_other_bad_arguments_are_named():
             model.tilt(beta)
     with pytest.raises(ValueError, match="reward is 'rank'"):
         model.tilt(1.0, reward="rank")
-    for temperature in (0, -1, np.nan):
-        with pytest.raises(ValueError, match="temperature is"):
-            model.soft_best_of(2, temperature)
     with pytest.raises(ValueError, match=r"p has shape \(3,\)"):
         model.win_rate([0.2, 0.3, 0.5])
     with pytest.raises(ValueError, match="p sums to"):

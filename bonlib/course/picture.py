@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bonlib.course.figures import COLOURS, new_figure
 from bonlib.exact import Array, Outcomes, TradeOff, kl_divergence
+from bonlib.inference.soft_best_of_n import soft_best_of
 from bonlib.inference.stopping import rewind_at
 
 FAMILIES = ("best-of-n", "KL-RL", "soft best-of-n", "rewind")
@@ -41,7 +42,7 @@ class Knobs:
         policies: dict[str, Callable[[], Array]] = {
             "best-of-n": lambda: outcomes.best_of(self.n),
             "KL-RL": lambda: outcomes.tilt(self.beta),
-            "soft best-of-n": lambda: outcomes.soft_best_of(self.n, self.temperature),
+            "soft best-of-n": lambda: soft_best_of(outcomes, self.n, self.temperature),
             "rewind": lambda: rewind_at(outcomes, self.acceptance),
         }
         return policies[family]()
@@ -52,7 +53,7 @@ class Knobs:
         families: dict[str, tuple[Callable[[float], ArrayLike], Array]] = {
             "best-of-n": (outcomes.best_of, 1 + np.append(0, np.geomspace(0.03, 1e4, 40))),
             "KL-RL": (outcomes.tilt, scale * np.geomspace(30, 0.01, 40)),
-            "soft best-of-n": (lambda value: outcomes.soft_best_of(self.n, value), scale * np.geomspace(30, 0.01, 16)),
+            "soft best-of-n": (lambda value: soft_best_of(outcomes, self.n, value), scale * np.geomspace(30, 0.01, 16)),
             "rewind": (partial(rewind_at, outcomes), _acceptances(outcomes)),
         }
         return outcomes.trade_off(*families[family])

@@ -26,6 +26,7 @@ from bonlib.course.frames import KNOBS, PRESETS
 from bonlib.course.picture import FAMILIES, Knobs, PoliciesPicture
 from bonlib.course.runner import BUILD, NOTEBOOKS
 from bonlib.exact import Outcomes, kl_divergence
+from bonlib.inference.soft_best_of_n import soft_best_of
 from bonlib.inference.stopping import rewind_at
 
 pytestmark = pytest.mark.slow
@@ -162,7 +163,7 @@ def check_shown(page: Page, outcomes: Outcomes, knobs: Knobs, families: tuple[st
     policies = {
         "best-of-n": lambda: outcomes.best_of(knobs.n),
         "KL-RL": lambda: outcomes.tilt(knobs.beta),
-        "soft best-of-n": lambda: outcomes.soft_best_of(knobs.n, knobs.temperature),
+        "soft best-of-n": lambda: soft_best_of(outcomes, knobs.n, knobs.temperature),
         "rewind": lambda: rewind_at(outcomes, knobs.acceptance),
     }
     table = page.locator("table.readout")

@@ -8,6 +8,7 @@ from PIL import Image
 
 from bonlib.course.picture import FAMILIES, Knobs, PoliciesPicture, readout, readout_table
 from bonlib.exact import Outcomes, kl_divergence
+from bonlib.inference.soft_best_of_n import soft_best_of
 from bonlib.inference.stopping import rewind_at
 
 KNOBS = Knobs(n=5, beta=0.7, temperature=0.3, acceptance=0.2)
@@ -17,7 +18,7 @@ def policies(model):
     return {
         "best-of-n": model.best_of(5),
         "KL-RL": model.tilt(0.7),
-        "soft best-of-n": model.soft_best_of(5, 0.3),
+        "soft best-of-n": soft_best_of(model, 5, 0.3),
         "rewind": rewind_at(model, 0.2),
     }
 
