@@ -15,13 +15,16 @@ from bonlib.checks import whole
 from bonlib.estimates import best_of_n_mean, best_of_n_win_rate
 from bonlib.exact import Array, Outcomes, kl_divergence
 from bonlib.inference.best_of_n import BestOfN, RandomOfN
+from bonlib.inference.random_n import BestOfRandomN
 from bonlib.inference.rules import (
+    RULES,
     Rule,
     TooManyOutcomesError,
     checked_like,
     checked_rewards,
     choose_in_groups,
     cut_into_groups,
+    make_rule,
 )
 from bonlib.tables import RuleTable
 
@@ -41,8 +44,8 @@ def measure(
         lengths: tokens of the draws, shape (P, M).
         known: what the rule needs to know beside the rewards, as of `bonlib.inference.rules.choose_in_groups`; and
             responses, (P, M), which of the draws are one response, for the KL.
-        rounds: random orders of the draws that are cut into groups of n. Best-of-n and a random one are counted over
-            all subsets instead.
+        rounds: random orders of the draws that are cut into groups of n. The best of n, or of a random number, and a
+            random one are counted over all subsets instead.
         seed: of the orders, and of the rule.
 
     Returns:
@@ -75,6 +78,34 @@ def compare_rules(rules: Iterable[tuple[str, Rule]], rewards: ArrayLike, **given
     return RuleTable(found)
 
 
+def rules_at(n: int, rewards: ArrayLike, known: Iterable[str] = ()) -> list[tuple[str, Rule]]:
+    """Return the rules that draws allow at a budget, each at the values of its knob that the table of rules has.
+
+    Rules that have to be told more than n and their knob are left out.
+
+    Args:
+        n: draws that each may make.
+        rewards: of the draws, shape (P, M): a knob in units of reward is measured in their standard deviation among the
+            draws of a prompt, the root of the mean square over prompts.
+        known: what is known of the draws beside their rewards; rules that need more are left out.
+
+    Returns:
+        Rules by names such as "soft, temperature = 0.3 sd".
+    """
+    spread = float(np.sqrt(checked_rewards(rewards).var(axis=-1).mean())) or 1.0
+    found = []
+    for entry in RULES.values():
+        fields = signature(entry.make).parameters.values()
+        if {field.name for field in fields if field.default is field.empty} - {"n", entry.knob}:
+            continue
+        for value in entry.grid or (None,):
+            unit = spread if entry.scale else 1.0
+            rule = make_rule(entry.name, n=n, **({} if value is None else {entry.knob: value * unit}))
+            knob = "" if value is None else f", {entry.knob} = {value:g}{' sd' * bool(entry.scale)}"
+            found += [(f"{entry.name}{knob}", rule)] if set(rule.needs) <= set(known) else []
+    return found
+
+
 def spend(
     rule: Rule, rewards: ArrayLike, *, gold: ArrayLike | None = None, lengths: ArrayLike | None = None,
     known: Known | None = None, rounds: int = 4, seed: int = 0,
@@ -82,8 +113,8 @@ def spend(
     """Return what a rule makes of the draws of each prompt, without bias, shape (P,) each.
 
     Draws in random order are cut into groups of n, each of which the rule chooses from; the mean over groups and orders
-    is a U-statistic over some of the subsets. Best-of-n and a random one are counted over all subsets. Arguments as in
-    `measure`.
+    is a U-statistic over some of the subsets. The best of n, or of a random number, and a random one are counted over
+    all subsets. Arguments as in `measure`.
 
     Returns:
         reward of what is kept; control, that of a random one; win_rate against draws of the prompt *outside* the group
@@ -104,8 +135,8 @@ def spend(
         values["gold"] = checked_like("gold", gold, table)
     if lengths is not None:
         values["length"] = checked_like("lengths", lengths, table)
-    if isinstance(rule, BestOfN | RandomOfN):
-        found = _over_all_subsets(rule, values)
+    if (chances := _chances(rule)) is not None:
+        found = _over_all_subsets(rule, chances, values)
     else:
         parts = list(_in_orders(rule, values, known or {}, whole("rounds", rounds, 1), whole("seed", seed)))
         found = {name: np.mean([part[name] for part in parts], axis=0) for name in parts[0]}
@@ -115,18 +146,26 @@ def spend(
     return found
 
 
-def _over_all_subsets(rule: BestOfN | RandomOfN, values: Mapping[str, Array]) -> dict[str, Array]:
-    rewards, n = values["reward"], rule.n
+def _chances(rule: Rule) -> Array | None:
+    """How likely a rule looks at 1, 2, … n draws and keeps the best, (n,); None if it does something else."""
+    if isinstance(rule, BestOfN | RandomOfN):  # a random one is the best of one
+        return np.eye(rule.n)[-1 if isinstance(rule, BestOfN) else 0]
+    return rule.count.chances(rule.n) if isinstance(rule, BestOfRandomN) else None
+
+
+def _over_all_subsets(rule: Rule, chances: Array, values: Mapping[str, Array]) -> dict[str, Array]:
+    rewards, ns = values["reward"], (np.flatnonzero(chances) + 1).tolist()
     prompts, m = rewards.shape
-    chosen = n if isinstance(rule, BestOfN) else 1  # a random one of n is the best of one
+    chances = chances[chances > 0]
+    spent = chances @ ns if isinstance(rule, BestOfRandomN) else float(rule.n)
     found = {
-        "reward": best_of_n_mean(rewards, chosen, rounding=0.0),
-        "win_rate": best_of_n_win_rate(rewards, chosen) if n < m else np.full(prompts, np.nan),
-        "spent": np.full(prompts, float(n)),
+        "reward": best_of_n_mean(rewards, ns, rounding=0.0) @ chances,
+        "win_rate": best_of_n_win_rate(rewards, ns) @ chances if rule.n < m else np.full(prompts, np.nan),
+        "spent": np.full(prompts, spent),
     }
-    found |= {name: best_of_n_mean(rewards, chosen, each) for name, each in values.items() if name != "reward"}
+    found |= {name: best_of_n_mean(rewards, ns, each) @ chances for name, each in values.items() if name != "reward"}
     if "length" in values:
-        found["tokens"] = n * values["length"].mean(axis=1)
+        found["tokens"] = spent * values["length"].mean(axis=1)
     return found
 
 

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import combinations
-from math import comb
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import gammaln, xlogy
 from scipy.stats import rankdata
 
 from bonlib.answers import majority_law
 from bonlib.checks import number, settle, whole
 from bonlib.exact import Array, Outcomes
-from bonlib.inference.rules import Choice, TooManyOutcomesError, all_spent, checked_rewards, register
+from bonlib.inference.cases import all_cases
+from bonlib.inference.rules import Choice, all_spent, checked_rewards, register
 
-CASES = 300_000  # ways in which n draws fall on the outcomes, up to which a law is found by going through them
 Codes = NDArray[np.intp]
 
 
@@ -215,16 +212,8 @@ def _law_by_cases(outcomes: Outcomes, answers: Any, n: int, weigh: Callable[[Arr
     pairs, place = np.unique(np.stack([codes, outcomes.rewards]), axis=1, return_inverse=True)
     place = place.reshape(-1)
     probs = np.asarray(np.bincount(place, outcomes.probs), dtype=np.float64)
-    answer, kinds = pairs[0].astype(np.intp), len(probs)
-    if comb(n + kinds - 1, n) > CASES:
-        raise TooManyOutcomesError(
-            f"outcomes has {kinds} pairs of answer and reward, on which {n} draws fall in more than {CASES:,} ways: "
-            "take fewer, or simulate"
-        )
-    bars = np.array(list(combinations(range(n + kinds - 1), kinds - 1)), dtype=np.intp)
-    edges = np.pad(bars.reshape(len(bars), kinds - 1), ((0, 0), (1, 1)), constant_values=((0, 0), (-1, n + kinds - 1)))
-    counts = np.diff(edges, axis=1) - 1
-    chance = np.exp(gammaln(n + 1) - gammaln(counts + 1).sum(axis=1) + xlogy(counts, probs).sum(axis=1))
+    answer = pairs[0].astype(np.intp)
+    counts, chance = all_cases(probs, n)
     of_answer = np.equal.outer(answer, np.unique(answer)).astype(np.float64)
     came = counts @ of_answer
     sums = np.where(came > 0, (counts * weigh(pairs[1], counts)) @ of_answer, -np.inf)

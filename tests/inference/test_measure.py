@@ -8,9 +8,9 @@ import pytest
 from bonlib.bounds import kl_bound
 from bonlib.estimates import best_of_n_kl, best_of_n_win_rate
 from bonlib.exact import Outcomes, kl_divergence
-from bonlib.inference import make_rule
-from bonlib.inference.measure import compare_rules, law_kl, measure, spend
-from bonlib.inference.rules import Choice, all_spent, checked_rewards
+from bonlib.inference import RULES, make_rule
+from bonlib.inference.measure import compare_rules, law_kl, measure, rules_at, spend
+from bonlib.inference.rules import Choice, all_spent, checked_rewards, choose_in_groups
 
 REWARDS = np.array([[0.2, 1.0, 0.5, 0.5, 0.0], [3.0, -1.0, 2.0, 2.0, 2.0]])
 GOLD = REWARDS**2 - REWARDS
@@ -81,6 +81,23 @@ def test_a_random_one_is_the_control():
     np.testing.assert_allclose(found["tokens"], 3 * LENGTHS.mean(axis=1))
 
 
+def test_a_random_number_is_counted_over_all_subsets():
+    rule = make_rule("truncated-poisson", n=4, t=2.0)
+    found = spend(rule, REWARDS, lengths=LENGTHS)
+    chances = rule.count.chances(4)
+    best = [spend(make_rule("best", n=k), REWARDS) for k in range(1, 5)]
+    for name in ("reward", "win_rate"):
+        np.testing.assert_allclose(found[name], sum(p * each[name] for p, each in zip(chances, best, strict=True)))
+    np.testing.assert_allclose(found["spent"], rule.cost(None))
+    np.testing.assert_allclose(found["tokens"], rule.cost(None) * LENGTHS.mean(axis=1))
+    draws = np.random.default_rng(0).normal(size=(400, 64))
+    kept = choose_in_groups(rule, draws)
+    exact = spend(rule, draws)
+    rewards = np.take_along_axis(draws, kept.kept, axis=1).mean(axis=1)
+    assert rewards.mean() == pytest.approx(exact["reward"].mean(), abs=4 * rewards.std() / 20)
+    assert kept.spent.mean() == pytest.approx(exact["spent"][0], abs=0.05)
+
+
 def test_groups_estimate_what_the_law_says():
     world = Outcomes([0.3, 0.25, 0.2, 0.15, 0.1], [0.0, 1.0, 1.0, 2.0, 3.0])
     rule = make_rule("soft", n=3, temperature=1.0)
@@ -142,6 +159,20 @@ def test_a_table_has_a_row_a_rule_and_their_differences():
     assert "soft" in repr(found)
     with pytest.raises(ValueError, match="rules has 'best' twice"):
         compare_rules([rules[0], rules[0]], rewards)
+
+
+def test_the_rules_that_draws_allow():
+    rewards = 10 * np.random.default_rng(0).normal(size=(50, 16))
+    rules = dict(rules_at(4, rewards))
+    assert {"random", "best", "soft, temperature = 0.3 sd"} <= rules.keys()
+    assert rules["soft, temperature = 0.3 sd"].temperature == pytest.approx(3, rel=0.05)
+    assert not [name for name in rules if name.startswith("majority")]
+    known = ("answers", "log_probs", "responses", "distances", "partial")
+    everything = dict(rules_at(4, rewards, known))
+    # n and the knob are all that a rule needs; only checkpoints have to be chosen.
+    assert {name.split(",")[0] for name in everything} == RULES.keys() - {"speculative"}
+    assert all(rule.n == 4 for rule in everything.values())
+    assert rules_at(2, np.ones((3, 4)))  # where all rewards are equal, a knob has their unit
 
 
 def test_all_draws_leave_no_opponent():

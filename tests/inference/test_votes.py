@@ -132,7 +132,7 @@ def test_the_first_of_the_answer_is_kept_and_ties_are_a_lottery():
         (lambda: WeightedVote(2).choose([-1.0, 0.0], answers=[0, 1]), "rewards holds -1; a sum needs 0 or more"),
         (lambda: MajorityVote(2).choose([1.0, 0.0], answers=[0]), r"answers has shape \(1,\); it must be \(2,\)"),
         (lambda: MajorityVote(2).law(V, [0]), r"answers has shape \(1,\); it must be \(5,\)"),
-        (lambda: BordaVote(100, 1.0).law(V, ANSWERS), "outcomes has 5 pairs of answer and reward, on which 100 draws"),
+        (lambda: BordaVote(100, 1.0).law(V, ANSWERS), "outcomes has 5 different ones, on which 100 draws"),
     ],
 )
 def test_bad_input_is_named_in_one_line(call, message):
