@@ -88,7 +88,7 @@ class SpeculativeRejection:
         if table.ndim < 2 or table.shape[-2:] != (self.n, len(self.checkpoints)) or not np.isfinite(table).all():
             wanted = f"(..., {self.n}, {len(self.checkpoints)}), a finite number a draw and checkpoint"
             raise ValueError(f"partial has shape {table.shape} or a number that is not finite; it must be {wanted}")
-        scores = table.reshape(-1, self.n, len(self.checkpoints))
+        scores = table.reshape(math.prod(table.shape[:-2]), *table.shape[-2:])
         generator = np.random.default_rng(whole("seed", seed))
         going = np.ones(scores.shape, dtype=np.bool_)
         left = np.ones(scores.shape[:2], dtype=np.bool_)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from numpy.polynomial.polynomial import polyder, polyval
 from numpy.typing import ArrayLike
 from scipy.special import gammaln, xlogy
 
@@ -180,15 +181,15 @@ def survivors_law(tree: Tree, n: int, survivors: int, ties: Ties = "exact") -> A
         given = [np.where(side, probs, 0.0) / (mass or 1.0) for side, mass in zip(sides[:2], masses[:2], strict=True)]
         at = [np.bincount(level, weights=part) for part in given]
         above, equal = (np.cumsum(mass) - mass + v * mass for mass in at)  # (points, levels)
-        for j, e, chance in _compositions(n, survivors, masses, ties):
+        for j, chances in enumerate(_compositions(n, survivors, masses, ties)):
             if j:
-                law += chance * given[0] * (dv @ (j * above ** (j - 1) * equal**e))[level]
-            law += chance * given[1] * (dv @ (e * above**j * equal ** (e - 1)))[level]
+                law += given[0] * (dv @ (j * above ** (j - 1) * polyval(equal, chances)))[level]
+            law += given[1] * (dv @ (above**j * polyval(equal, polyder(chances))))[level]
     return law
 
 
-def _compositions(n: int, m: int, masses: Sequence[float], ties: Ties) -> Iterator[tuple[int, int, float]]:
-    """How many go on from above the cutoff and from it, with the chance of that, where this is the cutoff.
+def _compositions(n: int, m: int, masses: Sequence[float], ties: Ties) -> Iterator[Array]:
+    """For j = 0, 1, … below m, how likely j go on from above the cutoff, and e = 0, 1, … from it, and it is the cutoff.
 
     `masses` are the chances that a beginning is above, at and below it.
     """
@@ -196,10 +197,7 @@ def _compositions(n: int, m: int, masses: Sequence[float], ties: Ties) -> Iterat
         tied = np.arange(m - j, n - j + 1)
         counts = np.stack([np.full(len(tied), j), tied, n - j - tied], axis=1)
         chances = np.exp(gammaln(n + 1) + (xlogy(counts, masses) - gammaln(counts + 1)).sum(axis=1))
-        if ties == "exact":
-            yield j, m - j, float(chances.sum())
-        else:
-            yield from zip([j] * len(tied), tied.tolist(), chances.tolist(), strict=True)
+        yield np.append(np.zeros(m - j), chances if ties == "cut" else chances.sum())
 
 
 def one_checkpoint(checkpoints: tuple[int, ...]) -> None:
