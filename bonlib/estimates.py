@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bonlib.cdf import ROUNDING, Counts, snapped
 from bonlib.checks import whole
-from bonlib.exact import Array
+from bonlib.exact import Array, as_probs
 
 _WEIGHTS = 2**24  # of subsets, kept at once
 
@@ -102,18 +102,7 @@ def best_of_n_mean(
     Source: Nakano et al. 2021 (WebGPT), section 3.2.
     """
     rewards, ns, single = _checked_draws(samples, n)
-    given = rewards if values is None else np.asarray(values, dtype=np.float64)
-    if given.shape != rewards.shape or not np.isfinite(given).all():
-        raise ValueError(f"values has shape {given.shape} or one that is not finite; samples has shape {rewards.shape}")
-    m = rewards.shape[-1]
-    keys = snapped(rewards, rounding)
-    order = np.argsort(keys, axis=-1)
-    keys, ranked = np.take_along_axis(keys, order, axis=-1), np.take_along_axis(given, order, axis=-1)
-    begins = np.flatnonzero(_begins(keys))
-    times = np.diff(np.append(begins, keys.size))
-    # Of equal rewards each is kept as often as the next: they have their mean.
-    level = np.repeat(np.add.reduceat(ranked.reshape(-1), begins) / times, times).reshape(ranked.shape)
-    found = _for_each(level, [partial(_subset_weights, m, each) for each in ns])
+    found = _for_each(_levels(rewards, values, rounding), [partial(_subset_weights, rewards.shape[-1], k) for k in ns])
     return found[..., 0] if single else found
 
 
@@ -137,13 +126,42 @@ def best_of_n_win_rate(samples: ArrayLike, n: int | Sequence[int], *, rounding: 
     Source: Beirami et al., Lemma 5.1; Hoeffding 1948 (U-statistics).
     """
     rewards, ns, single = _checked_draws(samples, n, opponents=1)
-    m = rewards.shape[-1]
-    lower, upper = _ranks(snapped(rewards, rounding))
-    # All n competitors are worse than a sample, or no better, if they are among so many of the others.
-    among = np.arange(rewards.size // m)[:, None] * m + np.concatenate([lower, upper - 1], axis=-1).reshape(-1, 2 * m)
-    times = np.bincount(among.reshape(-1), minlength=rewards.size).reshape(rewards.shape)
+    m, times = rewards.shape[-1], _times_beaten(rewards, rounding)
     found = 1 - _for_each(times, [partial(_subset_cdf, m - 1, each) for each in ns]) / (2 * m)
     return found[..., 0] if single else found
+
+
+def best_of_random_n_mean(
+    samples: ArrayLike, chances: ArrayLike, values: ArrayLike | None = None, *, rounding: float = ROUNDING
+) -> Array:
+    """Return the unbiased estimate of the mean of anything over the best of a random number N of draws.
+
+    Args:
+        samples: rewards of i.i.d. reference responses, shape (..., m); the last axis is one prompt's.
+        chances: P(N = 1), P(N = 2), …, at most m of them, summing to one, such as `DrawCount.chances(m)`.
+        values: what to average, finite, shape (..., m); the rewards themselves if None.
+        rounding: share of the rewards' size up to which a difference is rounding, see `ROUNDING`; 0 for none.
+
+    Returns:
+        The estimate for each prompt, shape (...).
+
+    Raises:
+        ValueError: if `chances` are no distribution or too many, or a reward or value is not finite.
+
+    Source: derived here: the mixture of the weights of `best_of_n_mean`.
+    """
+    rewards, mixture = _checked_mixture(samples, chances)
+    return _levels(rewards, values, rounding) @ _mixed(_subset_weights, rewards.shape[-1], mixture)
+
+
+def best_of_random_n_win_rate(samples: ArrayLike, chances: ArrayLike, *, rounding: float = ROUNDING) -> Array:
+    """Return the unbiased estimate of how often the best of a random number N of draws beats another draw.
+
+    Arguments as in `best_of_random_n_mean`, with at most m − 1 `chances`: the opponent is none of the N.
+    """
+    rewards, mixture = _checked_mixture(samples, chances, opponents=1)
+    m = rewards.shape[-1]
+    return 1 - _times_beaten(rewards, rounding) @ _mixed(_subset_cdf, m - 1, mixture) / (2 * m)
 
 
 def best_of_n_kl(
@@ -322,6 +340,45 @@ def _checked_draws(samples: ArrayLike, n: int | Sequence[int], opponents: int = 
         raise ValueError("n is empty; give a number of draws, or several")
     rewards = np.asarray(samples, dtype=np.float64)
     return rewards, [_checked_samples(rewards, each, opponents)[1] for each in asked], single
+
+
+def _checked_mixture(samples: ArrayLike, chances: ArrayLike, opponents: int = 0) -> tuple[Array, Array]:
+    """The samples, and the chances of numbers of draws that leave so many opponents."""
+    mixture = as_probs("chances", chances)
+    rewards, _ = _checked_samples(samples, 1, opponents)
+    if len(mixture) > rewards.shape[-1] - opponents:
+        raise ValueError(
+            f"chances has {len(mixture)} entries; there are {rewards.shape[-1]} samples a prompt: give one a number of "
+            f"draws from 1 to {rewards.shape[-1] - opponents} at most"
+        )
+    return rewards, mixture
+
+
+def _mixed(weights: Callable[[int, int], Array], m: int, mixture: Array) -> Array:
+    """The mean of the weights of n out of m over a random n."""
+    return reduce(np.add, (chance * weights(m, n) for n, chance in enumerate(mixture, 1) if chance > 0))
+
+
+def _levels(rewards: Array, values: ArrayLike | None, rounding: float) -> Array:
+    """Values in the order of the rewards, the mean of them where rewards are equal: each is kept as often."""
+    given = rewards if values is None else np.asarray(values, dtype=np.float64)
+    if given.shape != rewards.shape or not np.isfinite(given).all():
+        raise ValueError(f"values has shape {given.shape} or one that is not finite; samples has shape {rewards.shape}")
+    keys = snapped(rewards, rounding)
+    order = np.argsort(keys, axis=-1)
+    keys, ranked = np.take_along_axis(keys, order, axis=-1), np.take_along_axis(given, order, axis=-1)
+    begins = np.flatnonzero(_begins(keys))
+    times = np.diff(np.append(begins, keys.size))
+    return np.repeat(np.add.reduceat(ranked.reshape(-1), begins) / times, times).reshape(ranked.shape)
+
+
+def _times_beaten(rewards: Array, rounding: float) -> Counts:
+    """For how many samples all competitors are worse, or no better, if they are among the k lowest; k = 0 … m − 1."""
+    m = rewards.shape[-1]
+    lower, upper = _ranks(snapped(rewards, rounding))
+    # All n competitors are worse than a sample, or no better, if they are among so many of the others.
+    among = np.arange(rewards.size // m)[:, None] * m + np.concatenate([lower, upper - 1], axis=-1).reshape(-1, 2 * m)
+    return np.bincount(among.reshape(-1), minlength=rewards.size).reshape(rewards.shape)
 
 
 def _for_each(rows: Array | Counts, weights: list[Callable[[], Array]]) -> Array:
