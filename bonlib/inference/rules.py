@@ -82,7 +82,8 @@ class RuleEntry:
 
     Attributes:
         name: what the front door and the command line call it.
-        make: returns the rule, from its settings by name: the class, or a function.
+        make: returns the rule, from its settings by name: the class, or a function. A method that can only choose while
+            responses are being written has no `choose`.
         label: its name in figures and tables.
         knob: the setting that is turned at a fixed n; "" if there is none.
         grid: values of the knob that are tried where nothing else is said, in units of `scale`.
@@ -157,8 +158,14 @@ def choose_in_groups(
         The kept draws as places among the m, and the draws spent, shape (prompts, m // n) each.
 
     Raises:
-        ValueError: if there are fewer than n draws, a reward is not finite, or what the rule needs is missing.
+        ValueError: if there are fewer than n draws, a reward is not finite, what the rule needs is missing, or it can
+            only choose while responses are being written.
     """
+    if not hasattr(rule, "choose"):
+        raise ValueError(
+            f"rule is {type(rule).__name__}, which cannot choose among responses that were drawn before: write them by "
+            "bonlib.inference.steered.steer"
+        )
     groups = cut_into_groups(rewards, rule.n)
     prompts, count, n = groups.shape
     needed = {}

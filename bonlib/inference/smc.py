@@ -14,7 +14,7 @@ from scipy.special import gammaln, logsumexp, softmax, xlogy
 
 from bonlib.checks import number, settle, whole
 from bonlib.exact import Array, Outcomes
-from bonlib.inference.rules import TooManyOutcomesError
+from bonlib.inference.rules import TooManyOutcomesError, register
 from bonlib.inference.soft_best_of_n import SoftBestOfN
 from bonlib.inference.steering import checked_checkpoints
 from bonlib.inference.trees import Tree, one_checkpoint
@@ -164,3 +164,17 @@ def _populations(probs: Array, n: int) -> Iterator[tuple[float, Array]]:
     for drawn in combinations_with_replacement(possible, n):
         counts = np.bincount(drawn, minlength=len(probs)).astype(np.float64)
         yield float(np.exp(gammaln(n + 1) + (xlogy(counts, probs) - gammaln(counts + 1)).sum())), counts
+
+
+register(
+    name="smc",
+    make=SequentialMonteCarlo,
+    label="sequential Monte Carlo",
+    knob="temperature",
+    grid=(0.1, 0.3, 1.0),
+    scale="reward",
+    keeps="one of those that resampling left, with probability ∝ exp(gain / λ)",
+    costs="tokens of n responses, and a reward call for each at each checkpoint",
+    source="Lew et al. 2023",
+    place=62,
+)

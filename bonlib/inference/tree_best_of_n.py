@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from bonlib.checks import number, settle, whole
 from bonlib.exact import Array
+from bonlib.inference.rules import register
 from bonlib.inference.steering import Spending, best_places, checked_checkpoints
 from bonlib.inference.trees import Tree, one_checkpoint, survivors_law
 
@@ -82,3 +83,15 @@ def blockwise_law(tree: Tree, n: int) -> Array:
     Source: Mudgal et al. 2024 (2310.17022); Beirami et al., appendix B.
     """
     return TreeBestOfN(n, 1, n, (1,)).tree_law(tree)
+
+
+register(
+    name="tree",
+    make=TreeBestOfN,
+    label="TreeBoN",
+    knob="survivors",
+    keeps="the best end of the best beginnings",
+    costs="n beginnings, and at each checkpoint m · k that go on; a reward call for each of them",
+    source="Qiu et al. 2024",
+    place=61,
+)

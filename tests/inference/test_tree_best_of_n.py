@@ -6,6 +6,7 @@ from scipy.stats import chisquare
 from small_trees import T2, by_reward, enumerated, played
 
 from bonlib.exact import Outcomes
+from bonlib.inference.rules import choose_in_groups, make_rule
 from bonlib.inference.speculative_rejection import SpeculativeRejection
 from bonlib.inference.tree_best_of_n import TreeBestOfN, blockwise_law
 
@@ -54,6 +55,13 @@ def test_what_it_takes():
     spent = TreeBestOfN(8, 2, 4, (10, 30)).spending(50)
     assert (spent.tokens, spent.calls) == (8 * 50, 8 * 3)
     assert TreeBestOfN(8, 2, 2, (10, 30)).spending(50).tokens == 8 * 10 + 4 * 40
+
+
+def test_it_is_in_the_table_and_does_not_choose_among_draws():
+    rule = make_rule("tree", n=4, survivors=2, children=2, checkpoints=(4,))
+    assert rule == TreeBestOfN(4, 2, 2, (4,))
+    with pytest.raises(ValueError, match="rule is TreeBestOfN, which cannot choose among responses that were drawn"):
+        choose_in_groups(rule, np.zeros((1, 4)))
 
 
 @pytest.mark.parametrize(
