@@ -1,0 +1,289 @@
+"""Pessimism: what a reward exceeds a threshold by is the chance to be kept, however many draws there are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import brentq
+from scipy.special import xlogy
+
+from bonlib.checks import number, settle, whole
+from bonlib.exact import Array, Outcomes, as_n
+from bonlib.inference.cases import all_cases
+from bonlib.inference.rules import Choice, all_spent, checked_rewards, register
+from bonlib.inference.soft_best_of_n import chi_squared, proxy_error
+from bonlib.inference.stopping import reservation_value
+
+Fallback = Literal["fresh", "last"]
+
+
+@dataclass(frozen=True)
+class Pessimism:
+    """Keep the first of `n` draws that is accepted, with chance (reward − λ)^+ / (best reward − λ).
+
+    λ is such that E(reward − λ)^+ = β: what is kept nears π_χ ∝ π (reward − λ)^+, see `pessimistic_policy`.
+
+    Args:
+        n: draws, a whole number, at least 1.
+        beta: β > 0 in units of reward; towards 0 only the best are accepted, towards infinity all.
+
+    Raises:
+        ValueError: if `n` or `beta` is out of range.
+
+    Source: Huang et al. 2025 (InferenceTimePessimism).
+    """
+
+    n: int
+    beta: float
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        settle(self, n=whole("n", self.n, 1), beta=_checked_beta(self.beta))
+
+    def choose(
+        self, rewards: ArrayLike, *, seed: int = 0, threshold: ArrayLike | None = None, best: ArrayLike | None = None
+    ) -> Choice:
+        """Return the first that is accepted, in the order of the draws.
+
+        Args:
+            rewards: of the draws, shape (..., n).
+            seed: of the acceptances.
+            threshold: λ, shape (...), where it is known. If None, it is that of these draws, and so is the best reward:
+                then all must be drawn before one is accepted, and the best of them always is.
+            best: the largest reward that can come, shape (...), with a threshold. If none is accepted, the last is
+                kept.
+        """
+        table = checked_rewards(rewards, self.n)
+        if (threshold is None) != (best is None):
+            raise ValueError("threshold or best is missing; give both, or neither for those of the draws")
+        if threshold is None or best is None:
+            table = table - table.max(axis=-1, keepdims=True)
+            low, top = reservation_value(table, self.beta)[..., None], np.zeros(1)
+        else:
+            low, top = (np.asarray(each, dtype=np.float64)[..., None] for each in (threshold, best))
+            if not (low < top).all():
+                raise ValueError(
+                    "threshold is not below best; take `reservation_value` of the outcomes, and their best"
+                )
+        accepted = np.random.default_rng(whole("seed", seed)).random(table.shape) * (top - low) < table - low
+        accepted[..., -1] = True
+        kept = accepted.argmax(axis=-1)
+        return Choice(kept, all_spent(table) if threshold is None else kept + 1)
+
+    def law(self, outcomes: Outcomes) -> Array:
+        """Return how likely each outcome is kept where λ and the best reward are known, shape (K,).
+
+        Where they are those of the draws, it is `pessimism_from_draws`.
+        """
+        return pessimistic_best_of(outcomes, self.n, self.beta, "last")
+
+    def cost(self, outcomes: Outcomes) -> float:
+        """Return how many draws are made where λ and the best reward are known; n where they are not."""
+        rejected = 1 - 1 / _largest_ratio(outcomes, self.beta)
+        return float(np.sum(rejected ** np.arange(self.n)))
+
+
+def pessimistic_policy(outcomes: Outcomes, beta: float) -> Array:
+    """Return π_χ = π (r − λ)^+ / β, which has the largest E_p r − (β/2) χ²(p ‖ π) of all p, shape (K,).
+
+    Args:
+        outcomes: the world.
+        beta: β > 0 in units of reward; from mean − least reward on nothing is cut off, at infinity it is π.
+
+    Raises:
+        ValueError: if `beta` is out of range.
+
+    Source: Huang et al. 2025.
+    """
+    advantage = outcomes.rewards - outcomes.rewards[outcomes.probs > 0].max()
+    threshold = reservation_value(advantage, _checked_beta(beta), outcomes.probs)
+    policy = outcomes.probs * np.maximum(advantage - threshold, 0)
+    return policy / policy.sum()
+
+
+def pessimistic_best_of(outcomes: Outcomes, n: int, beta: float, fallback: Fallback = "fresh") -> Array:
+    """Return the law of what is accepted first of n draws where λ and the best reward are known, shape (K,).
+
+    Args:
+        outcomes: the world.
+        n: draws that may be accepted, a whole number, at least 1.
+        beta: β > 0 in units of reward.
+        fallback: what is kept if none is: "fresh", another draw, whatever it is; or "last", the last of the n. So n
+            with a fresh one is n + 1 with the last.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Source: Huang et al. 2025; the law is derived here.
+    """
+    n = whole("n", n, 1)
+    if fallback not in ("fresh", "last"):
+        raise ValueError(f"fallback is {fallback!r}; it must be 'fresh' or 'last'")
+    policy = pessimistic_policy(outcomes, beta)
+    none = (1 - 1 / _largest_ratio(outcomes, beta)) ** (n if fallback == "fresh" else n - 1)
+    return (1 - none) * policy + none * outcomes.probs
+
+
+def pessimism_from_draws(
+    outcomes: Outcomes, n: int, beta: float, *, best: float | None = None, again: bool = False
+) -> Array:
+    """Return the law of what is accepted first of n draws where λ is that of n draws, shape (K,).
+
+    Args:
+        outcomes: the world.
+        n: draws that may be accepted, a whole number, at least 1.
+        beta: β > 0 in units of reward.
+        best: the largest reward that can come; that of the draws if None, as `Pessimism.choose` has it. If none is
+            accepted, another draw is kept.
+        again: whether λ is that of n draws of their own, so that there are up to 2n + 1.
+
+    Raises:
+        ValueError: if an argument is out of range.
+        TooManyOutcomesError: if the draws fall on the outcomes in more ways than can be gone through.
+
+    Source: derived here. With a time of arrival for each draw, uniform and its own, one is the first accepted if all
+        others come later or are not: a polynomial in its time, which Gauss's quadrature integrates exactly.
+    """
+    counts, chance = all_cases(outcomes.probs, whole("n", n, 1))
+    came = counts > 0
+    rewards = np.broadcast_to(outcomes.rewards, counts.shape)
+    low = reservation_value(rewards, _checked_beta(beta), counts / n)[:, None]
+    top = np.max(rewards, axis=1, keepdims=True, where=came, initial=-np.inf) if best is None else float(best)
+    accept = np.clip((rewards - low) / (top - low), 0, 1)
+    if again:
+        one = accept @ outcomes.probs
+        taken, none = outcomes.probs * accept * ((1 - (1 - one) ** n) / one)[:, None], (1 - one) ** n
+    else:
+        times, weights = np.polynomial.legendre.leggauss(n // 2 + 1)
+        taken, none = np.zeros(counts.shape), np.prod((1 - accept) ** counts, axis=1)
+        for time, weight in zip((times + 1) / 2, weights / 2, strict=True):
+            later = 1 - accept * time
+            others = np.prod(later**counts, axis=1, keepdims=True)
+            taken += weight * counts * accept * others / later
+    return chance @ taken + (chance @ none) * outcomes.probs
+
+
+def pessimism_regret_bound(outcomes: Outcomes, gold: ArrayLike, comparator: ArrayLike, beta: float) -> float:
+    """Return an upper bound on the gold reward that π_χ by a proxy has less than another policy.
+
+    It is least at β = ε/√C, where it is 2ε√C.
+
+    Args:
+        outcomes: the world with the proxy as reward.
+        gold: true rewards, shape (K,).
+        comparator: probabilities of the other policy π*, shape (K,).
+        beta: β > 0 in units of the proxy.
+
+    Returns:
+        ε√C + βC/2 + ε²/(2β), ε of `proxy_error` and C = 1 + χ²(π* ‖ π).
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Source: derived here, in the form of Huang et al. 2025.
+    """
+    error, coverage, beta = (
+        proxy_error(outcomes, gold),
+        1 + chi_squared(comparator, outcomes.probs),
+        _checked_beta(beta),
+    )
+    return float(error * np.sqrt(coverage) + beta * coverage / 2 + error**2 / (2 * beta))
+
+
+def best_of_n_regret_bound(outcomes: Outcomes, gold: ArrayLike, comparator: ArrayLike, n: float) -> float:
+    """Return an upper bound on the gold reward that best-of-n by a proxy has less than another policy.
+
+    Args:
+        outcomes: the world with the proxy as reward.
+        gold: true rewards, shape (K,).
+        comparator: probabilities of the other policy π*, shape (K,).
+        n: number of draws, real, finite, at least 1.
+
+    Returns:
+        R (1 − 1/C_∞)^n + ε n/√(2n − 1) + ε√C: it falls, and rises again. R is the range of the proxy, C_∞ = max π*/π.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Source: derived here, in the form of Huang et al. 2025, from E_{π_n}[π_n/π] <= n²/(2n − 1).
+    """
+    error, coverage, n = proxy_error(outcomes, gold), 1 + chi_squared(comparator, outcomes.probs), float(as_n(n))
+    possible = outcomes.probs > 0
+    spread = np.ptp(outcomes.rewards[possible])
+    top_coverage = np.max(np.asarray(comparator)[possible] / outcomes.probs[possible])
+    missed = spread * (1 - 1 / top_coverage) ** n if np.isfinite(coverage) else np.inf
+    return float(missed + error * (n / np.sqrt(2 * n - 1) + np.sqrt(coverage)))
+
+
+def best_of_n_slope(outcomes: Outcomes, n: float) -> Array:
+    """Return dπ_n/dn, how the probability of each outcome changes with the number of draws, shape (K,).
+
+    Args:
+        outcomes: the world.
+        n: number of draws, real, finite, at least 1.
+
+    Raises:
+        ValueError: if `n` is out of range.
+
+    Source: Khalaf et al. 2025 (hedging); here for ties.
+    """
+    n, ladder = float(as_n(n)), outcomes.ladder
+    rate = xlogy(ladder.cdf**n, ladder.cdf) - xlogy(ladder.strict_cdf**n, ladder.strict_cdf)
+    return np.divide(outcomes.probs * rate, ladder.mass, out=np.zeros(len(outcomes)), where=outcomes.probs > 0)
+
+
+def hedged_n(outcomes: Outcomes, gold: ArrayLike, most: float = 1e6) -> float:
+    """Return the number of draws at which best-of-n by a proxy has the largest gold reward.
+
+    Args:
+        outcomes: the world with the proxy as reward.
+        gold: true rewards, shape (K,).
+        most: largest number that is looked at.
+
+    Returns:
+        Real n from 1 to `most`: an end where gold falls from the first or rises to the last.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    Source: Khalaf et al. 2025 (hedging).
+    """
+    true = np.asarray(gold, dtype=np.float64)
+    proxy_error(outcomes, true)  # which sees whether it is one number an outcome
+    grid = np.geomspace(1, float(number("most", most, above=1)), 400)
+    place = int(np.argmax([outcomes.best_of(n) @ true for n in grid]))
+    low, high = grid[max(place - 1, 0)], grid[min(place + 1, 399)]
+
+    def slope(log_n: float) -> float:
+        return float(best_of_n_slope(outcomes, np.exp(log_n)) @ true)
+
+    if not slope(np.log(low)) > 0 > slope(np.log(high)):
+        return float(grid[place])
+    return float(np.exp(brentq(slope, np.log(low), np.log(high), xtol=1e-15, rtol=1e-14)))
+
+
+def _largest_ratio(outcomes: Outcomes, beta: float) -> float:
+    """M = max π_χ/π."""
+    possible = outcomes.probs > 0
+    return float(np.max(pessimistic_policy(outcomes, beta)[possible] / outcomes.probs[possible]))
+
+
+def _checked_beta(beta: float) -> float:
+    return float(number("beta", beta, above=0, what="its limit 0 keeps the best outcomes, and it"))
+
+
+register(
+    name="pessimism",
+    make=Pessimism,
+    label="pessimism",
+    knob="beta",
+    grid=(0.1, 0.3, 1.0),
+    scale="reward",
+    keeps="the first accepted, with chance ∝ (reward − λ)^+",
+    costs="n draws and rewards",
+    source="Huang et al. 2025",
+    place=40,
+)
