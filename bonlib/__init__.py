@@ -4,6 +4,7 @@
     model = bon.load("imdb-gpt2-tiny")
     draws = bon.draw(model, ["The film", "I never"], count=128).score(lambda prompt, response: -len(response))
     draws.curve()
+    draws.choose("soft", n=16, temperature=3)
     policy = bon.train("vbon", draws, n=8, steps=40)
 
 Importing this package loads NumPy and SciPy only; the rest comes when it is called.
@@ -16,17 +17,20 @@ from typing import TYPE_CHECKING, Any
 from bonlib.exact import Outcomes, kl_divergence
 
 if TYPE_CHECKING:
-    from bonlib.files import as_draws, export, report, score
+    from bonlib.files import as_draws, choose, export, report, score
     from bonlib.front import compare, draw, judge, load, reward, served, server, train
+    from bonlib.inference import RULES
     from bonlib.methods import METHODS
     from bonlib.models.explain import explain
     from bonlib.records.reading import read
 
 __all__ = [
     "METHODS",
+    "RULES",
     "Outcomes",
     "__version__",
     "as_draws",
+    "choose",
     "compare",
     "draw",
     "explain",
@@ -50,9 +54,10 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 _LATE = dict.fromkeys(__all__, "bonlib.front") | {
     "METHODS": "bonlib.methods",
+    "RULES": "bonlib.inference",
     "explain": "bonlib.models.explain",
     "read": "bonlib.records.reading",
-    **dict.fromkeys(("as_draws", "export", "report", "score"), "bonlib.files"),
+    **dict.fromkeys(("as_draws", "choose", "export", "report", "score"), "bonlib.files"),
 }
 
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "draw": "bonlib.commands:draw_command",
     "score": "bonlib.commands:score_command",
     "report": "bonlib.commands:report_command",
+    "choose": "bonlib.commands:choose_command",
     "train": "bonlib.course.experiments.commands:train_command",
     "export": "bonlib.commands:export_command",
     "compare": "bonlib.commands:compare_command",

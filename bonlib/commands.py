@@ -1,4 +1,4 @@
-"""The commands for files, models and servers of anybody's: draw, score, report, export, train and compare.
+"""The commands for files, models and servers of anybody's: draw, score, report, choose, export, train and compare.
 
 What they print for people to read goes to standard error where the result itself goes to standard output, so that they
 can stand in a pipe. Draws and rewards are kept in the store: a command that was interrupted goes on where it was.
@@ -321,6 +321,44 @@ def report_command(source: str, out: Path | None, most: int | None, as_json: boo
     found = bon.report(bon.read(source, **_some(options, _FILE)), most=most)
     page = found.save(out or Path(f"{'stdin' if source == '-' else Path(source).name.split('.')[0]}-report"))
     _say(as_json, {**found.to_json(), "page": str(page)}, found, f"open {page}")
+
+
+@click.command(
+    "choose",
+    epilog=examples(
+        "bonlib choose scored.jsonl --rule best --set n=16 --out kept.jsonl",
+        "bonlib choose scored.jsonl --rule soft --set n=16 --set temperature=0.5 --seed 1 > kept.jsonl",
+        "bonlib choose samples_gsm8k.jsonl --rule majority --set n=8 --out voted.csv",
+    ),
+)
+@click.argument("source", metavar="FILE")
+@click.option("--rule", required=True, metavar="NAME", help="which draw is kept; another name than one lists them")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="of the rule: n, and what it needs")
+@_seed
+@_file
+@_out
+@_json
+def choose_command(
+    source: str, rule: str, settings: Sequence[str], seed: int, out: str, as_json: bool, **options: Any
+) -> None:
+    """Write the responses of a FILE that a way to spend draws keeps: one of each n draws to a prompt.
+
+    Draws are taken in the order of the file; those of a prompt that make no n are left out. Written are prompt,
+    response and what is known of them, and how many draws were made, as spent.
+    """
+    import bonlib as bon
+    from bonlib.records.writing import table_writer
+
+    _check_out(out, source, as_json)
+    write, chosen = table_writer(out), assignments("--set", settings)
+    records = bon.read(source, **_some(options, _FILE))
+    _say_apart(records)
+    kept = bon.choose(records, rule, seed=seed, **chosen)
+    write(kept)
+    about = {"kept": len(kept), "responses": len(records), "spent": int(kept["spent"].sum()), "out": out}
+    means = {name: float(kept[name].mean()) for name in records.scores}
+    lines = [f"{name}: {mean:.4g} on average, of all {records.scores[name].mean():.4g}" for name, mean in means.items()]
+    _say(as_json, about | {"mean": means}, f"{len(kept)} of {records}", *lines, error=out == "-")
 
 
 @click.command(

@@ -1,4 +1,4 @@
-"""The front door for anybody's files: `bon.read`, then score, report, export, or train on them as draws."""
+"""The front door for anybody's files: `bon.read`, then score, choose, report, export, or train on them as draws."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 from bonlib.front import Folder, ScoredDraws, load, reward
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from bonlib.draws.rewards import RewardModel
     from bonlib.draws.store import SampleStore
+    from bonlib.inference.rules import Rule
     from bonlib.models.loaded import LoadedModel
     from bonlib.records.records import Records
     from bonlib.records.report import Report
@@ -76,6 +79,29 @@ def report(what: Records | ScoredDraws | Any, *, most: int | None = None) -> Rep
     from bonlib.records.report import report as report_on
 
     return report_on(_records(what), most=most)
+
+
+def choose(what: Records | ScoredDraws | Any, rule: str | Rule, *, seed: int = 0, **settings: Any) -> pd.DataFrame:
+    """Return the responses that a way to spend draws keeps of each n draws of a prompt, with what is known of them.
+
+    Args:
+        what: as of `report`; prompts with fewer than n draws are left out, with a warning that says how many.
+        rule: a name in `bonlib.RULES`, such as "soft"; or one that is made.
+        seed: of the choice.
+        **settings: of a rule by its name: n, and others.
+
+    Returns:
+        A row each, and how many draws were made for it, as spent.
+
+    Raises:
+        ValueError: if there is no such rule, a setting is out of range, or what it needs is not there.
+    """
+    from bonlib.inference import made_rule
+    from bonlib.records.choosing import kept_rows
+
+    records = _records(what)
+    rows, spent = kept_rows(records, made_rule(rule, **settings), seed=seed)
+    return records.table().iloc[rows].assign(spent=spent).reset_index(drop=True)
 
 
 def export(what: Records | ScoredDraws | Any, kind: str, path: Folder, **options: Any) -> int:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bonlib.checks import shown
 from bonlib.exact import Array
-from bonlib.tables import Comparison, Curve, mean_and_error
+from bonlib.tables import Comparison, Curve, Kept, RuleTable, mean_and_error
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from bonlib.draws.served import ServedSampler
     from bonlib.draws.served_rewards import Judge
     from bonlib.draws.store import Draws, SampleStore
+    from bonlib.inference.rules import Rule
     from bonlib.models.loaded import LoadedModel
     from bonlib.training.trainer import Trained
 
@@ -297,6 +298,68 @@ class ScoredDraws(ModelDraws):
         from bonlib.inference.best_of_n import best_of_n
 
         return np.take_along_axis(self.texts, best_of_n(self.rewards, n), axis=1)
+
+    def choose(
+        self, rule: str | Rule, *, known: Mapping[str, Any] | None = None, seed: int = 0, **settings: Any
+    ) -> Kept:
+        """Return what a way to spend draws keeps of each n draws of a prompt.
+
+        Args:
+            rule: a name in `bonlib.RULES`, such as "soft"; or one that is made, such as ``SoftBestOfN(16, 0.5)``.
+            known: what the rule needs to know of the draws beside reward, text and log-probability, by name, (P, M, …);
+                answers are those of the reward model if it is a verifier.
+            seed: of the choice.
+            **settings: of a rule by its name: n, and others.
+
+        Raises:
+            ValueError: if there is no such rule, a setting is out of range, or what it needs is not known.
+        """
+        from bonlib.inference import choose_in_groups, made_rule
+        from bonlib.inference.measure import measure
+
+        rule = made_rule(rule, **settings)
+        about = self._about(known)
+        kept, spent = choose_in_groups(rule, self.rewards, seed=seed, known=about)
+        measured = measure(rule, self.rewards, lengths=self._lengths, known=about, seed=seed)
+        texts = np.take_along_axis(self.texts, kept, axis=1)
+        return Kept(rule, texts, np.take_along_axis(self.rewards, kept, axis=1), spent, measured)
+
+    def rules(
+        self, budget: int = 16, *, gold: Any = None, known: Mapping[str, Any] | None = None, seed: int = 0
+    ) -> RuleTable:
+        """Return what each way to spend draws makes of these, at one budget, with standard errors over prompts.
+
+        Args:
+            budget: draws that each may make, at most M; with fewer there is a win rate.
+            gold: a second reward to judge by, which no choice sees: what `reward` makes one of, or numbers, (P, M).
+            known: as of `choose`; rules that need more are left out.
+            seed: of the choices.
+
+        Raises:
+            ValueError: if the budget is out of range, or `gold` is no reward.
+        """
+        from bonlib.inference.measure import compare_rules, rules_at
+
+        if gold is not None and not isinstance(gold, np.ndarray):
+            gold = self.score(gold).rewards
+        about = self._about(known)
+        rules = rules_at(budget, self.rewards, about)
+        return compare_rules(rules, self.rewards, gold=gold, lengths=self._lengths, known=about, seed=seed)
+
+    def _about(self, known: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What rules can be told of the draws."""
+        about: dict[str, Any] = {"responses": self.texts}
+        if np.isfinite(self.log_probs).all():
+            about["log_probs"] = self.log_probs
+        if hasattr(self.reward, "answers"):
+            prompts = np.repeat(np.array(self.prompts, dtype=object), self.texts.shape[1])
+            answers = self.reward.answers(prompts.tolist(), self.texts.ravel().tolist())
+            about["answers"] = np.reshape(answers, self.texts.shape)
+        return about | dict(known or {})
+
+    @property
+    def _lengths(self) -> NDArray[np.intp] | None:
+        return self.draws.lengths if self.draws.lengths.all() else None
 
     def __repr__(self) -> str:
         least, mean, most = self.rewards.min(), self.rewards.mean(), self.rewards.max()

@@ -1,4 +1,4 @@
-"""Tables that show and draw themselves: what best-of-n makes of given draws, and policies beside it."""
+"""Tables that show and draw themselves: what best-of-n and other rules make of given draws, and policies beside it."""
 
 from __future__ import annotations
 
@@ -155,6 +155,24 @@ class RuleTable(_Table):
         }
         super().__init__(pd.DataFrame.from_dict(rows, orient="index").rename_axis("rule"))
 
+    def shown(self) -> pd.DataFrame:
+        """Return the table as texts, each mean with its error if it has one."""
+        import pandas as pd
+
+        names = [name for name in map(str, self.table) if not name.endswith("_se")]
+        pairs = {name: zip(self.table[name], self.table[f"{name}_se"], strict=True) for name in names}
+        cells = {
+            name: [f"{mean:.3f}" + (f" ± {error:.3f}" if error > 0 else "") for mean, error in pair]
+            for name, pair in pairs.items()
+        }
+        return pd.DataFrame(cells, index=self.table.index).replace("nan", "–")
+
+    def __repr__(self) -> str:
+        return self.shown().to_string()
+
+    def _repr_html_(self) -> str:
+        return self.shown().to_html()
+
     def against(self, rule: str) -> pd.DataFrame:
         """Return by how much each rule differs from one of them, with the error of that over prompts.
 
@@ -173,6 +191,36 @@ class RuleTable(_Table):
             for other, found in self.by_prompt.items()
         }
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("rule")
+
+
+class Kept:
+    """What a rule keeps of the draws of a model.
+
+    Args:
+        rule: the rule.
+        texts: (P, G) what is kept of each of G groups of draws to a prompt.
+        rewards: (P, G) of these.
+        spent: (P, G) draws that were made for each.
+        measured: what the rule makes of the draws, whichever way they are cut into groups.
+    """
+
+    def __init__(
+        self, rule: Any, texts: NDArray[np.object_], rewards: Array, spent: NDArray[np.intp], measured: RuleTable
+    ) -> None:
+        self.rule, self.texts, self.rewards, self.spent, self.measured = rule, texts, rewards, spent, measured
+
+    def __repr__(self) -> str:
+        prompts, groups = self.texts.shape
+        kept = (
+            f"{groups} of {groups * self.rule.n} draws to each of {prompts} prompt{'s' * (prompts > 1)} by {self.rule}"
+        )
+        return f"{kept}:\n{self.measured!r}"
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        first = "".join(f"<li>{escape(text)}</li>" for text in self.texts[:3, 0])
+        return f"<p>{escape(repr(self).splitlines()[0])}</p>{self.measured._repr_html_()}<p>Kept:</p><ul>{first}</ul>"
 
 
 def mean_and_error(name: str, by_prompt: Array) -> dict[str, float]:

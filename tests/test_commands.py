@@ -12,7 +12,7 @@ import bonlib as bon
 from bonlib.__main__ import commands, main
 from bonlib.draws.http import ServerError
 
-NEW = ("draw", "score", "report", "train", "export", "compare")
+NEW = ("draw", "score", "report", "choose", "train", "export", "compare")
 SIZES = ["--count", "8", "--max-new-tokens", "6"]
 DRAW = ["draw", "imdb-gpt2-tiny", "prompts.txt", *SIZES]
 BREVITY = "def brevity(prompt, response):\n    return -len(response) / 10\n"
@@ -83,6 +83,30 @@ def test_a_report_has_a_page_tables_and_a_summary(place, capsys):
     assert {"report.html", "summary.json", "curve.csv", "responses.parquet"} <= {path.name for path in folder.iterdir()}
     assert main(["report", "scored.jsonl", "--out", "here"]) == 0
     assert "open here/report.html" in capsys.readouterr().out
+
+
+def test_what_a_rule_keeps_is_written_and_summed_up(place, capsys):
+    capsys.readouterr()
+    assert main(["choose", "scored.jsonl", "--rule", "best", "--set", "n=4", "--out", "kept.jsonl", "--json"]) == 0
+    about, kept = json.loads(capsys.readouterr().out), rows((place / "kept.jsonl").read_text())
+    given = rows((place / "scored.jsonl").read_text())
+    assert [row["reward"] for row in kept] == [max(row["reward"] for row in given[i : i + 4]) for i in (0, 4, 8, 12)]
+    assert kept[0].keys() == {*given[0], "spent"}
+    mean = sum(row["reward"] for row in kept) / 4
+    assert about == {
+        "kept": 4,
+        "responses": 16,
+        "spent": 16,
+        "out": "kept.jsonl",
+        "mean": {"reward": pytest.approx(mean)},
+    }
+    soft = ["choose", "scored.jsonl", "--rule", "soft", "--set", "n=8", "--set", "temperature=0.5", "--seed", "3"]
+    assert main(soft) == 0
+    said = capsys.readouterr()
+    expected = bon.choose(bon.read("scored.jsonl"), "soft", n=8, temperature=0.5, seed=3)
+    assert [row["response"] for row in rows(said.out)] == expected["response"].tolist()
+    assert "2 of 16 responses, 8 to each of 2 prompts" in said.err
+    assert main(["choose", "kept.jsonl", "--rule", "random", "--set", "n=2"]) == 0  # what was kept can be chosen from
 
 
 @pytest.mark.parametrize("kind", ["sft", "dpo", "bonbon", "log-cdf", "scored", "scored-lists"])
@@ -169,6 +193,14 @@ def test_help_has_an_example_that_can_be_parsed_and_the_exit_codes(name, capsys)
         ("report rows.jsonl --reward nothing", "rows.jsonl has no column 'nothing'"),
         ("report rows.jsonl --most 0", "--most: most is 0"),
         ("report prompts.txt --out rewards.py", "is a file: name a folder"),
+        ("choose rows.jsonl --rule nothing --set n=2", "rule is 'nothing'; it must be one of random, best, soft"),
+        ("choose rows.jsonl --rule best", "best lacks a setting, one of n"),
+        ("choose rows.jsonl --rule best --set n=2", "n is 2; rows.jsonl has at most 1 draws a prompt: lower it"),
+        ("choose rows.jsonl --rule best --set n", "--set is 'n'; it must have the form name=value"),
+        ("choose rows.jsonl --rule best --set n=1 --set beta=1", "beta is no setting of best; it takes n"),
+        ("choose rows.jsonl --rule majority --set n=1", "answers is missing; MajorityVote needs it"),
+        ("choose d.jsonl --rule best --set n=2", "no score"),
+        ("choose rows.jsonl --rule best --set n=1 --out rows.jsonl", "the file that is read: name another"),
         ("export nothing rows.jsonl", "kind is 'nothing'; it must be one of sft"),
         ("export sft rows.jsonl", "n is missing"),
         ("train vbon --model imdb-gpt2-tiny", "--model, --data and one METHOD go together"),

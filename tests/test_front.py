@@ -13,7 +13,10 @@ import bonlib as bon
 from bonlib.draws.rewards import ClassifierReward, FunctionReward, SentimentReward
 from bonlib.draws.samplers import SamplingSettings, TransformersSampler
 from bonlib.draws.store import SampleStore
+from bonlib.draws.verifiers import regex
 from bonlib.estimates import best_of_n_kl, best_of_n_reward, best_of_n_win_rate
+from bonlib.inference.best_of_n import BestOfN
+from bonlib.inference.soft_best_of_n import SoftBestOfN
 from bonlib.methods.bon_sft import BonSft
 from bonlib.methods.vbon import Vbon
 
@@ -36,7 +39,7 @@ def trained(draws):
 def test_it_offers_what_it_lists_and_names_what_it_lacks():
     assert all(hasattr(bon, name) for name in bon.__all__)
     assert set(dir(bon)) == set(bon.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'sample'; it has METHODS, Outcomes"):
+    with pytest.raises(AttributeError, match="no attribute 'sample'; it has METHODS, RULES, Outcomes"):
         bon.sample  # noqa: B018
 
 
@@ -84,6 +87,44 @@ def test_best_are_the_best(draws):
     best = draws.best(8)
     assert best.shape == (len(PROMPTS), 8)
     assert vowels(PROMPTS[0], best[0, 0]) == draws.rewards[0, :8].max()
+
+
+def test_rules_choose_from_the_draws(draws):
+    kept = draws.choose("best", n=8)
+    assert (kept.texts == draws.best(8)).all()
+    assert (kept.rewards == draws.rewards.reshape(len(PROMPTS), 8, 8).max(axis=2)).all()
+    assert (kept.spent == 8).all()
+    assert kept.measured.table["reward"].iloc[0] == pytest.approx(draws.curve([8]).table.loc[8, "reward"])
+    assert repr(kept).startswith("8 of 64 draws to each of 4 prompts by BestOfN(n=8):\n")
+    assert "<li>" in kept._repr_html_()
+    soft = draws.choose("soft", n=16, temperature=0.5, seed=3)
+    again = draws.choose(SoftBestOfN(16, 0.5), seed=3)
+    assert (soft.texts == again.texts).all()
+    assert (draws.choose("soft", n=16, temperature=0.5, seed=4).texts != soft.texts).any()
+
+
+def test_rules_are_compared_at_one_budget_by_reward_and_gold(draws):
+    found = draws.rules(8, gold=lambda prompt, response: -len(response))
+    assert {"random", "best", "soft, temperature = 1 sd"} <= set(found.table.index)
+    assert not [name for name in found.table.index if name.startswith("majority")]
+    lengths = np.array([[-len(text) for text in row] for row in draws.texts])
+    assert found.table.loc["random", "gold"] == pytest.approx(lengths.mean())
+    same = draws.rules(8, gold=lengths.astype(float))
+    assert same.table.equals(found.table)
+    assert "±" in repr(found)
+    assert "<table" in found._repr_html_()
+
+
+def test_votes_ask_a_verifier_for_answers(draws):
+    truth = {prompt: "a" for prompt in PROMPTS}
+    judged = draws.score(regex(truth, r"([a-z])"))
+    kept = judged.choose("majority", n=4)
+    first = re.search(r"[a-z]", kept.texts[0, 0])
+    answers = [found and found[0] for found in (re.search("[a-z]", text) for text in draws.texts[0, :4])]
+    assert answers.count(first and first[0]) == max(answers.count(each) for each in answers if each)
+    assert "majority" in judged.rules(4).table.index
+    given = judged.choose("majority", n=4, known={"answers": np.full(draws.rewards.shape, "a")})
+    assert (given.texts == draws.texts[:, ::4]).all()
 
 
 def test_a_policy_is_trained_once_and_found_again(draws, trained):
@@ -184,6 +225,13 @@ def test_functions_without_a_name_are_told_apart_by_their_code():
         ("name is 'x'; only a function needs one", lambda d: bon.reward("imdb-sentiment-tiny", name="x")),
         ("policies has 'reference'", lambda d: bon.compare({"reference": d.model}, d, responses=2)),
         ("n is 64", lambda d: d.curve([64])),
+        ("rule is 'softer'; it must be one of random, best", lambda d: d.choose("softer", n=2)),
+        ("soft lacks a setting, one of temperature", lambda d: d.choose("soft", n=2)),
+        ("n is given, and BestOfN", lambda d: d.choose(BestOfN(2), n=2)),
+        ("n is 65; with 64 draws a prompt", lambda d: d.choose("best", n=65)),
+        ("n is 65; with 64 draws a prompt", lambda d: d.rules(65)),
+        ("answers is missing; MajorityVote needs it", lambda d: d.choose("majority", n=2)),
+        (r"gold has shape \(2,\)", lambda d: d.rules(4, gold=np.zeros(2))),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(message, call, draws):

@@ -142,6 +142,19 @@ def make_rule(name: str, **settings: Any) -> Rule:
         raise ValueError(f"{name} lacks a setting, one of {missing}: say {name} with it") from None
 
 
+def made_rule(rule: str | Rule, **settings: Any) -> Rule:
+    """Return a rule that is given by its name and its fields, or as it is.
+
+    Raises:
+        ValueError: as `make_rule` has it, or if one that is made has settings besides.
+    """
+    if isinstance(rule, str):
+        return make_rule(rule, **settings)
+    if settings:
+        raise ValueError(f"{next(iter(settings))} is given, and {rule} has its settings already: leave it out")
+    return rule
+
+
 def choose_in_groups(
     rule: Rule, rewards: ArrayLike, *, seed: int = 0, known: Mapping[str, Any] | None = None
 ) -> Choice:

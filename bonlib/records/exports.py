@@ -45,7 +45,7 @@ def best_for_sft(
         raise ValueError("weights and resample are both given; rows drawn by the weights need none: leave one out")
     rng = np.random.default_rng(whole("seed", seed))
     chosen, chances = [], []
-    for rows in _with_enough(records, n):
+    for rows in with_enough(records, n):
         rewards = records.reward[rows]
         if not weights and resample is None:
             chosen.append(np.take_along_axis(rows, best_of_n(rewards, n), axis=1).ravel())
@@ -113,7 +113,7 @@ def best_and_worst(records: Records, *, n: int) -> Columns:
 
 def _pairs(records: Records, n: int, examples: Callable[[NDArray[np.float64]], tuple[Places, Places]]) -> Columns:
     found = [np.zeros((0, 2), dtype=np.intp)]
-    for rows in _with_enough(records, n):
+    for rows in with_enough(records, n):
         prompts, draws = examples(records.reward[rows])
         found.append(rows[prompts[:, None], draws])
     both = np.concatenate(found)
@@ -160,7 +160,7 @@ def _cut(values: Sequence[Any], ends: Places) -> list[Any]:
     return [values[begin:end] for begin, end in pairwise(bounds)]
 
 
-def _with_enough(records: Records, n: int) -> Iterator[Places]:
+def with_enough(records: Records, n: int) -> Iterator[Places]:
     """Rows of the prompts with n draws or more, (Q, m) each; the others are counted in a warning."""
     few = int((records.counts < n).sum())
     if few == len(records.prompts):

@@ -169,8 +169,8 @@ def test_the_rules_that_draws_allow():
     assert not [name for name in rules if name.startswith("majority")]
     known = ("answers", "log_probs", "responses", "distances", "partial")
     everything = dict(rules_at(4, rewards, known))
-    # n and the knob are all that a rule needs; only checkpoints have to be chosen.
-    assert {name.split(",")[0] for name in everything} == RULES.keys() - {"speculative"}
+    # n and the knob are all that a rule needs, where there are no checkpoints to be chosen.
+    assert {name.split(",")[0] for name in everything} == RULES.keys() - {"speculative", "tree", "smc"}
     assert all(rule.n == 4 for rule in everything.values())
     assert rules_at(2, np.ones((3, 4)))  # where all rewards are equal, a knob has their unit
 
