@@ -14,7 +14,7 @@ from scipy.special import gammaln, logsumexp, softmax, xlogy
 
 from bonlib.checks import number, settle, whole
 from bonlib.exact import Array, Outcomes
-from bonlib.inference.rules import TooManyOutcomesError, register
+from bonlib.inference.rules import TooManyOutcomesError, checked_like, register
 from bonlib.inference.soft_best_of_n import SoftBestOfN
 from bonlib.inference.steering import checked_checkpoints
 from bonlib.inference.trees import Tree, one_checkpoint
@@ -39,16 +39,17 @@ class SmcLaw(NamedTuple):
 class SequentialMonteCarlo:
     """Resample `n` responses at each checkpoint by their weights, and keep one of those that result.
 
-    The twist, a guess at how good a beginning will turn out, is ψ = exp(score / temperature), and a response has the
-    weight by which its ψ has grown since the checkpoint before; at the end the reward takes the score's place. Without
-    checkpoints it is soft best-of-n; with one survivor it is its blockwise form. It cannot choose among responses that
-    were drawn before: what goes on depends on what has been resampled.
+    The twist, a guess at how good a beginning will turn out, is ψ = exp(twist · score / temperature), and a response
+    has the weight by which its ψ has grown since the checkpoint before; at the end exp(reward / temperature) takes the
+    place of ψ. Without checkpoints it is soft best-of-n; with one survivor it is its blockwise form. It cannot choose
+    among responses that were drawn before: what goes on depends on what has been resampled.
 
     Args:
         n: responses, at least 1.
         temperature: λ > 0 in units of reward.
         checkpoints: numbers of tokens, ascending, after which they are judged.
         survivors: how many are drawn at a checkpoint, each to go on in n / survivors copies; n of them if None.
+        twist: how much scores of unfinished responses count; 1 as rewards do, 0 not at all, −1 the wrong way round.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -60,6 +61,7 @@ class SequentialMonteCarlo:
     temperature: float
     checkpoints: tuple[int, ...]
     survivors: int | None = None
+    twist: float = 1.0
 
     def __post_init__(self) -> None:
         n = whole("n", self.n, 1)
@@ -72,24 +74,25 @@ class SequentialMonteCarlo:
             temperature=number("temperature", self.temperature, above=0),
             checkpoints=checked_checkpoints(self.checkpoints),
             survivors=survivors,
+            twist=number("twist", self.twist),
         )
 
     def go_on(self, scores: Array, before: Array, generator: np.random.Generator) -> NDArray[np.intp]:
         """Return n places, drawn with replacement by how much each response's ψ has grown, shape (P, n)."""
         assert self.survivors is not None
-        drawn = np.stack([self._drawn(scores, before, generator) for _ in range(self.survivors)], axis=1)
+        gain = self.twist * (scores - before)
+        drawn = np.stack([self._drawn(gain, generator) for _ in range(self.survivors)], axis=1)
         return np.repeat(np.sort(drawn, axis=1), self.n // self.survivors, axis=1)
 
     def pick(self, rewards: Array, before: Array, generator: np.random.Generator) -> NDArray[np.intp]:
         """Return one finished response, drawn by how much its ψ has grown, shape (P,)."""
-        return self._drawn(rewards, before, generator)
+        return self._drawn(rewards - self.twist * before, generator)
 
-    def _drawn(self, scores: Array, before: Array, generator: np.random.Generator) -> NDArray[np.intp]:
+    def _drawn(self, gain: Array, generator: np.random.Generator) -> NDArray[np.intp]:
         """One place a row: the largest of log-weights with Gumbel noise is a draw from their softmax."""
-        growth = scores - before
         with np.errstate(over="ignore"):
-            log_weights = (growth - growth.max(axis=1, keepdims=True)) / self.temperature
-        return (log_weights + generator.gumbel(size=scores.shape)).argmax(axis=1)
+            log_weights = (gain - gain.max(axis=1, keepdims=True)) / self.temperature
+        return (log_weights + generator.gumbel(size=gain.shape)).argmax(axis=1)
 
     def tree_law(self, tree: Tree, log_twist: ArrayLike | None = None) -> SmcLaw:
         """Return what it does on a tree with one checkpoint at its fork.
@@ -99,7 +102,7 @@ class SequentialMonteCarlo:
 
         Args:
             tree: the world.
-            log_twist: log ψ of each beginning, shape (A,); partial reward / λ if None.
+            log_twist: log ψ of each beginning, shape (A,); twist · partial reward / λ if None.
 
         Raises:
             ValueError: if `log_twist` has another shape, or survivors is not n, or there is not one checkpoint.
@@ -108,7 +111,8 @@ class SequentialMonteCarlo:
         one_checkpoint(self.checkpoints)
         if self.survivors != self.n:
             raise ValueError(f"survivors is {self.survivors}; the law is that of n survivors, {self.n}: leave it out")
-        log_psi = _checked_twist(tree, tree.partial / self.temperature if log_twist is None else log_twist)
+        told = self.twist * tree.partial / self.temperature if log_twist is None else log_twist
+        log_psi = checked_like("log_twist", told, tree.probs)
         weight = tree.rewards / self.temperature - log_psi[:, None]
         soft = SoftBestOfN(self.n, 1)  # the temperature is in the weights
         kept, estimated = np.zeros(tree.children.size), np.zeros(tree.children.size)
@@ -132,7 +136,7 @@ def blockwise_soft_law(tree: Tree, n: int, temperature: float, log_twist: ArrayL
         log_twist: log ψ of each beginning, shape (A,), by which it is chosen; with `best_twist` the law tends to
             π_λ ∝ π exp(r/λ) as n grows.
     """
-    first = SoftBestOfN(n, 1).law(Outcomes(tree.probs, _checked_twist(tree, log_twist)))
+    first = SoftBestOfN(n, 1).law(Outcomes(tree.probs, checked_like("log_twist", log_twist, tree.probs)))
     then = SoftBestOfN(n, temperature)
     rows = zip(tree.children, tree.rewards, strict=True)
     return (first[:, None] * np.stack([then.law(Outcomes(p, r)) for p, r in rows])).ravel()
@@ -145,15 +149,6 @@ def best_twist(tree: Tree, temperature: float) -> Array:
     """
     scale = number("temperature", temperature, above=0)
     return np.asarray(logsumexp(tree.rewards / scale, b=tree.children, axis=1), dtype=np.float64)
-
-
-def _checked_twist(tree: Tree, log_twist: ArrayLike) -> Array:
-    table = np.asarray(log_twist, dtype=np.float64)
-    if table.shape != tree.probs.shape or not np.isfinite(table).all():
-        raise ValueError(
-            f"log_twist has shape {table.shape} or a number that is not finite; it must be {tree.probs.shape}"
-        )
-    return table
 
 
 def _populations(probs: Array, n: int) -> Iterator[tuple[float, Array]]:

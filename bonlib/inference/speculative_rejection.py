@@ -52,13 +52,14 @@ class SpeculativeRejection:
     def kept_of(self, count: ArrayLike) -> NDArray[np.intp]:
         """Return how many of `count` responses go on where none tie, of any shape."""
         many = np.asarray(count, dtype=np.intp)
-        return many - np.floor(self.reject * many + 1e-9).astype(np.intp)  # 0.29 · 100 is 29 but for rounding
+        given_up = np.floor(self.reject * many + 1e-9).astype(np.intp)  # 0.29 · 100 comes out below 29
+        return np.maximum(many - given_up, 1)
 
     def go_on(self, scores: Array, before: Array, generator: np.random.Generator) -> NDArray[np.intp]:
         """Return the places of those of B responses that go on, shape (P, B').
 
         Raises:
-            ValueError: if `ties` is "cut", and as many do not go on of each prompt.
+            ValueError: if `ties` is "cut", and not as many go on of each prompt.
         """
         going = self._go_on(scores, np.full(len(scores), scores.shape[1]), generator)
         many = going.sum(axis=1)
@@ -132,9 +133,10 @@ class SpeculativeRejection:
         Raises:
             ValueError: if a shape is wrong or a number is not finite.
         """
-        total = checked_rewards(lengths, self.n)
-        going = self.alive(checked_like("partial", partial, total, len(self.checkpoints)), seed=seed)
-        begun = np.concatenate([np.ones((*total.shape, 1), dtype=np.bool_), going], axis=-1)
+        going = self.alive(partial, seed=seed)
+        all_begin = np.ones(going.shape[:-1])
+        total = checked_like("lengths", lengths, all_begin)
+        begun = np.concatenate([all_begin[..., None] > 0, going], axis=-1)
         written = np.minimum(total[..., None], np.array([*self.checkpoints, np.inf]))
         steps = np.diff(written, prepend=0.0, axis=-1)
         unfinished = begun[..., :-1] & (total[..., None] > np.array(self.checkpoints))

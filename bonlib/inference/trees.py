@@ -5,9 +5,10 @@ On them methods that choose while responses are being written have laws that are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.polynomial.polynomial import polyder, polyval
@@ -16,6 +17,7 @@ from scipy.special import gammaln, xlogy
 
 from bonlib.checks import settle, whole
 from bonlib.exact import Array, Outcomes, as_probs
+from bonlib.inference.rules import checked_like
 from bonlib.inference.steering import Ties
 
 
@@ -39,17 +41,13 @@ class Tree:
     children: Array
     rewards: Array
 
-    def __post_init__(self) -> None:
-        beginnings = Outcomes(self.probs, self.partial)  # which checks both
-        children, rewards = (np.array(table, dtype=np.float64) for table in (self.children, self.rewards))
-        if children.ndim != 2 or len(children) != len(beginnings):
-            raise ValueError(f"children has shape {children.shape}; it must have a row for each of probs")
-        rows = np.stack([as_probs(f"children[{place}]", row) for place, row in enumerate(children)])
-        if rewards.shape != rows.shape or not np.isfinite(rewards).all():
-            raise ValueError(
-                f"rewards has shape {rewards.shape} or a number that is not finite; it must be {rows.shape}"
-            )
-        settle(self, probs=beginnings.probs, partial=beginnings.rewards, children=rows, rewards=rewards)
+    def __init__(self, probs: ArrayLike, partial: ArrayLike, children: ArrayLike, rewards: ArrayLike) -> None:
+        p, rows = as_probs("probs", probs), np.array(children, dtype=np.float64)
+        if rows.ndim != 2 or len(rows) != len(p):
+            raise ValueError(f"children has shape {rows.shape}; it must have a row for each of the {len(p)} beginnings")
+        rows = np.stack([as_probs(f"children[{place}]", row) for place, row in enumerate(rows)])
+        s, r = checked_like("partial", partial, p), checked_like("rewards", rewards, rows)
+        settle(self, probs=p, partial=s, children=rows, rewards=r)
 
     @cached_property
     def outcomes(self) -> Outcomes:
@@ -67,12 +65,12 @@ class Tree:
 
     def judged_by(self, partial: ArrayLike) -> Tree:
         """Return the same tree with other rewards of the beginnings, shape (A,)."""
-        return replace(self, partial=np.asarray(partial, dtype=np.float64))
+        return Tree(self.probs, partial, self.children, self.rewards)
 
     def best_children(self, k: float) -> Tree:
         """Return the tree in which a beginning goes on with the best of `k` ends: its children are best-of-k."""
-        rows = zip(self.children, self.rewards, strict=True)
-        return replace(self, children=np.stack([Outcomes(p, r).best_of(k) for p, r in rows]))
+        best = [Outcomes(p, r).best_of(k) for p, r in zip(self.children, self.rewards, strict=True)]
+        return Tree(self.probs, self.partial, best, self.rewards)
 
     def turned(self, angle: float, *, seed: int = 0) -> Tree:
         """Return the tree with rewards of its beginnings that inform at 0, say nothing near π/2 and mislead at π.
@@ -143,6 +141,37 @@ def tree_of(
         raise ValueError(f"probs is 0 for all that begins with {list(rows)[int(total.argmin())]!r}: leave those out")
     scores = np.asarray(partial(list(rows)), dtype=np.float64)
     return Tree(total, scores, joint / total[:, None], final)
+
+
+class Turning(NamedTuple):
+    """What choosing by beginnings gets as their rewards turn from informing to misleading.
+
+    Attributes:
+        correlation: Spearman's of partial and final reward, shape (angles,).
+        lost: expected reward below that of best-of-n, shape (angles,).
+        lost_by_fewer: that of best-of-m, as if it were any m that go on.
+    """
+
+    correlation: Array
+    lost: Array
+    lost_by_fewer: float
+
+
+def reward_lost(tree: Tree, n: int, survivors: int, angles: Iterable[float], *, seed: int = 0) -> Turning:
+    """Return how much reward is lost by giving beginnings up, as what decides on them turns by angles.
+
+    Args:
+        tree: the world.
+        n: beginnings, at least 1.
+        survivors: m, how many go on, from 1 to n.
+        angles: as of `Tree.turned`, in radians.
+        seed: of the direction in which they turn.
+    """
+    turned = [tree.turned(angle, seed=seed) for angle in angles]
+    reward = tree.outcomes.mean_reward
+    best, fewer = (reward(tree.outcomes.best_of(count)) for count in (n, survivors))
+    lost = [best - reward(survivors_law(each, n, survivors)) for each in turned]
+    return Turning(np.array([each.rank_correlation() for each in turned]), np.array(lost), best - fewer)
 
 
 def survivors_law(tree: Tree, n: int, survivors: int, ties: Ties = "exact") -> Array:

@@ -11,6 +11,7 @@ from bonlib.exact import kl_divergence
 from bonlib.inference.rules import TooManyOutcomesError
 from bonlib.inference.smc import SequentialMonteCarlo, best_twist, blockwise_soft_law
 from bonlib.inference.soft_best_of_n import SoftBestOfN
+from bonlib.inference.trees import Tree
 
 TWISTS = [None, best_twist(T2, 0.8), -T2.partial, np.zeros(3)]
 
@@ -65,8 +66,7 @@ def test_limits():
     np.testing.assert_allclose(alone.tree_law(T2).kept, T2.outcomes.probs, **exactly)
     np.testing.assert_allclose(blockwise_soft_law(T2, 1, 0.5, np.zeros(3)), T2.outcomes.probs, **exactly)
     # Beginnings of one kind leave nothing to resample.
-    one = T2.judged_by(np.zeros(3))
-    sure = type(one)([1.0], [0.0], [[0.5, 0.3, 0.2]], [[0, 1, 2]])
+    sure = Tree([1.0], [0.0], [[0.5, 0.3, 0.2]], [[0, 1, 2]])
     law = SequentialMonteCarlo(3, 0.7, (1,)).tree_law(sure).kept
     np.testing.assert_allclose(law, SoftBestOfN(3, 0.7).law(sure.outcomes), **exactly)
 
@@ -97,8 +97,14 @@ def test_a_bad_twist_is_worse_than_none():
 
 
 def test_what_it_keeps_has_its_law():
-    rule = SequentialMonteCarlo(3, 0.7, (1,))
-    assert chisquare(played(rule, T2, 20_000, 2), 20_000 * rule.tree_law(T2).kept).pvalue > 0.01
+    for twist in (1, -0.5):
+        rule = SequentialMonteCarlo(3, 0.7, (1,), twist=twist)
+        assert chisquare(played(rule, T2, 20_000, 2), 20_000 * rule.tree_law(T2).kept).pvalue > 0.01
+    draws = np.random.default_rng(0).choice(9, p=T2.outcomes.probs, size=(20_000, 3))
+    rewards = T2.outcomes.rewards[draws]
+    kept = SequentialMonteCarlo(3, 0.7, ()).pick(rewards, 0 * rewards, np.random.default_rng(1))
+    counts = np.bincount(np.take_along_axis(draws, kept[:, None], axis=1)[:, 0], minlength=9)
+    assert chisquare(counts, 20_000 * SoftBestOfN(3, 0.7).law(T2.outcomes)).pvalue > 0.01
     blockwise = SequentialMonteCarlo(3, 0.7, (1,), survivors=1)
     law = blockwise_soft_law(T2, 3, 0.7, T2.partial / 0.7)
     assert chisquare(played(blockwise, T2, 20_000, 3), 20_000 * law).pvalue > 0.01
@@ -119,6 +125,7 @@ def test_who_goes_on():
     [
         ({"n": 1.5}, "n is 1.5"),
         ({"temperature": 0}, "temperature is 0"),
+        ({"twist": np.nan}, "twist is nan"),
         ({"survivors": 3}, "survivors is 3; it must divide n, 4"),
         ({"checkpoints": (3, 1)}, r"checkpoints is \(3, 1\)"),
     ],

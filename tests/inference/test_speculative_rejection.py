@@ -140,6 +140,8 @@ def test_bad_settings_are_named(bad, message):
 
 def test_bad_arguments_are_named():
     rule = SpeculativeRejection(4, (1,))
+    with pytest.raises(ValueError, match=r"lengths has shape \(3,\)"):
+        rule.spending(np.ones(3), np.zeros((4, 1)))
     with pytest.raises(ValueError, match=r"partial has shape \(4,\).* it must be \(4, 1\)"):
         rule.choose(np.zeros(4), np.zeros(4))
     with pytest.raises(ValueError, match="not finite"):

@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 from small_trees import T2, by_reward, enumerated
 
 from bonlib.exact import Outcomes
-from bonlib.inference.trees import Tree, survivors_law, tree_of
+from bonlib.inference.trees import Tree, reward_lost, survivors_law, tree_of
 
 
 @pytest.mark.parametrize("ties", ["exact", "cut"])
@@ -108,11 +108,22 @@ def test_turning_takes_the_partial_reward_from_informing_to_misleading():
         Tree([0.5, 0.5], [0, 1], [[1.0], [1.0]], [[0.0], [1.0]]).turned(1)
 
 
+def test_reward_is_lost_as_the_partial_reward_misleads():
+    generator = np.random.default_rng(3)
+    rewards = generator.normal(size=(40, 20)) + generator.normal(size=(40, 1))
+    tree = Tree(generator.dirichlet(np.ones(40)), np.zeros(40), generator.dirichlet(np.ones(20), 40), rewards)
+    found = reward_lost(tree, 16, 4, np.linspace(0, np.pi, 5))
+    assert found.correlation.tolist() == sorted(found.correlation, reverse=True)
+    assert found.lost.tolist() == sorted(found.lost)
+    assert 0 < found.lost[0] < found.lost_by_fewer < found.lost[-1]
+    assert not reward_lost(tree, 16, 16, [0, 3]).lost.round(12).any()
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
         ({"probs": [0.5, 0.5, 0.5]}, "probs sums to"),
-        ({"partial": [0, 1]}, "rewards has shape"),
+        ({"partial": [0, 1]}, "partial has shape"),
         ({"children": [[1.0], [1.0]]}, "children has shape"),
         ({"children": [[0.5, 0.3, 0.1]] * 3}, r"children\[0\] sums to"),
         ({"rewards": [[0, 1], [1, 2], [0, 2]]}, "rewards has shape"),
