@@ -82,7 +82,7 @@ class Pessimism:
 
     def cost(self, outcomes: Outcomes) -> float:
         """Return how many draws are made where λ and the best reward are known; n where they are not."""
-        rejected = 1 - 1 / _largest_ratio(outcomes, self.beta)
+        rejected = 1 - 1 / _largest_ratio(outcomes, pessimistic_policy(outcomes, self.beta))
         return float(np.sum(rejected ** np.arange(self.n)))
 
 
@@ -123,7 +123,7 @@ def pessimistic_best_of(outcomes: Outcomes, n: int, beta: float, fallback: Fallb
     if fallback not in ("fresh", "last"):
         raise ValueError(f"fallback is {fallback!r}; it must be 'fresh' or 'last'")
     policy = pessimistic_policy(outcomes, beta)
-    none = (1 - 1 / _largest_ratio(outcomes, beta)) ** (n if fallback == "fresh" else n - 1)
+    none = (1 - 1 / _largest_ratio(outcomes, policy)) ** (n if fallback == "fresh" else n - 1)
     return (1 - none) * policy + none * outcomes.probs
 
 
@@ -265,10 +265,10 @@ def hedged_n(outcomes: Outcomes, gold: ArrayLike, most: float = 1e6) -> float:
     return float(np.exp(brentq(slope, np.log(low), np.log(high), xtol=1e-15, rtol=1e-14)))
 
 
-def _largest_ratio(outcomes: Outcomes, beta: float) -> float:
+def _largest_ratio(outcomes: Outcomes, policy: Array) -> float:
     """M = max π_χ/π."""
     possible = outcomes.probs > 0
-    return float(np.max(pessimistic_policy(outcomes, beta)[possible] / outcomes.probs[possible]))
+    return float(np.max(policy[possible] / outcomes.probs[possible]))
 
 
 def _checked_beta(beta: float) -> float:
