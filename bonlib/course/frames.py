@@ -21,6 +21,9 @@ KNOBS: dict[str, tuple[str, str, list[float]]] = {  # family to its knob, how th
     "best-of-n": ("n", "N", [*range(1, 21), *range(22, 41, 2), *range(45, 101, 5), 150, 200, 300, 500, 700, 1000]),
     "KL-RL": ("beta", "β", [float(f"{0.5 * 10 ** (0.05 * place):.3g}") for place in range(32, -29, -1)]),
     "rewind": ("acceptance", "α", [float(f"{0.25 * 10 ** (0.05 * place):.3g}") for place in range(12, -49, -1)]),
+    "Poisson n": ("t", "t", [float(f"{4 * 10 ** (0.05 * place):.3g}") for place in range(-30, 49)]),
+    "stopping": ("cost", "c", [float(f"{0.1 * 10 ** (0.05 * place):.3g}") for place in range(26, -31, -1)]),
+    "pessimism": ("caution", "β_χ", [float(f"{0.5 * 10 ** (0.05 * place):.3g}") for place in range(32, -29, -1)]),
 }
 
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from bonlib.course.figures import COLOURS, new_figure
 from bonlib.exact import Array, Outcomes, TradeOff, kl_divergence
+from bonlib.inference.draw_counts import TruncatedPoisson
+from bonlib.inference.pessimism import pessimistic_policy
 from bonlib.inference.soft_best_of_n import soft_best_of
-from bonlib.inference.stopping import rewind_at
+from bonlib.inference.stopping import reservation_value, rewind, rewind_at
 
 FAMILIES = ("best-of-n", "KL-RL", "soft best-of-n", "rewind")
+MORE = ("Poisson n", "stopping", "pessimism")  # of notebook 15
 DPI = 100
 
 
@@ -30,52 +32,112 @@ class Knobs:
         beta: KL coefficient β of KL-RL, in units of reward.
         temperature: λ of soft best-of-n, in units of reward.
         acceptance: probability α that rewind-and-repeat accepts a draw.
+        t: of the Poisson number, above 0, of draws.
+        cost: c of a draw, in units of reward, by which it is decided when to stop.
+        caution: β of pessimism, in units of reward.
     """
 
     n: float = 4
     beta: float = 0.5
     temperature: float = 0.5
     acceptance: float = 0.25
+    t: float = 4
+    cost: float = 0.1
+    caution: float = 0.5
 
     def policy(self, family: str, outcomes: Outcomes) -> Array:
         """Return the policy of `family` at this setting, probabilities of shape (K,)."""
-        policies: dict[str, Callable[[], Array]] = {
-            "best-of-n": lambda: outcomes.best_of(self.n),
-            "KL-RL": lambda: outcomes.tilt(self.beta),
-            "soft best-of-n": lambda: soft_best_of(outcomes, self.n, self.temperature),
-            "rewind": lambda: rewind_at(outcomes, self.acceptance),
-        }
-        return policies[family]()
+        return _TABLE[family].policy(outcomes, self)
 
     def curve(self, family: str, outcomes: Outcomes) -> TradeOff:
         """Return what the family reaches as its own knob turns; that of soft best-of-n is λ, at this N."""
-        scale = float(np.ptp(outcomes.rewards)) or 1.0
-        families: dict[str, tuple[Callable[[float], ArrayLike], Array]] = {
-            "best-of-n": (outcomes.best_of, 1 + np.append(0, np.geomspace(0.03, 1e4, 40))),
-            "KL-RL": (outcomes.tilt, scale * np.geomspace(30, 0.01, 40)),
-            "soft best-of-n": (lambda value: soft_best_of(outcomes, self.n, value), scale * np.geomspace(30, 0.01, 16)),
-            "rewind": (partial(rewind_at, outcomes), _acceptances(outcomes)),
-        }
-        return outcomes.trade_off(*families[family])
+        entry = _TABLE[family]
+
+        def turned(value: float) -> Array:
+            return entry.policy(outcomes, replace(self, **{entry.knob: value}))
+
+        # By name best-of-n is worked out in blocks, which is faster.
+        return outcomes.trade_off(outcomes.best_of if family == "best-of-n" else turned, entry.places(outcomes))
 
     def setting(self, family: str) -> str:
         """Return the knob of `family` as it is written in the text."""
-        n, soft = f"N = {self.n:g}", f"λ = {self.temperature:.3g}"
-        return {
-            "best-of-n": n,
-            "KL-RL": f"β = {self.beta:.3g}",
-            "soft best-of-n": f"{n}, {soft}",
-            "rewind": f"α = {self.acceptance:.3g}",
-        }[family]
+        entry = _TABLE[family]
+        own = f"{entry.symbol} = {getattr(self, entry.knob):{entry.digits}}"
+        return f"N = {self.n:g}, {own}" if family == "soft best-of-n" else own
 
-    def draws(self, family: str) -> str:
+    def draws(self, family: str, outcomes: Outcomes) -> str:
         """Return how many draws from the reference a response costs on average."""
-        return {
-            "best-of-n": f"{self.n:g}",
-            "KL-RL": "1, once trained",
-            "soft best-of-n": f"{self.n:g}",
-            "rewind": f"{1 / self.acceptance:.3g}",
-        }[family]
+        return _TABLE[family].draws(outcomes, self)
+
+
+class _Family(NamedTuple):
+    """What a family of policies is: its knob, how that is written, its policy, places of the knob, and its cost."""
+
+    knob: str
+    symbol: str
+    policy: Callable[[Outcomes, Knobs], Array]
+    places: Callable[[Outcomes], Array]
+    draws: Callable[[Outcomes, Knobs], str]
+    digits: str = ".3g"
+
+
+def _scale(outcomes: Outcomes) -> float:
+    return float(np.ptp(outcomes.rewards)) or 1.0
+
+
+def _stopping(outcomes: Outcomes, knobs: Knobs) -> Array:
+    return rewind(outcomes, _reservation(outcomes, knobs.cost))
+
+
+def _reservation(outcomes: Outcomes, cost: float) -> float:
+    return float(reservation_value(outcomes.rewards, cost, outcomes.probs))
+
+
+def _acceptance_of(outcomes: Outcomes, threshold: float) -> float:
+    return float(outcomes.probs[outcomes.rewards >= threshold].sum())
+
+
+def _proposals(outcomes: Outcomes, caution: float) -> float:
+    """Draws until pessimism accepts one, the largest ratio of its policy to the reference."""
+    possible = outcomes.probs > 0
+    return float(np.max(pessimistic_policy(outcomes, caution)[possible] / outcomes.probs[possible]))
+
+
+def _of_n(outcomes: Outcomes, knobs: Knobs) -> str:
+    return f"{knobs.n:g}"
+
+
+_TABLE = {
+    "best-of-n": _Family(
+        "n", "N", lambda outcomes, knobs: outcomes.best_of(knobs.n),
+        lambda _: 1 + np.append(0, np.geomspace(0.03, 1e4, 40)), _of_n, "g",
+    ),
+    "KL-RL": _Family(
+        "beta", "β", lambda outcomes, knobs: outcomes.tilt(knobs.beta),
+        lambda outcomes: _scale(outcomes) * np.geomspace(30, 0.01, 40), lambda *_: "1, once trained",
+    ),
+    "soft best-of-n": _Family(
+        "temperature", "λ", lambda outcomes, knobs: soft_best_of(outcomes, knobs.n, knobs.temperature),
+        lambda outcomes: _scale(outcomes) * np.geomspace(30, 0.01, 16), _of_n,
+    ),
+    "rewind": _Family(
+        "acceptance", "α", lambda outcomes, knobs: rewind_at(outcomes, knobs.acceptance),
+        lambda outcomes: _acceptances(outcomes), lambda _, knobs: f"{1 / knobs.acceptance:.3g}",
+    ),
+    "Poisson n": _Family(
+        "t", "t", lambda outcomes, knobs: TruncatedPoisson(knobs.t).law(outcomes),
+        lambda _: np.geomspace(0.03, 1e4, 40), lambda _, knobs: f"{TruncatedPoisson(knobs.t).mean:.3g}",
+    ),
+    "stopping": _Family(
+        "cost", "c", _stopping, lambda outcomes: _scale(outcomes) * np.geomspace(3, 0.001, 40),
+        lambda outcomes, knobs: f"{1 / _acceptance_of(outcomes, _reservation(outcomes, knobs.cost)):.3g}",
+    ),
+    "pessimism": _Family(
+        "caution", "β_χ", lambda outcomes, knobs: pessimistic_policy(outcomes, knobs.caution),
+        lambda outcomes: _scale(outcomes) * np.geomspace(30, 0.001, 40),
+        lambda outcomes, knobs: f"{_proposals(outcomes, knobs.caution):.3g}",
+    ),
+}  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -95,7 +157,7 @@ def readout(outcomes: Outcomes, knobs: Knobs, families: Sequence[str] = FAMILIES
     for family in families:
         policy = knobs.policy(family, outcomes)
         figures = kl_divergence(policy, outcomes.probs), outcomes.win_rate(policy), outcomes.mean_reward(policy)
-        rows.append(Row(family, knobs.setting(family), *figures, knobs.draws(family)))
+        rows.append(Row(family, knobs.setting(family), *figures, knobs.draws(family, outcomes)))
     return rows
 
 
@@ -117,7 +179,7 @@ class PoliciesPicture:
     One figure, of which only what a slider moves is drawn again; a new figure a step would take five times as long.
 
     Args:
-        families: which to show, from FAMILIES.
+        families: which to show, from FAMILIES and MORE.
     """
 
     def __init__(self, families: Sequence[str] = FAMILIES) -> None:
@@ -141,9 +203,17 @@ class PoliciesPicture:
         self._curves, self._points = {}, {}
         for place, name in enumerate(self.families):
             style = {"color": COLOURS[name], "animated": True}
-            width, dash = (4, 3, 2.2, 2)[place], "--" if name == "rewind" else "-"  # what coincides shows at the rims
+            width, dash = (
+                max(4 - 0.8 * place, 1.2),
+                "--" if name == "rewind" else "-",
+            )  # what coincides shows at the rims
             self._curves[name] = self._right.plot([], [], lw=width, ls=dash, **style)[0]
-            marker = {"marker": "os^D"[place], "ms": 13 - 2 * place, "mec": "white", "zorder": 3 + place}  # all visible
+            marker = {
+                "marker": "os^DvPX"[place],
+                "ms": max(13 - 2 * place, 5),
+                "mec": "white",
+                "zorder": 3 + place,
+            }  # all visible
             self._points[name] = self._right.plot([], [], ls="", clip_on=False, **marker, **style)[0]
         self.figure.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.07, 1.0), ncols=1 + len(self.families))
         self._drawn_curves: dict[str, tuple[Outcomes, float]] = {}

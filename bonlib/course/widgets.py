@@ -48,9 +48,13 @@ class PolicyExplorer:
             "beta": partial(log_slider, "β", start.beta, 0.02, 20),
             "temperature": partial(log_slider, "λ", start.temperature, 0.01, 100),
             "acceptance": partial(log_slider, "α", start.acceptance, 0.001, 1),
+            "t": partial(log_slider, "t", start.t, 0.05, 200),
+            "cost": partial(log_slider, "c", start.cost, 0.002, 5),
+            "caution": partial(log_slider, "β_χ", start.caution, 0.02, 20),
         }
         wanted = {
-            "best-of-n": ("n",), "KL-RL": ("beta",), "soft best-of-n": ("n", "temperature"), "rewind": ("acceptance",)
+            "best-of-n": ("n",), "KL-RL": ("beta",), "soft best-of-n": ("n", "temperature"), "rewind": ("acceptance",),
+            "Poisson n": ("t",), "stopping": ("cost",), "pessimism": ("caution",),
         }  # fmt: skip
         used = {knob for family in families for knob in wanted[family]}
         self.knobs = {name: make() for name, make in sliders.items() if name in used}

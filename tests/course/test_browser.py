@@ -26,6 +26,7 @@ from bonlib.course.frames import KNOBS, PRESETS
 from bonlib.course.picture import FAMILIES, Knobs, PoliciesPicture
 from bonlib.course.runner import BUILD, NOTEBOOKS
 from bonlib.exact import Outcomes, kl_divergence
+from bonlib.inference.draw_counts import TruncatedPoisson
 from bonlib.inference.soft_best_of_n import soft_best_of
 from bonlib.inference.stopping import rewind_at
 
@@ -276,7 +277,7 @@ def test_the_sites_sliders_need_no_server(offline, site):
         offline.get_by_label("N", exact=True).fill(str(KNOBS["best-of-n"][2].index(n)))
         places = KNOBS["KL-RL"][2]
         nearest = min(range(len(places)), key=lambda place: abs(places[place] - beta))
-        offline.get_by_label("β").fill(str(nearest))
+        offline.get_by_label("β", exact=True).fill(str(nearest))
         outcomes = PRESETS[name]
         rows = zip((outcomes.best_of(n), outcomes.tilt(places[nearest])), (2, 3), strict=True)
         for policy, row in rows:
@@ -288,6 +289,12 @@ def test_the_sites_sliders_need_no_server(offline, site):
         heights = [float(bars.nth(place).get_attribute("height")) for place in range(len(outcomes))]
         policy = outcomes.best_of(n)
         np.testing.assert_allclose(np.array(heights) / max(heights), policy / policy.max(), atol=0.002)
+    offline.get_by_label("Poisson n").check()
+    offline.get_by_label("t", exact=True).fill(str(KNOBS["Poisson n"][2].index(4)))
+    policy = TruncatedPoisson(4).law(outcomes)
+    line = offline.locator("#explorer tr").last
+    for number in (kl_divergence(policy, outcomes.probs), outcomes.win_rate(policy), outcomes.mean_reward(policy)):
+        expect(line).to_contain_text(f"{number:.3f}", use_inner_text=True)
     offline.screenshot(path=SCREENSHOTS / "site_sliders.png")
 
 

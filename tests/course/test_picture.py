@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bonlib.course.picture import FAMILIES, Knobs, PoliciesPicture, readout, readout_table
+from bonlib.course.picture import FAMILIES, MORE, Knobs, PoliciesPicture, readout, readout_table
 from bonlib.exact import Outcomes, kl_divergence
+from bonlib.inference.draw_counts import TruncatedPoisson
+from bonlib.inference.pessimism import pessimistic_policy
 from bonlib.inference.soft_best_of_n import soft_best_of
-from bonlib.inference.stopping import rewind_at
+from bonlib.inference.stopping import StopAt, reservation_value, rewind, rewind_at
 
-KNOBS = Knobs(n=5, beta=0.7, temperature=0.3, acceptance=0.2)
+KNOBS = Knobs(n=5, beta=0.7, temperature=0.3, acceptance=0.2, t=3, cost=0.2, caution=0.6)
 
 
 def policies(model):
@@ -20,6 +22,9 @@ def policies(model):
         "KL-RL": model.tilt(0.7),
         "soft best-of-n": soft_best_of(model, 5, 0.3),
         "rewind": rewind_at(model, 0.2),
+        "Poisson n": TruncatedPoisson(3).law(model),
+        "stopping": rewind(model, reservation_value(model.rewards, 0.2, model.probs)),
+        "pessimism": pessimistic_policy(model, 0.6),
     }
 
 
@@ -34,7 +39,7 @@ def heights(picture, name):
 
 @pytest.mark.parametrize("size", [2, 3, 30])
 def test_the_picture_shows_the_exact_policies(size):
-    model, picture = random_outcomes(size), PoliciesPicture()
+    model, picture = random_outcomes(size), PoliciesPicture(FAMILIES + MORE)
     picture.draw(model, KNOBS)
     np.testing.assert_allclose(heights(picture, "reference"), model.probs)
     for name, policy in policies(model).items():
@@ -53,7 +58,7 @@ def test_a_picture_that_was_drawn_before_equals_a_new_one():
     assert len(np.unique(pixels[0].reshape(-1, 3), axis=0)) > 100
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", FAMILIES + MORE)
 def test_each_point_lies_on_its_curve(family):
     model = random_outcomes(6)
     curve, policy = KNOBS.curve(family, model), KNOBS.policy(family, model)
@@ -64,12 +69,15 @@ def test_each_point_lies_on_its_curve(family):
 
 def test_the_read_out_is_exact():
     model = random_outcomes(4)
-    rows = readout(model, KNOBS)
+    rows = readout(model, KNOBS, FAMILIES + MORE)
     for row, (name, policy) in zip(rows, policies(model).items(), strict=True):
         assert row.family == name
         assert (row.kl, row.win_rate) == (kl_divergence(policy, model.probs), model.win_rate(policy))
         assert row.reward == model.mean_reward(policy)
-    assert [row.draws for row in rows] == ["5", "1, once trained", "5", "5"]
+    ratio = pessimistic_policy(model, 0.6) / model.probs
+    until = StopAt(10_000, float(reservation_value(model.rewards, 0.2, model.probs))).cost(model)
+    wanted = ["5", "1, once trained", "5", "5", f"{3 / (1 - np.exp(-3)):.3g}", f"{until:.3g}", f"{ratio.max():.3g}"]
+    assert [row.draws for row in rows] == wanted
     table = readout_table(rows)
     for row in rows:
         assert f"<td>{row.setting}</td><td>{row.kl:.3f}</td><td>{row.win_rate:.3f}</td>" in table

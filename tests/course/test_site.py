@@ -14,7 +14,9 @@ from bonlib.course.site import build_site
 from bonlib.course.site.links import Links, api_names, papers, terms
 from bonlib.course.site.pages import notebook_page
 from bonlib.exact import kl_divergence
-from bonlib.inference.stopping import rewind_at
+from bonlib.inference.draw_counts import TruncatedPoisson
+from bonlib.inference.pessimism import pessimistic_policy
+from bonlib.inference.stopping import reservation_value, rewind, rewind_at
 
 LINKS = Links({"win rate": "term-win-rate"}, papers(ROOT / "CITATION.cff"), {"kl_bound": "bonlib.bounds.kl_bound"})
 
@@ -204,7 +206,14 @@ def test_what_a_page_leaves_out():
 def test_frames_are_what_bonlib_computes(name):
     outcomes = PRESETS[name]
     shown = frames(outcomes)["families"]
-    policies = {"best-of-n": outcomes.best_of, "KL-RL": outcomes.tilt, "rewind": partial(rewind_at, outcomes)}
+    policies = {
+        "best-of-n": outcomes.best_of,
+        "KL-RL": outcomes.tilt,
+        "rewind": partial(rewind_at, outcomes),
+        "Poisson n": lambda t: TruncatedPoisson(t).law(outcomes),
+        "stopping": lambda cost: rewind(outcomes, reservation_value(outcomes.rewards, cost, outcomes.probs)),
+        "pessimism": partial(pessimistic_policy, outcomes),
+    }
     for family, (_, _, places) in KNOBS.items():
         assert len(places) == len(shown[family]["rows"]) == len(shown[family]["policies"])
         for place, row, policy in zip(places, shown[family]["rows"], shown[family]["policies"], strict=True):

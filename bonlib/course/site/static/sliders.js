@@ -1,9 +1,10 @@
-// Draws what bonlib.exact computed; no mathematics happens here.
+// Draws what bonlib computed; no mathematics happens here.
 (() => {
   "use strict";
   const presets = JSON.parse(document.getElementById("frames").textContent);
   const root = document.getElementById("explorer");
   const at = {}; // family to the place of its slider
+  const hidden = new Set(["Poisson n", "stopping", "pessimism"]); // families that are not drawn
 
   function html(name, attributes = {}, text = "") {
     const node = document.createElement(name);
@@ -24,15 +25,20 @@
   const choice = html("select", { id: "outcomes" });
   for (const name of Object.keys(presets)) choice.append(html("option", {}, name));
   choice.value = "three outcomes";
-  knobs.append(html("label", { for: "outcomes" }, "outcomes"), choice, html("span"));
+  knobs.append(html("label", { for: "outcomes" }, "outcomes"), html("span"), choice, html("span"));
   const first = Object.values(presets)[0].families;
   for (const [family, { symbol, start, rows }] of Object.entries(first)) {
     at[family] = start;
     const id = `knob-${symbol}`;
     const slider = html("input", { type: "range", id, min: 0, max: rows.length - 1, value: start });
     const setting = html("output", { for: id });
+    const box = html("input", { type: "checkbox" });
+    box.checked = !hidden.has(family);
+    box.addEventListener("change", () => { if (box.checked) hidden.delete(family); else hidden.add(family); draw(); });
+    const shown = html("label");
+    shown.append(box, ` ${family}`);
     slider.addEventListener("input", () => { at[family] = Number(slider.value); draw(); });
-    knobs.append(html("label", { for: id }, symbol), slider, setting);
+    knobs.append(shown, html("label", { for: id }, symbol), slider, setting);
   }
   choice.addEventListener("change", draw);
   const picture = document.createElementNS("http://www.w3.org/2000/svg", "svg");
@@ -59,7 +65,7 @@
 
   function draw() {
     const { reference, families } = presets[choice.value];
-    const names = Object.keys(families);
+    const names = Object.keys(families).filter(name => !hidden.has(name));
     const policies = names.map(name => families[name].policies[at[name]]);
     picture.replaceChildren();
 
@@ -71,7 +77,7 @@
     const bar = (left, width, height, fill) => svg(picture, "rect",
       { x: bars.x(left), y: bars.y(height), width: bars.x(left + width) - bars.x(left), height: bars.y(0) - bars.y(height), fill });
     reference.forEach((value, i) => bar(i + 0.55, 0.9, value, "#d4d4d4"));
-    const width = 0.8 / names.length;
+    const width = 0.8 / Math.max(names.length, 1);
     policies.forEach((policy, k) => policy.forEach((value, i) => bar(i + 0.6 + k * width, width * 0.9, value, families[names[k]].colour)));
 
     const furthest = 1.05 * Math.max(0.5, ...names.map(name => Math.max(...families[name].curve[0])));
@@ -85,9 +91,9 @@
     }
     names.forEach((name, k) => {
       const row = families[name].rows[at[name]];
-      svg(picture, "circle", { cx: plot.x(row.kl), cy: plot.y(row.win_rate), r: 8 - 1.5 * k, fill: families[name].colour, stroke: "white" });
-      svg(picture, "rect", { x: 60 + 130 * k + 110, y: 4, width: 12, height: 12, fill: families[name].colour });
-      svg(picture, "text", { x: 60 + 130 * k + 128, y: 15 }, name);
+      svg(picture, "circle", { cx: plot.x(row.kl), cy: plot.y(row.win_rate), r: Math.max(8 - 1.5 * k, 4), fill: families[name].colour, stroke: "white" });
+      svg(picture, "rect", { x: 165 + 115 * k, y: 4, width: 12, height: 12, fill: families[name].colour });
+      svg(picture, "text", { x: 183 + 115 * k, y: 15 }, name);
     });
     svg(picture, "rect", { x: 60, y: 4, width: 12, height: 12, fill: "#d4d4d4" });
     svg(picture, "text", { x: 78, y: 15 }, "reference");
@@ -95,13 +101,15 @@
     const head = html("tr");
     head.append(...["policy", "knob", "KL (nats)", "win rate", "mean reward", "draws"].map(text => html("th", {}, text)));
     table.replaceChildren(head);
+    for (const [name, { symbol, rows }] of Object.entries(families)) {
+      document.querySelector(`output[for="knob-${symbol}"]`).textContent = rows[at[name]].setting;
+    }
     for (const name of names) {
       const row = families[name].rows[at[name]];
       const line = html("tr");
       const cells = [name, row.setting, row.kl.toFixed(3), row.win_rate.toFixed(3), row.reward.toFixed(3), row.draws];
       line.append(...cells.map(text => html("td", {}, text)));
       table.append(line);
-      document.querySelector(`output[for="knob-${families[name].symbol}"]`).textContent = row.setting;
     }
     picture.setAttribute("aria-label", "Bars of each policy's probabilities, and win rate against KL; the table below has the numbers");
   }
