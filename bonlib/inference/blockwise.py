@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from bonlib.bounds import kl_from_winner
 from bonlib.checks import whole
 from bonlib.estimates import best_of_n_kl
+from bonlib.exact import Array
+from bonlib.inference.steered import Judged, steer
 
 if TYPE_CHECKING:
     from bonlib.draws.rewards import RewardModel
@@ -35,6 +37,21 @@ class Blockwise(NamedTuple):
     rewards: NDArray[np.float64]
     kl: NDArray[np.float64]
     kl_from_winners: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _BestBlock:
+    """The `Steering` by which the best of the first `competing` of n blocks goes on, and n more begin behind it."""
+
+    n: int
+    checkpoints: tuple[int, ...]
+    competing: int
+
+    def go_on(self, scores: Array, before: Array, generator: np.random.Generator) -> NDArray[np.intp]:
+        return np.repeat(self.pick(scores, before, generator)[:, None], self.n, axis=1)
+
+    def pick(self, rewards: Array, before: Array, generator: np.random.Generator) -> NDArray[np.intp]:
+        return rewards[:, : self.competing].argmax(axis=1)
 
 
 def blockwise_best_of_n(
@@ -66,46 +83,20 @@ def blockwise_best_of_n(
 
     Source: Mudgal et al. 2024; Beirami et al., appendix B.
     """
-    from bonlib.draws.rewards import checked_score
-    from bonlib.models.texts import response_texts
-
     n, block = whole("n", n, 1), whole("block", block, 1)
     m = whole("candidates", max(4 * n, 64) if candidates is None else candidates, n)
-    loaded = sampler.loaded
-    encoded = loaded.encode(prompts, settings.max_new_tokens)
-    written: list[list[int]] = [[] for _ in prompts]
-    rewards, kl, kl_from_winners = (np.zeros(len(prompts)) for _ in range(3))
-    going_on = list(range(len(prompts)))
-    seeds = iter(np.random.SeedSequence(seed).generate_state(settings.max_new_tokens).tolist())
-    for start in range(0, settings.max_new_tokens, block):
-        length = min(block, settings.max_new_tokens - start)
-        heads = [encoded[i] + written[i] for i in going_on for _ in range(m)]
-        drawn = sampler.sample_tokens(heads, replace(settings, max_new_tokens=length), seed=next(seeds))
-        blocks = [row[row >= 0].tolist() for row in drawn.token_ids]
-        rows = [i for i in going_on for _ in range(m)]
-        texts = response_texts(
-            loaded.tokenizer, [encoded[i] for i in rows], [written[i] + b for i, b in zip(rows, blocks, strict=True)]
-        )
-        # A block that came several times is scored once: cheaper, and its rewards are equal to the last digit.
-        asked = list(zip([prompts[i] for i in rows], texts, strict=True))
-        different = list(dict.fromkeys(asked))
-        score_of = dict(zip(different, checked_score(reward_model, *zip(*different, strict=True)), strict=True))
-        scores = np.array([score_of[pair] for pair in asked]).reshape(-1, m)
-        log_probs = drawn.sampling_log_probs.reshape(-1, m)
-        kept = scores[:, :n].argmax(axis=1)
-        rewards[going_on] = scores[np.arange(len(kept)), kept]
-        named = [list(map(tuple, blocks[place : place + m])) for place in range(0, len(blocks), m)]
-        kl[going_on] += best_of_n_kl(scores, n, log_probs=log_probs, responses=named)
-        kl_from_winners[going_on] += kl_from_winner(log_probs[np.arange(len(kept)), kept], n)
-        for place, (i, choice) in enumerate(zip(going_on, kept, strict=True)):
-            written[i] = written[i] + blocks[place * m + choice]
-        going_on = [i for i in going_on if written[i][-1] not in loaded.end_token_ids]
-        if not going_on:
-            break
-    return Blockwise(
-        np.array(response_texts(loaded.tokenizer, encoded, written), dtype=object),
-        np.array([len(tokens) for tokens in written]),
-        rewards,
-        kl,
-        kl_from_winners,
-    )
+    kl, kl_from_winners = np.zeros((2, len(prompts)))
+
+    def measure(judged: Judged) -> None:
+        tokens, lengths, _, log_probs = (table.cpu().double().numpy() for table in judged.responses)
+        of_block = log_probs[:, judged.begun :].sum(axis=1).reshape(-1, m)
+        rows = zip(tokens.tolist(), lengths.astype(int).tolist(), strict=True)
+        blocks = [tuple(row[judged.begun : length]) for row, length in rows]
+        named = [blocks[place : place + m] for place in range(0, len(blocks), m)]
+        places, winners = list(judged.prompts), np.take_along_axis(of_block, judged.kept[:, :1], axis=1)[:, 0]
+        kl[places] += best_of_n_kl(judged.scores, n, log_probs=of_block, responses=named)
+        kl_from_winners[places] += kl_from_winner(winners, n)
+
+    rule = _BestBlock(m, tuple(range(block, settings.max_new_tokens, block)), n)
+    found = steer(sampler, reward_model, prompts, rule, settings, seed=seed, watch=measure)
+    return Blockwise(found.responses.texts, found.responses.lengths, found.rewards, kl, kl_from_winners)

@@ -170,15 +170,21 @@ def _follow(
             return
         if left < len(running):
             chosen, running = chosen[going_on], running[going_on]
-        names, kept = rows[running], left < count and onward.cuts(left)
-        if branch is not None and (branches := _branches(branch, names, step)) is not None:
-            places, names = branches
-            chosen, running, left, kept = chosen[places], running[places], len(places), True
-            if left == 0:
+        if branch is not None and (branches := _branches(branch, rows[running], step)) is not None:
+            places, rows = branches
+            if len(rows) == 0:
                 return
-        if kept:
+            once, copies = places.unique_consecutive(return_inverse=True)  # copies differ from their next token on
+            onward.keep(running[once])
+            logits = onward(chosen[once])
+            if len(once) < len(places):
+                onward.keep(copies)
+                logits = logits[copies]
+            count, running = len(rows), torch.arange(len(rows), device=rows.device)
+            continue
+        if left < count and onward.cuts(left):
             onward.keep(running)
-            rows, count, running = names, left, torch.arange(left, device=rows.device)
+            rows, count, running = rows[running], left, torch.arange(left, device=rows.device)
         if left < count:  # finished rows that stay read padding, and nobody asks what they say
             chosen = torch.full((count,), pad_id, device=rows.device).index_copy_(0, running, chosen)
         logits = onward(chosen)

@@ -158,14 +158,23 @@ def computed(monkeypatch):
 )
 @pytest.mark.parametrize("model", ["bundled_model", "language_model"])
 def test_the_tokens_it_says_are_those_that_were_computed(rule, model, computed, request):
-    """The first token of each comes with the reading of the prompt; the small model often ends its responses."""
+    """The first token of each response and copy comes with the reading of what it shares with others."""
     sampler = TransformersSampler(request.getfixturevalue(model), batch_size=24)
     steer(sampler, REWARD, PROMPTS, rule, SETTINGS, seed=1)  # a model that is new is tried first
     computed.clear()
     asked = []
     reward = FunctionReward(lambda prompt, response: (asked.append(prompt), noise(prompt, response))[1], name="asked")
-    found = steer(sampler, reward, PROMPTS, rule, SETTINGS, seed=0)
-    assert sum(computed) == found.tokens.sum() - len(PROMPTS) * rule.n
+    further = []
+
+    def count(judged):
+        """Further copies, of responses that go on."""
+        width, last = judged.scores.shape[1], judged.responses.tokens.gather(1, judged.responses.lengths[:, None] - 1)
+        ended = torch.isin(last, torch.tensor(sampler.loaded.end_token_ids)).reshape(-1, width).numpy()
+        again = np.diff(judged.kept, axis=1, prepend=-1) == 0
+        further.append((again & ~np.take_along_axis(ended, judged.kept, axis=1)).sum())
+
+    found = steer(sampler, reward, PROMPTS, rule, SETTINGS, seed=0, watch=count)
+    assert sum(computed) == found.tokens.sum() - len(PROMPTS) * rule.n - sum(further)
     assert len(asked) == found.calls.sum()
     assert (found.calls <= rule.n * (len(rule.checkpoints) + 1) + 8).all()
     assert not found.read_again.any()
