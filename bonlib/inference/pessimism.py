@@ -13,8 +13,7 @@ from scipy.special import xlogy
 from bonlib.checks import number, settle, whole
 from bonlib.exact import Array, Outcomes, as_n
 from bonlib.inference.cases import all_cases
-from bonlib.inference.rules import Choice, all_spent, checked_rewards, register
-from bonlib.inference.soft_best_of_n import chi_squared, proxy_error
+from bonlib.inference.rules import Choice, all_spent, checked_like, checked_rewards, register
 from bonlib.inference.stopping import reservation_value
 
 Fallback = Literal["fresh", "last"]
@@ -24,7 +23,8 @@ Fallback = Literal["fresh", "last"]
 class Pessimism:
     """Keep the first of `n` draws that is accepted, with chance (reward − λ)^+ / (best reward − λ).
 
-    λ is such that E(reward − λ)^+ = β: what is kept nears π_χ ∝ π (reward − λ)^+, see `pessimistic_policy`.
+    Best is the best of the draws, so that one is always accepted, and λ is such that (reward − λ)^+ is β on average
+    over the draws. As n grows it nears `pessimistic_policy`, by way of `pessimistic_best_of` if λ were known.
 
     Args:
         n: draws, a whole number, at least 1.
@@ -43,47 +43,25 @@ class Pessimism:
     def __post_init__(self) -> None:
         settle(self, n=whole("n", self.n, 1), beta=_checked_beta(self.beta))
 
-    def choose(
-        self, rewards: ArrayLike, *, seed: int = 0, threshold: ArrayLike | None = None, best: ArrayLike | None = None
-    ) -> Choice:
-        """Return the first that is accepted, in the order of the draws.
-
-        Args:
-            rewards: of the draws, shape (..., n).
-            seed: of the acceptances.
-            threshold: λ, shape (...), where it is known. If None, it is that of these draws, and so is the best reward:
-                then all must be drawn before one is accepted, and the best of them always is.
-            best: the largest reward that can come, shape (...), with a threshold. If none is accepted, the last is
-                kept.
-        """
+    def choose(self, rewards: ArrayLike, *, seed: int = 0) -> Choice:
+        """Return the first that is accepted, in the order of the draws, with rewards (..., n)."""
         table = checked_rewards(rewards, self.n)
-        if (threshold is None) != (best is None):
-            raise ValueError("threshold or best is missing; give both, or neither for those of the draws")
-        if threshold is None or best is None:
-            table = table - table.max(axis=-1, keepdims=True)
-            low, top = reservation_value(table, self.beta)[..., None], np.zeros(1)
-        else:
-            low, top = (np.asarray(each, dtype=np.float64)[..., None] for each in (threshold, best))
-            if not (low < top).all():
-                raise ValueError(
-                    "threshold is not below best; take `reservation_value` of the outcomes, and their best"
-                )
-        accepted = np.random.default_rng(whole("seed", seed)).random(table.shape) * (top - low) < table - low
-        accepted[..., -1] = True
-        kept = accepted.argmax(axis=-1)
-        return Choice(kept, all_spent(table) if threshold is None else kept + 1)
+        table = table - table.max(axis=-1, keepdims=True)
+        threshold = reservation_value(table, self.beta)[..., None]
+        chance = np.random.default_rng(whole("seed", seed)).random(table.shape)
+        return Choice((chance * -threshold < table - threshold).argmax(axis=-1), all_spent(table))
 
     def law(self, outcomes: Outcomes) -> Array:
-        """Return how likely each outcome is kept where λ and the best reward are known, shape (K,).
+        """Return how likely each outcome is kept, by going through all cases, shape (K,).
 
-        Where they are those of the draws, it is `pessimism_from_draws`.
+        Raises:
+            TooManyOutcomesError: if the draws fall on the outcomes in more ways than can be gone through.
         """
-        return pessimistic_best_of(outcomes, self.n, self.beta, "last")
+        return pessimism_from_draws(outcomes, self.n, self.beta)
 
     def cost(self, outcomes: Outcomes) -> float:
-        """Return how many draws are made where λ and the best reward are known; n where they are not."""
-        rejected = 1 - 1 / _largest_ratio(outcomes, pessimistic_policy(outcomes, self.beta))
-        return float(np.sum(rejected ** np.arange(self.n)))
+        """Return n: all must be known before one is accepted."""
+        return float(self.n)
 
 
 def pessimistic_policy(outcomes: Outcomes, beta: float) -> Array:
@@ -147,75 +125,25 @@ def pessimism_from_draws(
     Source: derived here. With a time of arrival for each draw, uniform and its own, one is the first accepted if all
         others come later or are not: a polynomial in its time, which Gauss's quadrature integrates exactly.
     """
-    counts, chance = all_cases(outcomes.probs, whole("n", n, 1))
-    came = counts > 0
-    rewards = np.broadcast_to(outcomes.rewards, counts.shape)
-    low = reservation_value(rewards, _checked_beta(beta), counts / n)[:, None]
-    top = np.max(rewards, axis=1, keepdims=True, where=came, initial=-np.inf) if best is None else float(best)
-    accept = np.clip((rewards - low) / (top - low), 0, 1)
+    levels, place = np.unique(outcomes.rewards, return_inverse=True)
+    mass = np.asarray(np.bincount(place, outcomes.probs), dtype=np.float64)
+    counts, chance = all_cases(mass, whole("n", n, 1))
+    best_drawn = np.max(np.broadcast_to(levels, counts.shape), axis=1, keepdims=True, where=counts > 0, initial=-np.inf)
+    advantage = levels - best_drawn
+    low = reservation_value(advantage, _checked_beta(beta), counts / n)[:, None]
+    top = 0.0 if best is None else float(best) - best_drawn
+    accept = np.clip((advantage - low) / (top - low), 0, 1)
     if again:
-        one = accept @ outcomes.probs
-        taken, none = outcomes.probs * accept * ((1 - (1 - one) ** n) / one)[:, None], (1 - one) ** n
+        one = accept @ mass
+        taken, none = accept * mass * ((1 - (1 - one) ** n) / one)[:, None], (1 - one) ** n
     else:
         times, weights = np.polynomial.legendre.leggauss(n // 2 + 1)
         taken, none = np.zeros(counts.shape), np.prod((1 - accept) ** counts, axis=1)
         for time, weight in zip((times + 1) / 2, weights / 2, strict=True):
             later = 1 - accept * time
-            others = np.prod(later**counts, axis=1, keepdims=True)
-            taken += weight * counts * accept * others / later
-    return chance @ taken + (chance @ none) * outcomes.probs
-
-
-def pessimism_regret_bound(outcomes: Outcomes, gold: ArrayLike, comparator: ArrayLike, beta: float) -> float:
-    """Return an upper bound on the gold reward that π_χ by a proxy has less than another policy.
-
-    It is least at β = ε/√C, where it is 2ε√C.
-
-    Args:
-        outcomes: the world with the proxy as reward.
-        gold: true rewards, shape (K,).
-        comparator: probabilities of the other policy π*, shape (K,).
-        beta: β > 0 in units of the proxy.
-
-    Returns:
-        ε√C + βC/2 + ε²/(2β), ε of `proxy_error` and C = 1 + χ²(π* ‖ π).
-
-    Raises:
-        ValueError: if an argument is out of range.
-
-    Source: derived here, in the form of Huang et al. 2025.
-    """
-    error, coverage, beta = (
-        proxy_error(outcomes, gold),
-        1 + chi_squared(comparator, outcomes.probs),
-        _checked_beta(beta),
-    )
-    return float(error * np.sqrt(coverage) + beta * coverage / 2 + error**2 / (2 * beta))
-
-
-def best_of_n_regret_bound(outcomes: Outcomes, gold: ArrayLike, comparator: ArrayLike, n: float) -> float:
-    """Return an upper bound on the gold reward that best-of-n by a proxy has less than another policy.
-
-    Args:
-        outcomes: the world with the proxy as reward.
-        gold: true rewards, shape (K,).
-        comparator: probabilities of the other policy π*, shape (K,).
-        n: number of draws, real, finite, at least 1.
-
-    Returns:
-        R (1 − 1/C_∞)^n + ε n/√(2n − 1) + ε√C: it falls, and rises again. R is the range of the proxy, C_∞ = max π*/π.
-
-    Raises:
-        ValueError: if an argument is out of range.
-
-    Source: derived here, in the form of Huang et al. 2025, from E_{π_n}[π_n/π] <= n²/(2n − 1).
-    """
-    error, coverage, n = proxy_error(outcomes, gold), 1 + chi_squared(comparator, outcomes.probs), float(as_n(n))
-    possible = outcomes.probs > 0
-    spread = np.ptp(outcomes.rewards[possible])
-    top_coverage = np.max(np.asarray(comparator)[possible] / outcomes.probs[possible])
-    missed = spread * (1 - 1 / top_coverage) ** n if np.isfinite(coverage) else np.inf
-    return float(missed + error * (n / np.sqrt(2 * n - 1) + np.sqrt(coverage)))
+            taken += weight * counts * accept * np.prod(later**counts, axis=1, keepdims=True) / later
+    law = chance @ taken + (chance @ none) * mass
+    return np.divide(outcomes.probs * law[place], mass[place], out=np.zeros(len(place)), where=outcomes.probs > 0)
 
 
 def best_of_n_slope(outcomes: Outcomes, n: float) -> Array:
@@ -251,8 +179,7 @@ def hedged_n(outcomes: Outcomes, gold: ArrayLike, most: float = 1e6) -> float:
 
     Source: Khalaf et al. 2025 (hedging).
     """
-    true = np.asarray(gold, dtype=np.float64)
-    proxy_error(outcomes, true)  # which sees whether it is one number an outcome
+    true = checked_like("gold", gold, outcomes.rewards)
     grid = np.geomspace(1, float(number("most", most, above=1)), 400)
     place = int(np.argmax([outcomes.best_of(n) @ true for n in grid]))
     low, high = grid[max(place - 1, 0)], grid[min(place + 1, 399)]

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bonlib.checks import number, settle, whole
-from bonlib.exact import BLOCK, Array, Outcomes, as_n, as_probs, kl_divergence
-from bonlib.inference.rules import Choice, all_spent, checked_like, checked_rewards, register
+from bonlib.exact import BLOCK, Array, Outcomes, as_n
+from bonlib.inference.rules import Choice, all_spent, checked_rewards, register
 
 CELL, POINTS = 1 / 32, 8  # grid of log-weights in nats, and the points of it that an outcome is interpolated from
 _FARTHEST = 200_000  # nats between rewards up to which the integral is taken
@@ -86,10 +86,8 @@ def soft_best_of(outcomes: Outcomes, n: float, temperature: float) -> Array:
     n, temperature = float(as_n(n)), _checked_temperature(temperature)
     possible = outcomes.probs > 0
     advantage = np.where(possible, outcomes.rewards - outcomes.rewards[possible].max(), 0.0)
-    with np.errstate(over="ignore"):
-        log_w = advantage / temperature
-    if np.ptp(advantage) < CELL * temperature * (len(log_w) - POINTS):  # more outcomes than points of the grid
-        lift = _lift_by_grid(log_w, outcomes.probs, n)
+    if np.ptp(advantage) < CELL * temperature * (len(advantage) - POINTS):  # more outcomes than points of the grid
+        lift = _lift_by_grid(advantage / temperature, outcomes.probs, n)
     else:
         levels, place = np.unique(advantage, return_inverse=True)
         # A step of 800 nats is as good as any larger one, and small numbers keep their digits.
@@ -248,57 +246,6 @@ def soft_kl_bound(n: float, spread: float) -> float:
     """
     n = float(as_n(n))
     return float(np.log(n) - np.log1p((n - 1) * np.exp(-number("spread", spread, least=0))))
-
-
-def soft_regret_bound(
-    outcomes: Outcomes, gold: ArrayLike, comparator: ArrayLike, n: float, temperature: float
-) -> float:
-    """Return an upper bound on the gold reward that soft best-of-n by a proxy has less than another policy.
-
-    Args:
-        outcomes: the world with the proxy as reward.
-        gold: true rewards, shape (K,).
-        comparator: probabilities of the other policy π*, shape (K,).
-        n: number of draws, real, finite, at least 1.
-        temperature: λ > 0 in units of the proxy.
-
-    Returns:
-        ε√C + λ KL(π* ‖ π) + `reward_gap_bound` + ε √(the largest growth, see `soft_kl_bound`), with ε and C as in
-        `proxy_error` and `chi_squared`.
-
-    Raises:
-        ValueError: if an argument is out of range.
-
-    Source: derived here, in the form of Aminian et al. 2025.
-    """
-    error, coverage = proxy_error(outcomes, gold), 1 + chi_squared(comparator, outcomes.probs)
-    spread = np.ptp(outcomes.rewards[outcomes.probs > 0]) / _checked_temperature(temperature)
-    by_proxy = temperature * kl_divergence(comparator, outcomes.probs) + reward_gap_bound(outcomes, n, temperature)
-    return float(error * (np.sqrt(coverage) + np.exp(soft_kl_bound(n, spread) / 2)) + by_proxy)
-
-
-def proxy_error(outcomes: Outcomes, gold: ArrayLike) -> float:
-    """Return ε, the root of the mean square by which gold, shape (K,), differs from the reward under π."""
-    true = checked_like("gold", gold, outcomes.rewards)
-    return float(np.sqrt(outcomes.probs @ (outcomes.rewards - true) ** 2))
-
-
-def chi_squared(p: ArrayLike, q: ArrayLike) -> float:
-    """Return χ²(p ‖ q) = E_p[p/q] − 1; infinite where `p` has mass that `q` lacks.
-
-    Args:
-        p: probabilities, shape (K,).
-        q: probabilities, shape (K,).
-
-    Raises:
-        ValueError: if the shapes differ or either is not a distribution.
-    """
-    p, q = as_probs("p", p), as_probs("q", q)
-    if p.shape != q.shape:
-        raise ValueError(f"p has shape {p.shape} and q {q.shape}; both must be over the same outcomes")
-    held = p > 0
-    with np.errstate(divide="ignore"):
-        return float(p[held] @ (p[held] / q[held]) - 1)
 
 
 def _checked_temperature(temperature: float) -> float:

@@ -16,7 +16,6 @@ from bonlib.inference.regularised import (
     KlBestOfSet,
     MbrBestOfN,
     WassersteinBestOfN,
-    word_distances,
 )
 from bonlib.inference.rules import TooManyOutcomesError, choose_in_groups
 from bonlib.inference.soft_best_of_n import soft_best_of
@@ -197,15 +196,6 @@ def test_choices_in_groups_see_their_own_distances():
     np.testing.assert_array_equal(kept[:, 1], 4 + second)
 
 
-def test_distances_of_texts_are_the_words_not_in_common():
-    texts = [["a film", "A  film a", "the film", ""], ["x", "x y z", "q", "y z"]]
-    found = word_distances(texts)
-    np.testing.assert_allclose(found[0], [[0, 0, 2 / 3, 1], [0, 0, 2 / 3, 1], [2 / 3, 2 / 3, 0, 1], [1, 1, 1, 0]])
-    np.testing.assert_allclose(found[1], [[0, 2 / 3, 1, 1], [2 / 3, 0, 1, 1 / 3], [1, 1, 0, 1], [1, 1 / 3, 1, 0]])
-    np.testing.assert_array_equal(word_distances(texts[1]), found[1])
-    assert word_distances(["", ""]).tolist() == [[0, 0], [0, 0]]
-
-
 @pytest.mark.parametrize("name", RULES)
 def test_bad_settings_are_named(name):
     with pytest.raises(ValueError, match="n is 0"):
@@ -229,6 +219,3 @@ def test_bad_arguments_are_named():
         KlBestOfSet(2, 1).law(many)
     with pytest.raises(TooManyOutcomesError, match="40 different ones"):
         MbrBestOfN(9, 1).law(many, np.zeros((40, 40)))
-    for texts in ("a film", [1, 2], [], [["a", "b"], ["c"]]):
-        with pytest.raises(ValueError, match="texts is"):
-            word_distances(texts)

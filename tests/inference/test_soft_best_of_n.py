@@ -12,17 +12,15 @@ from scipy.stats import chisquare, entropy
 
 from bonlib.exact import Outcomes, kl_divergence
 from bonlib.inference.best_of_n import best_of_n
+from bonlib.inference.regret import chi_squared
 from bonlib.inference.rules import choose_in_groups
 from bonlib.inference.soft_best_of_n import (
     SoftBestOfN,
     _lift,
     approach_to_tilt,
-    chi_squared,
-    proxy_error,
     reward_gap_bound,
     soft_best_of,
     soft_kl_bound,
-    soft_regret_bound,
 )
 
 W = Outcomes([0.3, 0.25, 0.2, 0.15, 0.1], [0, 1, 1, 2, 3])
@@ -123,8 +121,8 @@ def test_the_kl_to_the_tilt_falls_with_the_square_of_n_both_ways():
     assert n * (W.mean_reward(tilt) - W.mean_reward(law)) == pytest.approx(1.59490, abs=6e-6)
 
 
-@given(outcomes(smallest=-3), st.integers(1, 40), st.floats(-1, 1), st.integers(0, 99))
-def test_the_bounds_hold(model, n, log_temperature, seed):
+@given(outcomes(smallest=-3), st.integers(1, 40), st.floats(-1, 1))
+def test_the_bounds_hold(model, n, log_temperature):
     temperature = 10**log_temperature
     law, tilt, near = soft_best_of(model, n, temperature), model.tilt(temperature), approach_to_tilt(model, temperature)
     assert chi_squared(tilt, model.probs) == pytest.approx(near.chi_squared, rel=1e-9, abs=1e-12)
@@ -134,11 +132,6 @@ def test_the_bounds_hold(model, n, log_temperature, seed):
     spread = np.ptp(model.rewards[model.probs > 0]) / temperature
     kl = kl_divergence(law, model.probs)
     assert kl <= min(soft_kl_bound(n, spread), kl_divergence(model.best_of(n), model.probs)) + 1e-12
-    assert chi_squared(law, model.probs) + 1 <= n**2 / (2 * n - 1) + 1e-12
-    rng = np.random.default_rng(seed)
-    gold, comparator = model.rewards + rng.normal(size=len(model)), model.tilt(rng.gamma(1))
-    regret = comparator @ gold - law @ gold
-    assert regret <= soft_regret_bound(model, gold, comparator, n, temperature) + 1e-12
 
 
 def test_the_kl_is_at_most_what_the_softmax_leaves_of_log_n():
@@ -155,7 +148,6 @@ def test_where_the_reward_is_hacked_smoothing_helps_only_at_the_same_large_n():
     raw = max(H.tilt(knob) @ GOLD for knob in knobs)
     assert [soft, raw, H.best_of(16) @ GOLD] == pytest.approx([0.3830, 0.3668, 0.2144], abs=6e-5)
     assert H.best_of(4.68) @ GOLD == pytest.approx(0.5388, abs=6e-5)
-    assert proxy_error(H, GOLD) == pytest.approx(np.sqrt(0.03 * 2.5**2))
 
 
 def test_choices_follow_the_law():
@@ -185,7 +177,3 @@ def test_bad_arguments_are_named():
         soft_best_of(Outcomes(np.full(3000, 1 / 3000), np.arange(3000)), 4, 1e-300)
     with pytest.raises(ValueError, match="spread is -1"):
         soft_kl_bound(2, -1)
-    with pytest.raises(ValueError, match=r"gold has shape \(2,\)"):
-        proxy_error(W, [1, 2])
-    with pytest.raises(ValueError, match="same outcomes"):
-        chi_squared([1.0], [0.5, 0.5])
