@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import softmax
 
 from bonlib.checks import number, settle, shown, whole
 from bonlib.exact import Array, Outcomes
@@ -105,9 +106,9 @@ class WassersteinBestOfN(_Regularised):
         """Return how likely each outcome is kept, given the distances between them, (K, K), shape (K,)."""
         apart = checked_distances(distances, outcomes.rewards)
         law = np.zeros(len(outcomes))
-        for centre, chance in enumerate(outcomes.probs):
+        for centre in np.flatnonzero(outcomes.probs):
             scores = outcomes.rewards - self.beta * apart[:, centre]
-            law += chance * _best_with(outcomes.probs, scores, centre, self.n)
+            law += outcomes.probs[centre] * _best_with(outcomes.probs, scores, int(centre), self.n)
         return law
 
 
@@ -180,18 +181,19 @@ class KlBestOfSet(_Regularised):
                 f"outcomes has {len(possible)} that can come; this law goes through all sets of at most {_MOST_SET}: "
                 "take fewer, or simulate"
             )
-        rewards, likely = outcomes.rewards[possible], _log_probs(outcomes, log_probs)[possible]
         members = np.arange(2 ** len(possible))[:, None] >> np.arange(len(possible)) & 1 == 1
+        rewards = np.broadcast_to(outcomes.rewards[possible], members.shape)
+        likely = _log_probs(outcomes, log_probs)[possible]
         # The chance that nothing else is drawn, then that nothing of it is missing, one outcome at a time.
         drawn = (members @ outcomes.probs[possible]) ** self.n
         for place in range(len(possible)):
             halves = drawn.reshape(-1, 2, 2**place)
             halves[:, 1] -= halves[:, 0]
-        best = np.max(np.where(members, rewards, -np.inf), axis=1, keepdims=True)
-        with np.errstate(over="ignore", invalid="ignore"):
-            weights = np.where(members, np.exp((rewards - best) / self.beta + likely), 0.0)
+        best = np.max(rewards, axis=1, keepdims=True, where=members, initial=-np.inf)
+        with np.errstate(over="ignore"):
+            scores = np.where(members, (rewards - best) / self.beta + likely, -np.inf)
         law = np.zeros(len(outcomes))
-        law[possible] = drawn[1:] @ (weights[1:] / weights[1:].sum(axis=1, keepdims=True))
+        law[possible] = drawn[1:] @ softmax(scores[1:], axis=1)
         return law
 
 
