@@ -81,7 +81,8 @@ def compare_rules(rules: Iterable[tuple[str, Rule]], rewards: ArrayLike, **given
 def rules_at(n: int, rewards: ArrayLike, known: Iterable[str] = ()) -> list[tuple[str, Rule]]:
     """Return the rules that draws allow at a budget, each at the values of its knob that the table of rules has.
 
-    Rules that have to be told more than n and their knob are left out.
+    There is best-of-k, too, for k = 2, 4, 8 … below n: the n that is best is the first thing to try. Rules that have to
+    be told more than n and a knob that has values there are left out.
 
     Args:
         n: draws that each may make.
@@ -90,19 +91,23 @@ def rules_at(n: int, rewards: ArrayLike, known: Iterable[str] = ()) -> list[tupl
         known: what is known of the draws beside their rewards; rules that need more are left out.
 
     Returns:
-        Rules by names such as "soft, temperature = 0.3 sd".
+        Rules by names such as "best, n = 8" and "soft, temperature = 0.414 (0.3 sd)".
     """
     spread = float(np.sqrt(checked_rewards(rewards).var(axis=-1).mean())) or 1.0
     found = []
     for entry in RULES.values():
         fields = signature(entry.make).parameters.values()
-        if {field.name for field in fields if field.default is field.empty} - {"n", entry.knob}:
+        turned = {"n", entry.knob} if entry.grid else {"n"}
+        if {field.name for field in fields if field.default is field.empty} - turned:
             continue
         for value in entry.grid or (None,):
             unit = spread if entry.scale else 1.0
             rule = make_rule(entry.name, n=n, **({} if value is None else {entry.knob: value * unit}))
-            knob = "" if value is None else f", {entry.knob} = {value:g}{' sd' * bool(entry.scale)}"
-            found += [(f"{entry.name}{knob}", rule)] if set(rule.needs) <= set(known) else []
+            knob = "" if value is None else f", {entry.knob} = {value * unit:.3g}"
+            in_units = f" ({value:g} sd)" if entry.scale else ""
+            found += [(f"{entry.name}{knob}{in_units}", rule)] if set(rule.needs) <= set(known) else []
+        if entry.make is BestOfN:
+            found += [(f"best, n = {k}", BestOfN(k)) for k in (2**power for power in range(1, n.bit_length())) if k < n]
     return found
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bonlib.bounds import win_rate_bound
+from bonlib.inference import RULES
 from bonlib.records.findings import percent
 from bonlib.records.measures import ENOUGH, FURTHEST, MANY
 from bonlib.records.pictures import BOUND, CHANCE, GOLD, Line, histogram, lines
@@ -78,6 +80,7 @@ def _content(report: Report) -> dict[str, Any]:
         "worth": _worth(report),
         "right": _right(report),
         "votes": "votes" in report.tables,
+        "ways": _ways(report),
         "enough": ENOUGH,
         "furthest": FURTHEST,
         "many": len(counts) == 1 and counts[0] >= MANY,
@@ -134,6 +137,26 @@ def _right(report: Report) -> list[list[Any]] | None:
         ]
         for place, (n, row) in enumerate(report.curve.milestones().iterrows())
     ]
+
+
+def _ways(report: Report) -> dict[str, Any] | None:
+    """Rules that spend draws: of each its best setting, and all of them."""
+    if "rules" not in report.tables:
+        return None
+    table, said = report.tables["rules"], report.summary["rules"]
+    by = "reward" if said["judged_by"] is None else "judged"
+    columns = ["reward"] + ["judged"] * (by == "judged")
+    kind = table.index.str.partition(",").get_level_values(0)
+    best = table.groupby(kind, sort=False)[by].idxmax()
+
+    def rows(names: Iterable[str]) -> list[list[Any]]:
+        return [
+            [name, _whole(row["spent"]), *(_shown(row[column], row[f"{column}_se"]) for column in columns)]
+            for name, row in table.loc[list(names)].iterrows()
+        ]
+
+    keeps = [[name, RULES[name].label, RULES[name].keeps] for name in best.index]
+    return said | {"best_of_each": rows(best), "all": rows(table.index), "keeps": keeps}
 
 
 def _examples(report: Report) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from bonlib.bounds import kl_bound
 from bonlib.cdf import ROUNDING
 from bonlib.checks import shown
 from bonlib.records import measures
+from bonlib.records.choosing import verdict, ways_to_spend
 from bonlib.records.findings import Finding, Known, find
 from bonlib.records.records import Records
 from bonlib.tables import Curve, mean_and_error
@@ -34,8 +35,8 @@ class Report:
         records: what it is about.
         curve: of best-of-N, over the prompts with enough draws.
         tables: by name: curve (a row an N), prompts, responses, worth (quantiles over prompts), length (the reward's
-            rank by the length's), agreement (the second score's rank by the reward's), votes (the majority of k),
-            findings, and bad, the rows kept apart.
+            rank by the length's), agreement (the second score's rank by the reward's), votes (the majority of k), rules
+            (what each way to spend draws makes of them), findings, and bad, the rows kept apart.
         findings: what was looked for, what matters first.
         summary: the main numbers by name, as JSON takes them.
         kl_from: whether the KL is by log-probabilities or counted, and why.
@@ -81,6 +82,11 @@ class Report:
                 table.to_csv(folder / f"{name}.csv", index=table.index.name is not None)
         return path
 
+    @property
+    def verdict(self) -> str:
+        """Which way to spend draws would have served the scores best, in words; empty if there is one draw."""
+        return verdict(self.summary["rules"], self.summary["reward"]) if "rules" in self.summary else ""
+
     def _milestones(self) -> pd.DataFrame:
         shown = ("reward", "reward_se", "control", "win_rate", "kl", "gold", "gold_se", "gold_best", "right", "solved")
         table = self.curve.milestones()
@@ -88,13 +94,14 @@ class Report:
 
     def __repr__(self) -> str:
         lines = [repr(self.records), self._milestones().to_string(float_format="{:.3f}".format, na_rep="–")]
+        lines += [self.verdict] if self.verdict else []
         lines += [f"- {finding.name}: {finding.says}" for finding in self.findings if finding.matters]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         table = self._milestones().to_html(float_format="{:.3f}".format, na_rep="–")
         findings = "".join(f"<li>{escape(each.says)}</li>" for each in self.findings if each.matters)
-        return f"<p>{escape(repr(self.records))}</p>{table}<ul>{findings}</ul>"
+        return f"<p>{escape(repr(self.records))}</p>{table}<p>{escape(self.verdict)}</p><ul>{findings}</ul>"
 
 
 def report(records: Records, *, most: int | None = None) -> Report:
@@ -141,9 +148,12 @@ def report(records: Records, *, most: int | None = None) -> Report:
         tables["agreement"] = measures.by_rank(records, ranks, gold)
     if (votes := measures.votes(records, measured.prompts, most)) is not None:
         tables["votes"] = votes
+    if (ways := ways_to_spend(records, measured.prompts, most)) is not None:
+        tables["rules"] = ways.table
     tables["findings"] = _of_findings(findings)
     tables["bad"] = records.bad
-    return Report(records, curve, tables, findings, _summary(records, measured, findings, tables), measured.kl_from)
+    summary = _summary(records, measured, findings, tables, None if ways is None else ways.summary)
+    return Report(records, curve, tables, findings, summary, measured.kl_from)
 
 
 def _prompts(records: Records, table: pd.DataFrame, measured: measures.Measured) -> pd.DataFrame:
@@ -183,7 +193,11 @@ def _of_findings(findings: list[Finding]) -> pd.DataFrame:
 
 
 def _summary(
-    records: Records, measured: measures.Measured, findings: list[Finding], tables: Mapping[str, pd.DataFrame]
+    records: Records,
+    measured: measures.Measured,
+    findings: list[Finding],
+    tables: Mapping[str, pd.DataFrame],
+    rules: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """The main numbers; what is unknown is None."""
     table, prompts = measured.curve.table, tables["prompts"]
@@ -229,6 +243,8 @@ def _summary(
         }
     if "votes" in tables:
         found["majority"] = tables["votes"].reset_index().to_dict("records")
+    if rules is not None:
+        found["rules"] = rules | {"table": tables["rules"].reset_index().to_dict("records")}
     return _plain(found)
 
 

@@ -101,7 +101,7 @@ def test_a_random_number_is_counted_over_all_subsets():
 def test_groups_estimate_what_the_law_says():
     world = Outcomes([0.3, 0.25, 0.2, 0.15, 0.1], [0.0, 1.0, 1.0, 2.0, 3.0])
     rule = make_rule("soft", n=3, temperature=1.0)
-    draws = np.random.default_rng(0).choice(world.rewards, size=(4000, 24), p=world.probs)
+    draws = np.random.default_rng(0).choice(world.rewards, size=(1000, 24), p=world.probs)
     row = measure(rule, draws).table.iloc[0]
     assert row["reward"] == pytest.approx(world.mean_reward(rule.law(world)), abs=3 * row["reward_se"])
     assert row["win_rate"] == pytest.approx(world.win_rate(rule.law(world)), abs=3 * row["win_rate_se"])
@@ -164,14 +164,19 @@ def test_a_table_has_a_row_a_rule_and_their_differences():
 def test_the_rules_that_draws_allow():
     rewards = 10 * np.random.default_rng(0).normal(size=(50, 16))
     rules = dict(rules_at(4, rewards))
-    assert {"random", "best", "soft, temperature = 0.3 sd"} <= rules.keys()
-    assert rules["soft, temperature = 0.3 sd"].temperature == pytest.approx(3, rel=0.05)
+    assert list(rules)[:3] == ["random", "best", "best, n = 2"]
+    (soft,) = (name for name in rules if name.startswith("soft") and name.endswith(" (0.3 sd)"))
+    assert rules[soft].temperature == pytest.approx(3, rel=0.05)
+    assert f"{rules[soft].temperature:.3g}" in soft
     assert not [name for name in rules if name.startswith("majority")]
     known = ("answers", "log_probs", "responses", "distances", "partial")
     everything = dict(rules_at(4, rewards, known))
-    # n and the knob are all that a rule needs, where there are no checkpoints to be chosen.
-    assert {name.split(",")[0] for name in everything} == RULES.keys() - {"speculative", "tree", "smc"}
-    assert all(rule.n == 4 for rule in everything.values())
+    # n and the knob are all that a rule needs, where there are no checkpoints to be chosen, and no threshold.
+    assert {name.split(",")[0] for name in everything} == RULES.keys() - {"speculative", "tree", "smc", "stop-at"}
+    assert all(rule.n == 4 or name == "best, n = 2" for name, rule in everything.items())
+    assert [name for name in dict(rules_at(9, rewards)) if name.startswith("best,")] == [
+        "best, n = 2", "best, n = 4", "best, n = 8",
+    ]  # fmt: skip
     assert rules_at(2, np.ones((3, 4)))  # where all rewards are equal, a knob has their unit
 
 

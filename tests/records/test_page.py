@@ -67,7 +67,7 @@ def test_it_is_whole_and_has_each_section(text):
     parsed = Page(text)
     assert parsed.open == []
     assert parsed.sections == [
-        "short", "wrong", "curve", "worth", "answers", "gold", "length", "scores", "prompts", "how",
+        "short", "wrong", "curve", "worth", "answers", "rules", "gold", "length", "scores", "prompts", "how",
     ]  # fmt: skip
     assert len(parsed.images) == 12
 
