@@ -174,7 +174,9 @@ def _follow(
             places, rows = branches
             if len(rows) == 0:
                 return
-            once, copies = places.unique_consecutive(return_inverse=True)  # copies differ from their next token on
+            once, copies = torch.unique_consecutive(
+                places, return_inverse=True
+            )  # copies differ from their next token on
             onward.keep(running[once])
             logits = onward(chosen[once])
             if len(once) < len(places):
