@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaln
 
 from bonlib.checks import number, settle, whole
-from bonlib.exact import Array, Outcomes
+from bonlib.exact import SUM_TOLERANCE, Array, Outcomes
 from bonlib.inference.cases import CASES
 from bonlib.inference.rules import Choice, KnownRule, TooManyOutcomesError, checked_rewards, register
 
@@ -30,7 +30,7 @@ def reservation_value(rewards: ArrayLike, cost: float, probs: ArrayLike | None =
         probs: probabilities of the outcomes, shape (K,) or (..., K); equal ones if None, as of draws.
 
     Returns:
-        z, shape (...): below the largest reward, at cost / P(r is the largest) at most.
+        z, shape (...): below the largest reward, by cost / P(r is the largest) at most.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -46,7 +46,8 @@ def reservation_value(rewards: ArrayLike, cost: float, probs: ArrayLike | None =
         total = np.cumsum(ranked - best, axis=-1) / table.shape[-1]
     else:
         given = np.asarray(probs, dtype=np.float64)
-        if given.shape[-1:] != table.shape[-1:] or not (given >= 0).all() or not np.allclose(given.sum(axis=-1), 1):
+        sums_to_one = np.abs(given.sum(axis=-1) - 1) <= SUM_TOLERANCE
+        if given.shape[-1:] != table.shape[-1:] or not (given >= 0).all() or not sums_to_one.all():
             raise ValueError(f"probs has shape {given.shape} or is no distribution; rewards has shape {table.shape}")
         table, given = np.broadcast_arrays(table, given)
         order = np.argsort(-table, axis=-1)
@@ -194,10 +195,11 @@ def plug_in_gain(rewards: Array) -> Array:
 
 
 def prior_gain(prior: Outcomes, strength: float) -> Gain:
-    """Return the gain of another draw if rewards are, before any is seen, `strength` draws' worth likely to be others'.
+    """Return the gain of another draw as other prompts' rewards have it, which count as much as `strength` draws.
 
-    With it, stopping is optimal for rewards whose distribution is itself drawn from a Dirichlet process around `prior`:
-    a gain of strength/(strength + k) E(r − best)^+ only falls, so that looking one draw ahead is enough.
+    After k draws it is strength/(strength + k) E(r − best)^+ over the prior. With it, stopping is optimal for rewards
+    whose distribution is itself drawn from a Dirichlet process around `prior`: as the gain only falls, looking one draw
+    ahead is enough.
 
     Args:
         prior: rewards that other prompts had, such as `Outcomes(np.full(m, 1 / m), rewards)`.
