@@ -202,7 +202,7 @@ def test_figures_say_which_run_made_them():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["README.md", "GUIDE.md"])
+@pytest.mark.parametrize("name", ["README.md", "GUIDE.md", "METHODS.md"])
 def test_the_python_that_is_shown_runs(name, tmp_path):
     """Also the model and reward of one's own, from draws to a trained policy."""
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)

@@ -155,16 +155,22 @@ class PolicyExplorer:
         self._redraw()
 
 
-def choose(draw: Callable[..., Any], **options: Mapping[str, Any]) -> None:
-    """Show what `draw` returns for the first of each of several options, under a menu for each that changes it.
+def choose(draw: Callable[..., Any], **options: Mapping[str, Any] | Sequence[float]) -> None:
+    """Show what `draw` returns for one of each of several options, under a menu or a slider for each that changes it.
 
     Args:
         draw: takes one value of each option by name; what it returns is displayed, or each thing of a tuple.
-        **options: label in the menu to value, for each argument of `draw`.
+        **options: for each argument of `draw` label in the menu to value, of which the first is shown first; or numbers
+            that a slider moves through, from the middle one.
     """
-    from ipywidgets import Dropdown, HBox
+    from ipywidgets import Dropdown, HBox, SelectionSlider
 
-    menus = {name: Dropdown(options=list(values.items()), description=name) for name, values in options.items()}
+    menus: dict[str, Any] = {
+        name: Dropdown(options=list(values.items()), description=name)
+        if isinstance(values, Mapping)
+        else SelectionSlider(options=values, value=values[len(values) // 2], description=name)
+        for name, values in options.items()
+    }
     redraw = _show_under(HBox(list(menus.values())), lambda: draw(**{name: menu.value for name, menu in menus.items()}))
     for menu in menus.values():
         menu.observe(lambda _: redraw(), names="value")

@@ -6,6 +6,7 @@ import pytest
 
 from bonlib.course.methods_page import PAGE, methods_page, write_methods_page
 from bonlib.course.runner import ROOT
+from bonlib.inference import RULES
 from bonlib.methods import METHODS
 
 
@@ -19,7 +20,7 @@ def test_the_page_on_disk_is_what_the_registry_gives(tmp_path):
 
 def test_each_method_has_one_row_and_each_row_stands_alone():
     rows = [line.split(" | ") for line in PAGE.read_text().splitlines() if re.match(r"\| \[", line)]
-    assert [row[1].strip("`") for row in rows] == list(METHODS)
+    assert [row[1].strip("`") for row in rows] == [*METHODS, *RULES]
     for row in rows:
         assert len(row) == 6
         assert all(cell.strip("| ") and not cell.startswith("the same") for cell in row)
