@@ -125,8 +125,9 @@ def pessimism_from_draws(
     Source: derived here. With a time of arrival for each draw, uniform and its own, one is the first accepted if all
         others come later or are not: a polynomial in its time, which Gauss's quadrature integrates exactly.
     """
-    levels, place = np.unique(outcomes.rewards, return_inverse=True)
-    mass = np.asarray(np.bincount(place, outcomes.probs), dtype=np.float64)
+    possible = outcomes.probs > 0
+    levels, place = np.unique(outcomes.rewards[possible], return_inverse=True)
+    mass = np.asarray(np.bincount(place, outcomes.probs[possible]), dtype=np.float64)
     counts, chance = all_cases(mass, whole("n", n, 1))
     best_drawn = np.max(np.broadcast_to(levels, counts.shape), axis=1, keepdims=True, where=counts > 0, initial=-np.inf)
     advantage = levels - best_drawn
@@ -142,8 +143,9 @@ def pessimism_from_draws(
         for time, weight in zip((times + 1) / 2, weights / 2, strict=True):
             later = 1 - accept * time
             taken += weight * counts * accept * np.prod(later**counts, axis=1, keepdims=True) / later
-    law = chance @ taken + (chance @ none) * mass
-    return np.divide(outcomes.probs * law[place], mass[place], out=np.zeros(len(place)), where=outcomes.probs > 0)
+    law = np.array(outcomes.probs)
+    law[possible] *= (chance @ taken / mass + chance @ none)[place]
+    return law
 
 
 def best_of_n_slope(outcomes: Outcomes, n: float) -> Array:

@@ -76,6 +76,20 @@ def test_the_law_with_a_threshold_from_draws_equals_enumeration(n, beta, best, a
     np.testing.assert_allclose(pessimism_from_draws(W, n, beta, best=best, again=again), want, rtol=0, atol=1e-14)
 
 
+def test_what_cannot_come_changes_nothing():
+    with_more = Outcomes([0.3, 0, 0.25, 0.2, 0.15, 0.1, 0], [0, 9, 1, 1, 2, 3, 1])
+    for law in (
+        lambda model: pessimistic_policy(model, 0.5),
+        lambda model: pessimistic_best_of(model, 3, 0.5),
+        lambda model: pessimism_from_draws(model, 3, 0.5),
+        lambda model: pessimism_from_draws(model, 3, 0.5, best=3.0, again=True),
+        lambda model: best_of_n_slope(model, 3),
+    ):
+        found = law(with_more)
+        np.testing.assert_allclose(found[[0, 2, 3, 4, 5]], law(W), atol=1e-15)
+        assert found[[1, 6]].tolist() == [0, 0]
+
+
 def test_golden_numbers():
     policy = pessimistic_policy(W, 0.5)
     threshold = reservation_value(W.rewards, 0.5, W.probs)
