@@ -24,6 +24,7 @@ from bonlib.course.experiments.results import RESULTS, add_run, done_runs, optio
 from bonlib.course.experiments.sentiment import TEXTS_KEPT
 from bonlib.course.experiments.setting import Setting, imdb_setting
 from bonlib.course.experiments.summarisation import SummaryHarness
+from bonlib.course.making.documents import REQUEST, load_abstracts
 from bonlib.course.making.words import WordsReward
 from bonlib.course.profiles import get_profile
 from bonlib.course.runner import commit_of_workbook
@@ -118,7 +119,7 @@ def stored_draws(world: str) -> StoredDraws:
 
     checkpoints = [int(name.removeprefix(PARTIAL)) for name in map(str, rows) if name.startswith(PARTIAL)]
     return StoredDraws(
-        prompts=rows["prompt"].to_list(),
+        prompts=_prompts(rows),
         texts=table("texts"),
         rewards=table("proxy").astype(np.float64),
         gold=table("gold").astype(np.float64),
@@ -127,6 +128,13 @@ def stored_draws(world: str) -> StoredDraws:
         partial=np.stack([table(f"{PARTIAL}{tokens}") for tokens in checkpoints], axis=2).astype(np.float64),
         checkpoints=tuple(checkpoints),
     )
+
+
+def _prompts(rows: pd.DataFrame) -> list[str]:
+    """The prompts of a file; of abstracts, which come with their package, it has how many characters were asked for."""
+    if "prompt" in rows:
+        return [str(prompt) for prompt in rows["prompt"]]
+    return [each.text[:end] + REQUEST for each, end in zip(load_abstracts("test"), rows["characters"], strict=False)]
 
 
 def file_of(world: str) -> Path:
@@ -162,8 +170,9 @@ def judged(world: World, prompt: str, sizes: Sizes, store: SampleStore) -> dict[
     (responses,) = draws.responses
     proxy = setting.reward_model
     rewards = store.score(proxy, draws)[0]
+    asked = {"characters": len(prompt.removesuffix(REQUEST))} if prompt.endswith(REQUEST) else {"prompt": prompt}
     row = {
-        "prompt": prompt,
+        **asked,
         "texts": responses.texts,
         "lengths": responses.lengths.astype(np.uint16),
         "log_probs": responses.log_probs.astype(np.float32),
