@@ -59,20 +59,17 @@ def decode_branching(
     branching = _Branching(prompts, Drawing(law, uniforms.flatten(0, 1), end_ids=end_ids, pad_id=pad_id), generator)
     steps = uniforms.shape[2]
     if can_branch(ways):
-        heads, left = branching.heads(branching.running(0)), iter(checkpoints)
-        checkpoint = next(left, None)
+        heads, to_come = branching.heads(branching.running(0)), list(checkpoints)
 
         def branch(rows: Tensor, step: int) -> tuple[Tensor, Tensor] | None:
-            nonlocal checkpoint
-            if step + 1 != checkpoint:
+            if step + 1 not in to_come:
                 return None
-            checkpoint = next(left, None)
-            return continued(rows, branching.branch(decide))
+            to_come.remove(step + 1)
+            return _going_on(rows, branching.branch(decide))
 
         follow(model, heads, branching.drawing.choose, steps=steps, pad_id=pad_id, ways=ways, branch=branch)
-        while checkpoint is not None:  # all have ended before
+        for _ in to_come:  # all have ended before
             branching.branch(decide)
-            checkpoint = next(left, None)
     else:
         for begin, end in pairwise((0, *checkpoints, steps)):
             if begin:
@@ -95,7 +92,7 @@ class _Branching:
         """Count the tokens that were drawn since the last time."""
         lengths = self.drawing.decoded.lengths.cpu().numpy()
         self.drawn += (lengths - self.known).reshape(len(self.prompts), -1).sum(axis=1)
-        self.known = lengths
+        self.known = lengths.copy()
 
     def branch(self, decide: Decide) -> Tensor:
         """Let the responses go on that are to; return which row each of them was."""
@@ -124,8 +121,8 @@ class _Branching:
         return [[*self.prompts[row // width], *said[:length]] for row, said, length in both]
 
 
-def continued(rows: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what `Branch` does, from the rows that go on so far, and which row each new one was."""
+def _going_on(rows: Tensor, sources: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what a `Branch` does, from the rows that went on so far, and which row each of the new ones was."""
     place = torch.full((int(max(rows.max(), sources.max())) + 1,), -1, device=rows.device)
     place[rows] = torch.arange(len(rows), device=rows.device)
     found = place[sources]
