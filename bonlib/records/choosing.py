@@ -13,8 +13,7 @@ from bonlib.inference.best_of_n import RandomOfN
 from bonlib.inference.measure import rules_at, spend
 from bonlib.inference.rules import Rule, choose_in_groups
 from bonlib.inference.votes import MajorityVote
-from bonlib.records.exports import with_enough
-from bonlib.records.records import Records
+from bonlib.records.records import Records, with_enough
 from bonlib.tables import mean_and_error
 
 if TYPE_CHECKING:

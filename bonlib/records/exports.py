@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +15,7 @@ from bonlib.estimates import best_of_n_weights
 from bonlib.inference.best_of_n import best_of_n
 from bonlib.methods.bonbon import Bonbon, bonbon_target
 from bonlib.methods.dpo import Dpo
-from bonlib.records.records import Records
+from bonlib.records.records import Records, with_enough
 
 Columns = dict[str, Sequence[Any] | NDArray[Any]]
 Places = NDArray[np.intp]
@@ -158,18 +157,6 @@ def scored_lists(records: Records) -> Columns:
 def _cut(values: Sequence[Any], ends: Places) -> list[Any]:
     bounds = [0, *ends.tolist(), len(values)]
     return [values[begin:end] for begin, end in pairwise(bounds)]
-
-
-def with_enough(records: Records, n: int) -> Iterator[Places]:
-    """Rows of the prompts with n draws or more, (Q, m) each; the others are counted in a warning."""
-    few = int((records.counts < n).sum())
-    if few == len(records.prompts):
-        raise ValueError(f"n is {n}; {records.source} has at most {records.counts.max()} draws a prompt: lower it")
-    if few:
-        warnings.warn(f"{few} of {len(records.prompts)} prompts have fewer than {n} draws: left out", stacklevel=4)
-    for _, rows in records.blocks():
-        if rows.shape[1] >= n:
-            yield rows
 
 
 def _said(records: Records, **rows: Places) -> Columns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -105,3 +106,19 @@ class Records:
         apart = f"; {len(self.bad)} row{'s' * (len(self.bad) > 1)} kept apart" if len(self.bad) else ""
         names = ", ".join(self.scores) or "no score"
         return f"{len(self)} responses, {each} to each of {prompts} prompt{'s' * (prompts > 1)}, with {names}{apart}"
+
+
+def with_enough(records: Records, n: int) -> Iterator[NDArray[np.intp]]:
+    """Yield rows of the prompts with n draws or more, (Q, m) each; the others are counted in a warning.
+
+    Raises:
+        ValueError: if none has so many.
+    """
+    few = int((records.counts < n).sum())
+    if few == len(records.prompts):
+        raise ValueError(f"n is {n}; {records.source} has at most {records.counts.max()} draws a prompt: lower it")
+    if few:
+        warnings.warn(f"{few} of {len(records.prompts)} prompts have fewer than {n} draws: left out", stacklevel=4)
+    for _, rows in records.blocks():
+        if rows.shape[1] >= n:
+            yield rows
