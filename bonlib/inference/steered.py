@@ -73,11 +73,11 @@ def steer(
 ) -> Steered:
     """Write a response to each prompt by a method that chooses on the way.
 
-    Its n responses begin with the draws that the sampler makes of n listings of the prompt with the same seed, and each
-    that goes on does so as it would have without the method; further copies of it go on in ways of their own.
+    Its n responses begin as those that the sampler draws for n listings of the prompt with the same seed. Each that
+    goes on does so as it would have, but for rounding; further copies of it go on in ways of their own.
 
     Args:
-        sampler: draws tokens; as many prompts go together as fill its batch with n responses each.
+        sampler: draws tokens; as many prompts go together as fill its batch with n responses each, at least one.
         reward_model: judges prompt and response, also unfinished ones.
         prompts: P of them; list one several times for several responses.
         rule: the method, with checkpoints below the length at which a response is cut.
@@ -101,7 +101,7 @@ def steer(
     checkpoints, loaded, steps = checked_checkpoints(rule.checkpoints), sampler.loaded, settings.max_new_tokens
     if checkpoints and checkpoints[-1] >= steps:
         raise ValueError(
-            f"checkpoints is {checkpoints}; at most those below max_new_tokens, {steps}, come before the end"
+            f"checkpoints is {checkpoints}; those at or behind max_new_tokens, {steps}, are the end: leave them out"
         )
     encoded = loaded.encode(prompts, steps)
     uniforms = sampler.uniforms(whole("seed", seed), len(encoded) * rule.n, steps).view(len(encoded), rule.n, steps)

@@ -11,6 +11,7 @@ from scipy.stats import chisquare
 from bonlib.course.making.enumerable import LENGTH, enumerate_log_probs, letter_sentiment, response_indices, responses
 from bonlib.draws.rewards import FunctionReward
 from bonlib.draws.samplers import SamplingSettings, TransformersSampler
+from bonlib.inference.blockwise import blockwise_best_of_n
 from bonlib.inference.smc import SequentialMonteCarlo, SmcLaw
 from bonlib.inference.speculative_rejection import SpeculativeRejection
 from bonlib.inference.steered import steer
@@ -73,6 +74,20 @@ def test_soft_best_of_n_keeps_one_of_the_same_draws(sampler):
     found = steer(sampler, REWARD, PROMPTS, SequentialMonteCarlo(8, 0.3, ()), SETTINGS, seed=5)
     for text, among in zip(found.responses.texts, draws.texts.reshape(-1, 8), strict=True):
         assert text in among
+
+
+def test_one_particle_is_the_reference(sampler):
+    draws, _ = drawn_at_once(sampler, 1, seed=5)
+    found = steer(sampler, REWARD, PROMPTS, SequentialMonteCarlo(1, 0.3, (2, 7)), SETTINGS, seed=5)
+    assert found.responses.texts.tolist() == draws.texts.tolist()
+    np.testing.assert_array_equal(found.tokens, draws.lengths)
+
+
+def test_one_survivor_is_blockwise_best_of_n(sampler):
+    one = steer(sampler, REWARD, PROMPTS, TreeBestOfN(4, 1, 4, (4, 8)), SETTINGS, seed=1)
+    other = blockwise_best_of_n(sampler, REWARD, PROMPTS, 4, 4, SETTINGS, seed=1, candidates=4)
+    assert one.responses.texts.tolist() == other.texts.tolist()
+    np.testing.assert_array_equal(one.rewards, other.rewards)
 
 
 def test_speculative_rejection_is_a_filter_of_whole_draws(sampler):
@@ -185,6 +200,8 @@ def test_the_tokens_it_says_are_those_that_were_computed(rule, model, computed, 
 def test_rejection_costs_the_tokens_of_the_method(sampler):
     found = steer(sampler, REWARD, PROMPTS, SpeculativeRejection(8, (3, 6, 9)), SETTINGS, seed=0)
     assert found.tokens.tolist() == [3 * (8 + 4 + 2 + 1)] * len(PROMPTS)
+    tree = TreeBestOfN(8, 2, 3, (3, 8))
+    assert steer(sampler, REWARD, PROMPTS, tree, SETTINGS, seed=0).tokens.tolist() == [tree.spending(12).tokens] * 4
 
 
 class Ended:
@@ -288,7 +305,7 @@ def test_a_choice_that_is_none_is_named(sampler, places):
 
 
 def test_bad_arguments_are_named(sampler):
-    with pytest.raises(ValueError, match=r"checkpoints is .* below max_new_tokens, 12"):
+    with pytest.raises(ValueError, match=r"checkpoints is .*max_new_tokens, 12"):
         steer(sampler, REWARD, ["a"], SpeculativeRejection(2, (3, 12)), SETTINGS, seed=0)
     with pytest.raises(ValueError, match=r"sampler is .*TransformersSampler"):
         steer("gpt2", REWARD, ["a"], SpeculativeRejection(2, (3,)), SETTINGS, seed=0)
