@@ -20,7 +20,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from transformers.pytorch_utils import Conv1D
 
 from bonlib.models import steps
-from bonlib.models.decoding import Law, decode
+from bonlib.models.decoding import decode
+from bonlib.models.next_token import Law
 from bonlib.models.reading import response_logits, token_batch, token_log_probs
 from bonlib.models.ways import proven
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bonlib.checks import number, settle, strings, whole
-from bonlib.models.decoding import Decoded, Law, decode
+from bonlib.models.decoding import Decoded, decode
 from bonlib.models.loaded import LoadedModel
+from bonlib.models.next_token import Law
 from bonlib.models.responses import Responses, concatenate
 from bonlib.models.texts import response_texts, token_ids
 

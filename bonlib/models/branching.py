@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bonlib.models.decoding import Decoded, Drawing, Law, can_branch, follow
+from bonlib.models.decoding import Decoded, Drawing, can_branch, follow
+from bonlib.models.next_token import Law
 from bonlib.models.ways import Ways
 
 # Given B responses so far to each of P prompts, (P · B) rows: places among the B of those that go on, (P, B').

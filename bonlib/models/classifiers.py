@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bonlib.models.decoding import mask_and_positions, padded, share_cache
+from bonlib.models.caches import share_cache
+from bonlib.models.decoding import mask_and_positions, padded
 from bonlib.models.kernels import cpu_kernels
 from bonlib.models.ways import TASKS, Probe, Task, Ways, class_of, inner, proven
 

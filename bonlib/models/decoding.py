@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bonlib.models.caches import plain_layers, select_rows, share_cache
 from bonlib.models.kernels import cpu_kernels
+from bonlib.models.next_token import Law, draw
 from bonlib.models.steps import WORTH_SHARING, WrittenStep, can_be_written
 from bonlib.models.ways import TASKS, Probe, Task, Ways, proven, takes
 
@@ -24,15 +26,6 @@ Choose = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 # Given which rows go on after a step: places among these, ascending, one twice for two copies, and what the rows that
 # go on with them are called from now on; None if all stays as it is.
 Branch = Callable[[Tensor, int], tuple[Tensor, Tensor] | None]
-
-
-class Law(NamedTuple):
-    """What the next token is drawn from: the fields of `SamplingSettings` that say so, which explains them."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
 
 
 class Decoded(NamedTuple):
@@ -344,134 +337,3 @@ TASKS["branching"] = TASKS["drawing"]._replace(
     plain=torch.no_grad()(lambda model, probe: 4 * said_plainly(model, probe)),
     fast=functools.partial(_followed_both_ways, branching=True),
 )
-
-
-def share_cache(cache: Any, rows: Tensor, *, room: int) -> None:
-    """Give each row of a batch the cache of its prompt, with room for more tokens where the layer's kind allows it."""
-    from transformers.cache_utils import DynamicLayer
-
-    for place, layer in enumerate(cache.layers):
-        if type(layer) is DynamicLayer:
-            cache.layers[place] = _roomy_layer()(layer, rows, room)
-        else:
-            layer.reorder_cache(rows)
-
-
-def plain_layers(cache: Any) -> bool:
-    """Return whether a cache is the usual one: all keys and values of each layer."""
-    from transformers.cache_utils import DynamicLayer
-
-    return all(type(layer) is DynamicLayer for layer in cache.layers)
-
-
-def select_rows(cache: Any, rows: Tensor) -> None:
-    """Keep some rows of a cache, in a new order if need be."""
-    for layer in cache.layers:
-        layer.reorder_cache(rows)
-
-
-@functools.cache  # the base class comes with a heavy import, so this one is made when it is first needed
-def _roomy_layer() -> Any:
-    from transformers.cache_utils import DynamicLayer
-
-    class RoomyLayer(DynamicLayer):  # type: ignore[misc]
-        """Keys and values of one layer with room for the tokens to come; the usual cache copies all of it each time."""
-
-        def __init__(self, layer: DynamicLayer, rows: Tensor, room: int) -> None:
-            super().__init__()
-            self.lazy_initialization(layer.keys, layer.values)
-            self._length = layer.keys.shape[2]
-            kept = (kept[rows] for kept in (layer.keys, layer.values))
-            self._kept = [torch.cat([k, k.new_empty(*k.shape[:2], room, k.shape[3])], dim=2) for k in kept]
-            self._show()
-
-        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-            begin, self._length = self._length, self._length + key_states.shape[2]
-            for kept, new in zip(self._kept, (key_states, value_states), strict=True):
-                kept[:, :, begin : self._length] = new
-            self._show()
-            return self.keys, self.values
-
-        def reorder_cache(self, beam_idx: Tensor) -> None:
-            self._kept = [kept[beam_idx] for kept in self._kept]
-            self._show()
-
-        def _show(self) -> None:
-            self.keys, self.values = (kept[:, :, : self._length] for kept in self._kept)
-
-    return RoomyLayer
-
-
-def draw(logits: Tensor, uniforms: Tensor, law: Law) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a token a row, its log-probability under the model, and that under what was sampled from, each (B,)."""
-    if law == Law():
-        weights = logits.softmax(1, dtype=torch.float32)
-        drawn, total = inverse_cdf(weights, uniforms)
-        # Rounding can leave a certain token a little above probability one.
-        log_prob = (weights.gather(1, drawn[:, None])[:, 0] / total).log().clamp(max=0.0)
-        return drawn, log_prob, log_prob
-    logits = logits.float()
-    probs = next_token_probs(logits, law)
-    drawn, total = inverse_cdf(probs, uniforms)
-    chosen = drawn[:, None]
-    log_prob = (logits.gather(1, chosen)[:, 0] - logits.logsumexp(1)).clamp(max=0.0)
-    return drawn, log_prob, (probs.gather(1, chosen)[:, 0] / total).log().clamp(max=0.0)
-
-
-def next_token_probs(logits: Tensor, law: Law) -> Tensor:
-    """Return the next-token distribution that is sampled from, shape (B, V), from logits of that shape.
-
-    The logits are divided by the temperature first; then of the tokens that are left, those beyond `top_k`, `top_p`
-    and `min_p` are dropped, in this order.
-    """
-    # Less the highest, logits cannot overflow: towards temperature 0 the likeliest token is certain.
-    probs = ((logits - logits.amax(1, keepdim=True)) / max(law.temperature, 1e-30)).softmax(1)
-    if law.top_k:
-        kept = probs.topk(min(law.top_k, probs.shape[1]), dim=1)
-        probs = torch.zeros_like(probs).scatter(1, kept.indices, kept.values)
-        probs = probs / probs.sum(1, keepdim=True)
-    if law.top_p < 1:
-        ranked, order = probs.sort(dim=1, descending=True)
-        beyond = ranked.cumsum(1) - ranked >= law.top_p
-        probs = torch.zeros_like(probs).scatter(1, order, ranked.masked_fill(beyond, 0.0))
-        probs = probs / probs.sum(1, keepdim=True)
-    if law.min_p:
-        probs = probs.masked_fill(probs < law.min_p * probs.amax(1, keepdim=True), 0.0)
-        probs = probs / probs.sum(1, keepdim=True)
-    return probs
-
-
-def inverse_cdf(weights: Tensor, uniforms: Tensor, block: int = 64) -> tuple[Tensor, Tensor]:
-    """Return one index a row, drawn by inverting the cumulative distribution at the row's uniform number.
-
-    One random number a row instead of one a vocabulary entry, which on a CPU costs more than the model itself. The
-    sums are taken by blocks, and only the block that the number falls into is looked at closely.
-
-    Args:
-        weights: not negative, with a positive sum, shape (B, V).
-        uniforms: in [0, 1), shape (B,).
-        block: entries summed together.
-
-    Returns:
-        The indices and the sums of the weights, each of shape (B,).
-    """
-    rows, size = weights.shape
-    if size % block:
-        weights = torch.nn.functional.pad(weights, (0, block - size % block))
-    blocks = weights.view(rows, -1, block)
-    sums = blocks.sum(2)
-    upto = sums.cumsum(1)
-    total = upto[:, -1]
-    wanted = (uniforms * total)[:, None]
-    # u · total can round up to the total itself; the last block and entry with any weight is then the right one.
-    found = torch.minimum(torch.searchsorted(upto, wanted, right=True), _last_positive(sums))
-    before = torch.where(found > 0, upto.gather(1, (found - 1).clamp(min=0)), 0.0)
-    inside = blocks.gather(1, found[:, :, None].expand(-1, -1, block))[:, 0]
-    entry = torch.searchsorted(inside.cumsum(1), wanted - before, right=True)
-    return (found * block + torch.minimum(entry, _last_positive(inside)))[:, 0], total
-
-
-def _last_positive(weights: Tensor) -> Tensor:
-    """Place of the last entry above 0 in each row, shape (B, 1)."""
-    places = torch.arange(weights.shape[1], device=weights.device)
-    return torch.where(weights > 0, places, 0).amax(1, keepdim=True)

@@ -159,7 +159,7 @@ def _kind(model: Any, state: Sequence[str]) -> str:
 def _code() -> str:
     """A hash of the code that runs models: when it changes, ways are tried anew."""
     digest = hashlib.sha256()
-    for name in ("ways", "kernels", "steps", "decoding", "branching", "reading", "classifiers"):
+    for name in ("ways", "kernels", "steps", "caches", "decoding", "reading", "classifiers"):
         digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
     return digest.hexdigest()
 

@@ -12,7 +12,7 @@ from bonlib.draws.samplers import SamplingSettings, TransformersSampler
 from bonlib.exact import Outcomes, kl_divergence
 from bonlib.inference.best_of_n import best_of_n
 from bonlib.inference.blockwise import blockwise_best_of_n
-from bonlib.models.decoding import Law, next_token_probs
+from bonlib.models.next_token import Law, next_token_probs
 
 
 def noise(prompt, response):
