@@ -209,13 +209,15 @@ class PoliciesPicture:
             )  # what coincides shows at the rims
             self._curves[name] = self._right.plot([], [], lw=width, ls=dash, **style)[0]
             marker = {
-                "marker": "os^DvPX"[place],
+                "marker": "os^Dvph"[place],
                 "ms": max(13 - 2 * place, 5),
                 "mec": "white",
                 "zorder": 3 + place,
             }  # all visible
             self._points[name] = self._right.plot([], [], ls="", clip_on=False, **marker, **style)[0]
-        self.figure.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.07, 1.0), ncols=1 + len(self.families))
+        dense = {"fontsize": 10, "columnspacing": 1.2} if len(self.families) > 4 else {}
+        corner, columns = (0.07, 1.0), 1 + len(self.families)
+        self.figure.legend(frameon=False, loc="upper left", bbox_to_anchor=corner, ncols=columns, **dense)
         self._drawn_curves: dict[str, tuple[Outcomes, float]] = {}
         self._limits: tuple[int, float, float] | None = None
         self._background: Any = None
