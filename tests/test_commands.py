@@ -198,7 +198,10 @@ def test_help_has_an_example_that_can_be_parsed_and_the_exit_codes(name, capsys)
         ("choose rows.jsonl --rule best --set n=2", "n is 2; rows.jsonl has at most 1 draws a prompt: lower it"),
         ("choose rows.jsonl --rule best --set n", "--set is 'n'; it must have the form name=value"),
         ("choose rows.jsonl --rule best --set n=1 --set beta=1", "beta is no setting of best; it takes n"),
-        ("choose rows.jsonl --rule majority --set n=1", "answers is missing; MajorityVote needs it"),
+        (
+            "choose rows.jsonl --rule majority --set n=1",
+            "no answers for MajorityVote: name their column",
+        ),
         ("choose d.jsonl --rule best --set n=2", "no score"),
         ("choose rows.jsonl --rule best --set n=1 --out rows.jsonl", "the file that is read: name another"),
         ("export nothing rows.jsonl", "kind is 'nothing'; it must be one of sft"),

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BUDGET = 16  # draws that each rule may make
-DRAWS = 2 * BUDGET  # of a prompt that are looked at, the first: more prompts tell more than more draws
+DRAWS = 2 * BUDGET  # of a prompt that are looked at, the first, where prompts are many: more of these tell more
 LOOKED_AT = 2**15  # draws in all, of prompts at equal distances: the table is to take no longer than the curve
-ROUNDS = 2  # orders of the draws
+ROUNDS = 2, 8  # orders of the draws, at least and at most
 Rows = NDArray[np.intp]
 
 
@@ -41,7 +41,13 @@ def kept_rows(records: Records, rule: Rule, *, seed: int = 0) -> tuple[Rows, Row
     rewards = np.zeros(len(records)) if unscored else records.reward
     found = []
     for number, rows in enumerate(with_enough(records, rule.n)):
-        kept, spent = choose_in_groups(rule, rewards[rows], seed=seed + number, known=known_of(records, rows))
+        known = known_of(records, rows)
+        if missing := [name for name in rule.needs if name not in known]:
+            raise ValueError(
+                f"{records.source} has no {missing[0]} for {type(rule).__name__}: name their column, or take another "
+                "rule"
+            )
+        kept, spent = choose_in_groups(rule, rewards[rows], seed=seed + number, known=known)
         found.append((np.take_along_axis(rows, kept, axis=1).ravel(), spent.ravel()))
     places, spent = (np.concatenate(parts) for parts in zip(*found, strict=True))
     order = np.argsort(places, kind="stable")
@@ -81,7 +87,7 @@ def ways_to_spend(records: Records, prompts: Rows, most: int) -> Ways | None:
     Args:
         records: with a score.
         prompts: which to ask, each with `most` draws at least; of many, some at equal distances.
-        most: draws of each, of which 32 are looked at.
+        most: draws of each, of which 32 are looked at, or more if the prompts are few.
 
     Returns:
         None if there is one draw, nothing to choose from.
@@ -90,13 +96,13 @@ def ways_to_spend(records: Records, prompts: Rows, most: int) -> Ways | None:
 
     if most < 2:
         return None
-    count, budget = min(most, DRAWS), min(most, BUDGET)
+    count, budget = min(most, max(DRAWS, LOOKED_AT // len(prompts))), min(most, BUDGET)
     asked = prompts[np.unique(np.linspace(0, len(prompts) - 1, min(len(prompts), LOOKED_AT // count)).astype(int))]
     rows = (np.cumsum(records.counts) - records.counts)[np.sort(asked), None] + np.arange(count)
     rewards, known, (judge, judged) = records.reward[rows], known_of(records, rows), _judge(records)
-    gold = None if judged is None else judged[rows]
+    gold, rounds = None if judged is None else judged[rows], int(np.clip(LOOKED_AT // rows.size, *ROUNDS))
     found = {
-        name: spend(rule, rewards, gold=gold, known=known, rounds=ROUNDS)
+        name: spend(rule, rewards, gold=gold, known=known, rounds=rounds)
         for name, rule in rules_at(budget, rewards, known)
     }
     columns = {"spent": "spent", "reward": "reward"} | ({} if judge is None else {"gold": "judged"})
