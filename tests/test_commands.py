@@ -202,6 +202,10 @@ def test_help_has_an_example_that_can_be_parsed_and_the_exit_codes(name, capsys)
             "choose rows.jsonl --rule majority --set n=1",
             "no answers for MajorityVote: name their column",
         ),
+        (
+            "choose rows.jsonl --rule tree --set n=1 --set survivors=1 --set children=1 --set checkpoints=(2,)",
+            "rule is TreeBestOfN, which cannot choose among responses that were drawn before",
+        ),
         ("choose d.jsonl --rule best --set n=2", "no score"),
         ("choose rows.jsonl --rule best --set n=1 --out rows.jsonl", "the file that is read: name another"),
         ("export nothing rows.jsonl", "kind is 'nothing'; it must be one of sft"),

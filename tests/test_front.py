@@ -17,6 +17,7 @@ from bonlib.draws.verifiers import regex
 from bonlib.estimates import best_of_n_kl, best_of_n_reward, best_of_n_win_rate
 from bonlib.inference.best_of_n import BestOfN
 from bonlib.inference.soft_best_of_n import SoftBestOfN
+from bonlib.inference.tree_best_of_n import TreeBestOfN
 from bonlib.methods.bon_sft import BonSft
 from bonlib.methods.vbon import Vbon
 
@@ -230,6 +231,7 @@ def test_functions_without_a_name_are_told_apart_by_their_code():
         ("n is given, and BestOfN", lambda d: d.choose(BestOfN(2), n=2)),
         ("n is 65; with 64 draws a prompt", lambda d: d.choose("best", n=65)),
         ("n is 65; with 64 draws a prompt", lambda d: d.rules(65)),
+        ("rule is TreeBestOfN, which cannot choose", lambda d: d.choose(TreeBestOfN(4, 2, 2, (2,)))),
         ("answers is missing; MajorityVote needs it", lambda d: d.choose("majority", n=2)),
         (r"gold has shape \(2,\)", lambda d: d.rules(4, gold=np.zeros(2))),
     ],

@@ -183,7 +183,8 @@ def _in_orders(
         rng = np.random.default_rng([seed, number])
         order = rng.permuted(np.tile(np.arange(ranks.shape[1]), (len(ranks), 1)), axis=1)
         shuffled = {name: np.take_along_axis(each, order, axis=1) for name, each in values.items()}
-        needed = {name: _in_order(name, known[name], order) for name in rule.needs if known.get(name) is not None}
+        asked = [name for name in getattr(rule, "needs", ()) if known.get(name) is not None]
+        needed = {name: _in_order(name, known[name], order) for name in asked}
         kept, spent = choose_in_groups(rule, shuffled["reward"], seed=int(rng.integers(2**31)), known=needed)
         of_kept = {name: np.take_along_axis(each, kept, axis=1) for name, each in shuffled.items()}
         found = {name: of_kept[name].mean(axis=1) for name in values if name not in ("key", "rank")}

@@ -42,7 +42,7 @@ def kept_rows(records: Records, rule: Rule, *, seed: int = 0) -> tuple[Rows, Row
     found = []
     for number, rows in enumerate(with_enough(records, rule.n)):
         known = known_of(records, rows)
-        if missing := [name for name in rule.needs if name not in known]:
+        if missing := [name for name in getattr(rule, "needs", ()) if name not in known]:
             raise ValueError(
                 f"{records.source} has no {missing[0]} for {type(rule).__name__}: name their column, or take another "
                 "rule"
