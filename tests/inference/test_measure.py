@@ -180,6 +180,16 @@ def test_the_rules_that_draws_allow():
     assert rules_at(2, np.ones((3, 4)))  # where all rewards are equal, a knob has their unit
 
 
+def test_with_one_draw_every_rule_keeps_it():
+    rewards = np.random.default_rng(0).normal(size=(4, 6))
+    known = {"answers": np.zeros_like(rewards), "log_probs": -np.ones_like(rewards)}
+    known |= {"responses": np.arange(24).reshape(4, 6), "distances": np.abs(rewards[:, :, None] - rewards[:, None])}
+    table = compare_rules(rules_at(1, rewards, known), rewards, known=known).table
+    np.testing.assert_allclose(table["reward"], rewards.mean(), atol=1e-14)
+    np.testing.assert_allclose(table["kl"], 0, atol=1e-14)  # each has a law for one draw
+    assert (table["spent"] == 1).all()
+
+
 def test_all_draws_leave_no_opponent():
     assert np.isnan(spend(make_rule("best", n=5), REWARDS)["win_rate"]).all()
     assert np.isnan(spend(First(5, 1.0), REWARDS)["win_rate"]).all()
