@@ -189,7 +189,7 @@ def test_weights_are_never_pickled_and_files_stay_small():
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     files = [ROOT / name for name in tracked.split("\0") if name and (ROOT / name).exists()]
     assert not [file for file in files if file.suffix in (".bin", ".pt", ".pth", ".pkl", ".pickle")]
-    assert sum(file.stat().st_size for file in files) < 40e6
+    assert sum(file.stat().st_size for file in files) < 56e6
     large = [file for file in files if file.stat().st_size > 10e6]
     assert all(file.suffix == ".safetensors" and file.stat().st_size < 16e6 for file in large)
 
