@@ -230,8 +230,8 @@ class LateCutPenalty:
 def steered_rules(world: str) -> list[tuple[str, Steering]]:
     """Return the methods that are run in a world, by name: all that were tried, written down before the first run.
 
-    The first numbers of a method are at equal n, 16 responses that begin; the second of speculative rejection at equal
-    tokens, of as many as 16 responses of 24 tokens have. The others take as many anyway. λ is half a standard
+    All begin 16 responses, and as many tokens as best-of-16 are drawn by all but speculative rejection, which therefore
+    is run once more with as many beginnings (21, 27) as take these tokens at 24 a response. λ is half a standard
     deviation of the proxy among the draws of a prompt.
     """
     warmth, once, twice = WARMTH[world], (12,), (8, 16)
