@@ -66,7 +66,7 @@ class Sizes(NamedTuple):
 
 WORLDS = {
     "imdb": Sizes(64, 256, (4, 8, 12, 16, 20), steered=64, seeds=4),
-    "tldr": Sizes(24, 128, (4, 8, 16, 24, 32), steered=8, seeds=1),
+    "tldr": Sizes(24, 128, (4, 8, 16, 24, 32), steered=24, seeds=1),
 }
 WARMTH = {"imdb": 0.13, "tldr": 0.8}  # λ of what is soft, in units of the proxy
 
