@@ -59,7 +59,7 @@ class MbrBestOfN(_Regularised):
         """Return the first of the best of draws with rewards (..., n) and distances (..., n, n); nothing is random."""
         table = checked_rewards(rewards, self.n)
         apart = checked_distances(distances, table)
-        return Choice(_leads(table - self.beta * apart.mean(axis=-1)).argmax(axis=-1), all_spent(table))
+        return Choice(_leads(_below_best(table) - self.beta * apart.mean(axis=-1)).argmax(axis=-1), all_spent(table))
 
     def law(self, outcomes: Outcomes, distances: ArrayLike) -> Array:
         """Return how likely each outcome is kept, given the distances between them, (K, K), shape (K,).
@@ -69,8 +69,8 @@ class MbrBestOfN(_Regularised):
         """
         apart = checked_distances(distances, outcomes.rewards)
         counts, chance = all_cases(outcomes.probs, self.n)
-        scores = outcomes.rewards - self.beta / self.n * (counts @ apart.T)
-        first = counts * _leads(np.where(counts > 0, scores, -np.inf))
+        rewards = _below_best(np.where(counts > 0, outcomes.rewards, -np.inf))
+        first = counts * _leads(rewards - self.beta / self.n * (counts @ apart.T))
         return chance @ (first / first.sum(axis=1, keepdims=True))
 
 
@@ -100,15 +100,15 @@ class WassersteinBestOfN(_Regularised):
         apart = checked_distances(distances, table)
         centre = np.random.default_rng(whole("seed", seed)).integers(self.n, size=table.shape[:-1])
         near = np.take_along_axis(apart, centre[..., None, None], axis=-1)[..., 0]
-        return Choice(_leads(table - self.beta * near).argmax(axis=-1), all_spent(table))
+        return Choice(_leads(_below_best(table) - self.beta * near).argmax(axis=-1), all_spent(table))
 
     def law(self, outcomes: Outcomes, distances: ArrayLike) -> Array:
         """Return how likely each outcome is kept, given the distances between them, (K, K), shape (K,)."""
-        apart = checked_distances(distances, outcomes.rewards)
-        law = np.zeros(len(outcomes))
-        for centre in np.flatnonzero(outcomes.probs):
-            scores = outcomes.rewards - self.beta * apart[:, centre]
-            law += outcomes.probs[centre] * _best_with(outcomes.probs, scores, int(centre), self.n)
+        possible = np.flatnonzero(outcomes.probs)
+        apart = checked_distances(distances, outcomes.rewards)[np.ix_(possible, possible)]
+        probs, rewards, law = outcomes.probs[possible], _below_best(outcomes.rewards[possible]), np.zeros(len(outcomes))
+        for centre, chance in enumerate(probs):
+            law[possible] += chance * _best_with(probs, rewards - self.beta * apart[:, centre], centre, self.n)
         return law
 
 
@@ -139,8 +139,9 @@ class KlBestOfN(_Regularised):
 
     def law(self, outcomes: Outcomes, log_probs: ArrayLike | None = None) -> Array:
         """Return how likely each outcome is kept, shape (K,); `log_probs` if they are not those of the outcomes."""
-        likely = _log_probs(outcomes, log_probs)
-        return soft_best_of(Outcomes(outcomes.probs, outcomes.rewards + self.beta * likely), self.n, self.beta)
+        rewards = outcomes.rewards - outcomes.rewards[outcomes.probs > 0].max()
+        scores = rewards + self.beta * _log_probs(outcomes, log_probs)
+        return soft_best_of(Outcomes(outcomes.probs, scores), self.n, self.beta)
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,11 @@ class KlBestOfSet(_Regularised):
         return law
 
 
+def _below_best(rewards: Array) -> Array:
+    """Rewards (..., n) less the best: what all have in common is to cost no digits, nor to make more of them equal."""
+    return np.asarray(rewards - rewards.max(axis=-1, keepdims=True))
+
+
 def _leads(scores: Array) -> NDArray[np.bool_]:
     """Which scores are the largest; by rounding, equal ones differ."""
     size = np.max(np.abs(scores), axis=-1, keepdims=True, where=np.isfinite(scores), initial=0.0)
@@ -217,14 +223,14 @@ def _best_with(probs: Array, scores: Array, centre: int, n: int) -> Array:
     itself = (upto[own] ** n - below**n) / (n * mass[own])
     wins = upto ** (n - 1) - np.append(0, upto[:-1]) ** (n - 1)
     wins[:own], wins[own] = 0.0, upto[own] ** (n - 1) - itself
-    law = np.divide(probs * wins[rung], mass[rung], out=np.zeros(len(probs)), where=probs > 0)
+    law = probs * wins[rung] / mass[rung]
     law[centre] += itself
-    return law
+    return np.asarray(law)
 
 
 def _scores(rewards: Array, beta: float) -> Array:
     with np.errstate(over="ignore"):
-        return np.asarray((rewards - rewards.max(axis=-1, keepdims=True)) / beta)
+        return np.asarray(_below_best(rewards) / beta)
 
 
 def _log_probs(outcomes: Outcomes, log_probs: ArrayLike | None) -> Array:

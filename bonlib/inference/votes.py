@@ -90,7 +90,8 @@ class WeightedVote:
     def choose(self, rewards: ArrayLike, *, answers: Any, seed: int = 0) -> Choice:
         """Return what is kept of draws with rewards and answers (..., n)."""
         table = checked_rewards(rewards, self.n)
-        return _elected(table, _codes(answers, table.shape), self._weights(table), seed)
+        codes = _codes(answers, table.shape)
+        return _elected(table, codes, self._weights(_of_voters(table, codes)), seed)
 
     def law(self, outcomes: Outcomes, answers: Any) -> Array:
         """Return how likely each outcome is kept, given its answer, (K,), by going through all cases, shape (K,).
@@ -99,8 +100,9 @@ class WeightedVote:
             TooManyOutcomesError: if there are more than 300,000 of them: C(n + k − 1, n) for k different pairs of
                 answer and reward.
         """
+        voters = _of_voters(outcomes.rewards, _codes(answers, outcomes.probs.shape))
         return _law_by_cases(
-            outcomes,
+            Outcomes(outcomes.probs, voters),
             answers,
             self.n,
             lambda rewards, counts: self._weights(np.where(counts > 0, rewards, rewards.min())),
@@ -114,7 +116,7 @@ class WeightedVote:
         if self.temperature is not None:
             with np.errstate(over="ignore"):
                 return np.exp((rewards - rewards.max(axis=-1, keepdims=True)) / self.temperature)
-        if rewards.min() < 0:
+        if (rewards < 0).any():
             raise ValueError(f"rewards holds {rewards.min():.4g}; a sum needs 0 or more: give a temperature")
         return rewards
 
@@ -162,6 +164,11 @@ class BordaVote:
     def cost(self, outcomes: Outcomes) -> float:
         """Return n."""
         return float(self.n)
+
+
+def _of_voters(rewards: Array, codes: Codes) -> Array:
+    """Rewards (..., n), the lowest for who does not vote: a higher one would leave the others no weight to differ in."""
+    return np.where(codes >= 0, rewards, rewards.min(axis=-1, keepdims=True))
 
 
 def _mid_ranks(rewards: Array) -> Array:

@@ -194,6 +194,26 @@ def test_ties_by_rounding_go_to_the_first():
     assert MbrBestOfN(3, 0.6).choose(rewards, distances=apart).kept == 0
 
 
+@pytest.mark.parametrize("rule", [MbrBestOfN(3, 1e-6), WassersteinBestOfN(3, 1e-6), KlBestOfN(3, 1e-6)])
+def test_what_all_rewards_have_in_common_changes_nothing(rule):
+    probs, rewards, apart = [0.5, 0.3, 0.2, 0.0], np.array([0.0, 2.0**-20, 2.0**-21, 1.0]), np.ones((4, 4)) - np.eye(4)
+    apart[0, 2] = apart[2, 0] = 0.25
+    known = (apart,) if "distances" in rule.needs else ()
+    laws = [rule.law(Outcomes(probs, rewards + shift), *known) for shift in (0.0, 2.0**30)]
+    np.testing.assert_allclose(*laws, rtol=0, atol=1e-12)
+    if known:
+        draws = np.arange(3)
+        kept = [rule.choose(rewards[draws] + shift, distances=apart[:3, :3]).kept for shift in (0.0, 2.0**30)]
+        assert kept[0] == kept[1]
+
+
+def test_what_cannot_come_makes_no_others_equal():
+    rule = WassersteinBestOfN(3, 1.0)
+    apart = np.abs(np.subtract.outer(np.arange(3.0), np.arange(3.0)))
+    law = rule.law(Outcomes([0.6, 0.4, 0.0], [0.0, 0.5, 1e12]), apart)
+    np.testing.assert_allclose(law[:2], rule.law(Outcomes([0.6, 0.4], [0.0, 0.5]), apart[:2, :2]), rtol=0, atol=1e-15)
+
+
 def test_choices_in_groups_see_their_own_distances():
     rng = np.random.default_rng(0)
     rewards, places = rng.normal(size=(3, 8)), rng.normal(size=(3, 8))

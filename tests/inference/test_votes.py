@@ -26,8 +26,8 @@ RULES = [
 ]
 
 
-def points(rule, rewards):
-    """Weights of the draws, in their plainest form."""
+def points(rule, rewards, votes):
+    """Weights of the draws, in their plainest form; who does not vote has any."""
     if isinstance(rule, MajorityVote):
         return [1.0] * len(rewards)
     if isinstance(rule, BordaVote):
@@ -35,7 +35,8 @@ def points(rule, rewards):
         return [(len(rewards) - place + 1) ** rule.power for place in places]
     if rule.temperature is None:
         return list(rewards)
-    return [np.exp((r - max(rewards)) / rule.temperature) for r in rewards]
+    most = max((r for r, says in zip(rewards, votes, strict=True) if says), default=0.0)
+    return [np.exp(min(r - most, 0.0) / rule.temperature) for r in rewards]
 
 
 def enumerated(rule, world, answers):
@@ -44,7 +45,8 @@ def enumerated(rule, world, answers):
     for drawn in itertools.product(range(len(world)), repeat=rule.n):
         chance = np.prod(world.probs[list(drawn)])
         sums = Counter()
-        for place, weight in zip(drawn, points(rule, world.rewards[list(drawn)].tolist()), strict=True):
+        votes = [answers[place] is not None for place in drawn]
+        for place, weight in zip(drawn, points(rule, world.rewards[list(drawn)].tolist(), votes), strict=True):
             if answers[place] is not None:
                 sums[answers[place]] += weight
         best = [answer for answer in sums if sums[answer] >= max(sums.values()) - 1e-12] or [None]
@@ -112,6 +114,11 @@ def test_choices_follow_the_law(rule, answers):
     law = rule.law(V, answers)
     assert not times[law == 0].any()
     assert chisquare(times[law > 0], law[law > 0] * times.sum()).pvalue > 1e-3
+
+
+def test_who_does_not_vote_leaves_the_weights_as_they_are():
+    rewards, answers = [[0.0, 1.0, 1e6]] * 100, np.array([["a", "b", None]] * 100, dtype=object)
+    assert (WeightedVote(3, 0.1).choose(rewards, answers=answers).kept == 1).all()
 
 
 def test_equal_rewards_share_their_points():
