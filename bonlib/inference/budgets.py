@@ -10,7 +10,7 @@ from scipy.special import ndtr
 from bonlib.checks import whole
 from bonlib.estimates import best_of_n_mean
 from bonlib.exact import Array
-from bonlib.inference.rules import checked_rewards
+from bonlib.inference.rules import as_numbers, checked_table
 
 Counts = NDArray[np.intp]
 
@@ -41,7 +41,7 @@ def greedy_budget(gains: ArrayLike, total: int, least: int = 1) -> Counts:
 
     Source: derived here: E max of n + 1 − E max of n = ∫ F≤^n (1 − F≤) dr falls with n.
     """
-    table = np.asarray(gains, dtype=np.float64)
+    table = as_numbers("gains", gains)
     if table.ndim != 2 or not np.isfinite(table).all():
         raise ValueError(f"gains has shape {table.shape} or one that is not finite; it must be (prompts, draws)")
     rises = np.diff(table, axis=1) > 1e-9 * np.abs(table).max(initial=0)
@@ -66,7 +66,7 @@ def oracle_budget(rewards: ArrayLike, total: int) -> Counts:
     Raises:
         ValueError: if a reward is not finite or `total` is out of range.
     """
-    table = _checked_table(rewards)
+    table = checked_table(rewards)
     return greedy_budget(np.diff(best_of_n_mean(table, range(1, table.shape[1] + 1)), axis=1), total)
 
 
@@ -84,7 +84,7 @@ def adaptive_budget(rewards: ArrayLike, total: int, explore: int) -> Counts:
 
     Source: in the form of Raman et al. 2025 (AdaBoN): two phases, and a density guessed from the first.
     """
-    table = _checked_table(rewards)
+    table = checked_table(rewards)
     explore = whole("explore", explore, 2, table.shape[1], what="without a spread nothing is learnt, so it")
     return greedy_budget(kernel_gains(table[:, :explore], table.shape[1] - explore), total, explore)
 
@@ -99,7 +99,7 @@ def kernel_gains(rewards: ArrayLike, more: int) -> Array:
         rewards: of draws so far, finite, shape (P, k), k at least 2.
         more: further draws.
     """
-    table = _checked_table(rewards)
+    table, more = checked_table(rewards), whole("more", more)
     width = np.std(table, axis=1, ddof=1, keepdims=True) * table.shape[1] ** -0.2
     nodes, weights = leggauss(48)
     at = 4.5 * (nodes + 1)  # above the best, in bandwidths: beyond 9 there is nothing
@@ -110,22 +110,6 @@ def kernel_gains(rewards: ArrayLike, more: int) -> Array:
         gains[:, n] = part.sum(axis=1)
         part *= 1 - above
     return gains
-
-
-def best_of_first(rewards: ArrayLike, counts: ArrayLike) -> Array:
-    """Return the best reward among the first draws of each prompt, shape (P,), from rewards (P, M) and counts (P,)."""
-    table, first = _checked_table(rewards), np.asarray(counts)
-    if first.shape != table.shape[:1] or not ((first >= 1) & (first <= table.shape[1])).all():
-        raise ValueError(f"counts has shape {first.shape} or one that is not from 1 to {table.shape[1]}: give (P,)")
-    best: Array = np.where(np.arange(table.shape[1]) < first[:, None], table, -np.inf).max(axis=1)
-    return best
-
-
-def _checked_table(rewards: ArrayLike) -> Array:
-    table = checked_rewards(rewards)
-    if table.ndim != 2:
-        raise ValueError(f"rewards has shape {table.shape}; it must be (prompts, draws)")
-    return table
 
 
 def _checked_total(total: int, least: int, most: float = np.inf) -> int:

@@ -22,9 +22,12 @@ from bonlib.inference.rules import (
     TooManyOutcomesError,
     checked_like,
     checked_rewards,
+    checked_table,
     choose_in_groups,
     cut_into_groups,
+    known_of_draws,
     make_rule,
+    of_draws,
 )
 from bonlib.tables import RuleTable
 
@@ -93,6 +96,7 @@ def rules_at(n: int, rewards: ArrayLike, known: Iterable[str] = ()) -> list[tupl
     Returns:
         Rules by names such as "best, n = 8" and "soft, temperature = 0.414 (0.3 sd)".
     """
+    n = whole("n", n, 1)
     spread = float(np.sqrt(checked_rewards(rewards).var(axis=-1).mean())) or 1.0
     found = []
     for entry in RULES.values():
@@ -131,8 +135,8 @@ def spend(
 
     Source: Hoeffding 1948; Blom 1976 (incomplete U-statistics).
     """
-    table = checked_rewards(rewards)
-    if table.ndim != 2 or not len(table):
+    table = checked_table(rewards)
+    if not len(table):
         raise ValueError(f"rewards has shape {table.shape}; it must be (prompts, draws) with a prompt at least")
     whole("n", rule.n, 1, table.shape[1], what=f"with {table.shape[1]} draws a prompt it")
     values = {"reward": table}
@@ -179,12 +183,12 @@ def _in_orders(
     """What the rule makes of the draws in random orders, an order at a time."""
     ranks = snapped(values["reward"])
     values = dict(values) | {"key": ranks, "rank": rankdata(ranks, axis=1)}
+    told = known_of_draws(rule, known, ranks.shape) if hasattr(rule, "needs") else {}
     for number in range(rounds):
         rng = np.random.default_rng([seed, number])
         order = rng.permuted(np.tile(np.arange(ranks.shape[1]), (len(ranks), 1)), axis=1)
         shuffled = {name: np.take_along_axis(each, order, axis=1) for name, each in values.items()}
-        asked = [name for name in getattr(rule, "needs", ()) if known.get(name) is not None]
-        needed = {name: _in_order(name, known[name], order) for name in asked}
+        needed = {name: _in_order(name, each, order) for name, each in told.items()}
         kept, spent = choose_in_groups(rule, shuffled["reward"], seed=int(rng.integers(2**31)), known=needed)
         of_kept = {name: np.take_along_axis(each, kept, axis=1) for name, each in shuffled.items()}
         found = {name: of_kept[name].mean(axis=1) for name in values if name not in ("key", "rank")}
@@ -195,10 +199,9 @@ def _in_orders(
         }
 
 
-def _in_order(name: str, table: Any, order: NDArray[np.intp]) -> NDArray[Any]:
+def _in_order(name: str, table: NDArray[Any], order: NDArray[np.intp]) -> NDArray[Any]:
     """What is known of the draws, (P, M, …), in another order; distances, (P, M, M), on both axes."""
-    rows = np.arange(len(order))[:, None]
-    ordered = np.asarray(table)[rows, order]
+    ordered = table[np.arange(len(order))[:, None], order]
     return np.take_along_axis(ordered, order[:, None, :], axis=2) if name == "distances" else ordered
 
 
@@ -238,27 +241,28 @@ def law_kl(rule: Rule, rewards: ArrayLike, *, known: Known | None = None) -> Arr
     Returns:
         NaN where the law is not known, takes too long, or does not take what the choice needs.
     """
-    table = checked_rewards(rewards)
-    known = known or {}
+    table = checked_table(rewards)
     unknown = np.full(len(table), np.nan)
     if not hasattr(rule, "law"):
         return unknown
     taken = [name for name in rule.needs if name in signature(rule.law).parameters]
     if set(rule.needs) - {*taken, "responses"}:
         return unknown
+    named, told = (known or {}).get("responses"), known_of_draws(rule, known, table.shape)
+    responses = np.indices(table.shape)[1] if named is None else of_draws("responses", named, table.shape)
     try:
-        return np.array([_kl(rule, row, place, taken, known) for place, row in enumerate(table)])
+        each = enumerate(zip(table, responses, strict=True))
+        return np.array([_kl(rule, *row, {name: told[name][place] for name in taken}) for place, row in each])
     except TooManyOutcomesError:
         return unknown
 
 
-def _kl(rule: Any, rewards: Array, prompt: int, taken: list[str], known: Known) -> float:
-    responses = known["responses"][prompt] if known.get("responses") is not None else range(len(rewards))
+def _kl(rule: Any, rewards: Array, responses: NDArray[Any], told: Known) -> float:
     numbers: dict[Any, int] = {}
     places = [numbers.setdefault(pair, len(numbers)) for pair in zip(responses, rewards.tolist(), strict=True)]
     _, first, times = np.unique(places, return_index=True, return_counts=True)
     world = Outcomes(times / len(rewards), rewards[first])
-    needed = {name: np.asarray(known[name])[prompt][first] for name in taken}
+    needed = {name: each[first] for name, each in told.items()}
     if "distances" in needed:
         needed["distances"] = needed["distances"][:, first]
     return kl_divergence(rule.law(world, **needed), world.probs)

@@ -127,12 +127,13 @@ def pessimism_from_draws(
     """
     possible = outcomes.probs > 0
     levels, place = np.unique(outcomes.rewards[possible], return_inverse=True)
+    n = whole("n", n, 1)
     mass = np.asarray(np.bincount(place, outcomes.probs[possible]), dtype=np.float64)
-    counts, chance = all_cases(mass, whole("n", n, 1))
+    counts, chance = all_cases(mass, n)
     best_drawn = np.max(np.broadcast_to(levels, counts.shape), axis=1, keepdims=True, where=counts > 0, initial=-np.inf)
     advantage = levels - best_drawn
     low = reservation_value(advantage, _checked_beta(beta), counts / n)[:, None]
-    top = 0.0 if best is None else float(best) - best_drawn
+    top = 0.0 if best is None else number("best", best, least=levels[-1]) - best_drawn
     accept = np.clip((advantage - low) / (top - low), 0, 1)
     if again:
         one = accept @ mass

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bonlib.checks import settle, whole
+from bonlib.checks import settle, shown, whole
 from bonlib.exact import Array, Outcomes
 from bonlib.inference.draw_counts import DrawCount, GeometricCount, LogSeries, OnePlusPoisson, TruncatedPoisson
 from bonlib.inference.rules import Choice, checked_rewards, register
@@ -23,7 +23,7 @@ class BestOfRandomN:
         count: the distribution of N.
 
     Raises:
-        ValueError: if `n` is out of range.
+        ValueError: if `n` is out of range, or `count` no distribution.
     """
 
     n: int
@@ -32,6 +32,8 @@ class BestOfRandomN:
 
     def __post_init__(self) -> None:
         settle(self, n=whole("n", self.n, 1))
+        if not isinstance(self.count, DrawCount):
+            raise ValueError(f"count is {shown(self.count)}; it must be a DrawCount, such as TruncatedPoisson(4)")
 
     def choose(self, rewards: ArrayLike, *, seed: int = 0) -> Choice:
         """Return the best of a random number of draws with rewards (..., n), the first of them where several are."""

@@ -61,6 +61,7 @@ def soft_regret_bound(
     Source: derived here, in the form of Aminian et al. 2025.
     """
     error, coverage = _error_and_coverage(outcomes, gold, comparator)
+    temperature = number("temperature", temperature, above=0)
     by_proxy = temperature * kl_divergence(comparator, outcomes.probs) + reward_gap_bound(outcomes, n, temperature)
     spread = np.ptp(outcomes.rewards[outcomes.probs > 0]) / temperature
     return float(error * (np.sqrt(coverage) + np.exp(soft_kl_bound(n, spread) / 2)) + by_proxy)

@@ -181,12 +181,8 @@ def choose_in_groups(
         )
     groups = cut_into_groups(rewards, rule.n)
     prompts, count, n = groups.shape
-    needed = {}
-    for name in rule.needs:
-        table = None if known is None else known.get(name)
-        if table is None:
-            raise ValueError(f"{name} is missing; {type(rule).__name__} needs it for each draw: give {name}=…")
-        table = np.asarray(table)
+    needed = known_of_draws(rule, known, np.shape(rewards))
+    for name, table in needed.items():
         if name == "distances":
             table = np.stack([table[:, n * k : n * k + n, n * k : n * k + n] for k in range(count)], axis=1)
         else:
@@ -196,20 +192,44 @@ def choose_in_groups(
     return Choice(kept + n * np.arange(count), spent)
 
 
+def known_of_draws(rule: Rule, known: Mapping[str, Any] | None, shape: tuple[int, ...]) -> dict[str, NDArray[Any]]:
+    """Return what a rule needs to know of draws, (P, m), by name, after a check that it is there for each of them."""
+    needed = {}
+    for name in rule.needs:
+        given = None if known is None else known.get(name)
+        if given is None:
+            raise ValueError(f"{name} is missing; {type(rule).__name__} needs it for each draw: give {name}=…")
+        needed[name] = of_draws(name, given, (*shape, shape[-1]) if name == "distances" else shape)
+    return needed
+
+
+def of_draws(name: str, given: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return what is known of draws as an array, after a check of its shape, to which `partial` adds checkpoints."""
+    table = np.asarray(given)
+    if table.shape[: len(shape)] != shape:
+        raise ValueError(f"{name} has shape {table.shape}; it must be {shape}: give one for each draw of rewards")
+    return table
+
+
 def cut_into_groups(rewards: ArrayLike, n: int) -> Array:
     """Return rewards, (prompts, m), as groups of n, (prompts, m // n, n), after a check of them."""
-    table = np.asarray(rewards, dtype=np.float64)
-    if table.ndim != 2:
-        raise ValueError(f"rewards has shape {table.shape}; it must be (prompts, draws)")
-    checked_rewards(table)
+    table = checked_table(rewards)
     n = whole("n", n, 1, table.shape[1], what=f"with {table.shape[1]} draws a prompt it")
     count = table.shape[1] // n
     return table[:, : count * n].reshape(len(table), count, n)
 
 
+def checked_table(rewards: ArrayLike) -> Array:
+    """Return rewards as float64, (prompts, draws), after a check that they are such, and finite."""
+    table = as_numbers("rewards", rewards)
+    if table.ndim != 2:
+        raise ValueError(f"rewards has shape {table.shape}; it must be (prompts, draws)")
+    return checked_rewards(table)
+
+
 def checked_rewards(rewards: ArrayLike, n: int | None = None) -> Array:
     """Return rewards as float64, (..., n), after a check that all are finite, and that there are n of them."""
-    table = np.asarray(rewards, dtype=np.float64)
+    table = as_numbers("rewards", rewards)
     if table.ndim == 0 or table.shape[-1] == 0 or (n is not None and table.shape[-1] != n):
         wanted = "at least one draw" if n is None else f"{n} draws"
         raise ValueError(f"rewards has shape {table.shape}; its last axis must hold {wanted}")
@@ -221,11 +241,24 @@ def checked_rewards(rewards: ArrayLike, n: int | None = None) -> Array:
 
 def checked_like(name: str, values: Any, rewards: Array, *more: int) -> Array:
     """Return numbers as float64 after a check that there is one a draw (or `more` of them a draw), all finite."""
-    table = np.asarray(values, dtype=np.float64)
+    table = as_numbers(name, values)
     wanted = (*rewards.shape, *more)
     if table.shape != wanted or not np.isfinite(table).all():
         raise ValueError(f"{name} has shape {shown(table.shape)} or a number that is not finite; it must be {wanted}")
     return table
+
+
+def as_numbers(name: str, values: Any) -> Array:
+    """Return numbers as float64, or raise a ValueError where NumPy raises others, or lets an imaginary part go."""
+    try:
+        table = np.asarray(values)
+        if not np.iscomplexobj(table):
+            return np.asarray(table, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    raise ValueError(
+        f"{name} is {shown(values)}; it must be an array of real numbers, of one of NumPy's types"
+    ) from None
 
 
 def all_spent(rewards: Array) -> NDArray[np.intp]:

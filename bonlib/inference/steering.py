@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from bonlib.checks import whole
+from bonlib.checks import shown, whole
 from bonlib.exact import Array
 
 Ties = Literal["exact", "cut"]  # just so many go on, ties at random; or all that tie with the last of them
@@ -66,7 +66,11 @@ class Spending(NamedTuple):
 
 def checked_checkpoints(values: Iterable[object]) -> tuple[int, ...]:
     """Return numbers of tokens, or raise a ValueError if they are not whole, at least 1 and ascending."""
-    checkpoints = tuple(whole(f"checkpoints[{place}]", value, 1) for place, value in enumerate(values))
+    try:
+        listed = list(values)
+    except TypeError:
+        raise ValueError(f"checkpoints is {shown(values)}; it must hold numbers of tokens, such as (8, 16)") from None
+    checkpoints = tuple(whole(f"checkpoints[{place}]", value, 1) for place, value in enumerate(listed))
     if any(later <= earlier for earlier, later in pairwise(checkpoints)):
         raise ValueError(f"checkpoints is {checkpoints}; numbers of tokens must ascend: sort them and drop repeats")
     return checkpoints

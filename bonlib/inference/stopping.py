@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaln
 
-from bonlib.checks import number, settle, whole
+from bonlib.checks import number, settle, shown, whole
 from bonlib.exact import SUM_TOLERANCE, Array, Outcomes
 from bonlib.inference.cases import CASES
 from bonlib.inference.rules import Choice, KnownRule, TooManyOutcomesError, checked_rewards, register
@@ -125,7 +125,7 @@ class StopByGain:
         gain: `spacing_gain`, `plug_in_gain`, or what `prior_gain` returns.
 
     Raises:
-        ValueError: if `n` or `cost_per_draw` is out of range.
+        ValueError: if `n` or `cost_per_draw` is out of range, or `gain` no function.
     """
 
     n: int
@@ -135,6 +135,8 @@ class StopByGain:
 
     def __post_init__(self) -> None:
         settle(self, n=whole("n", self.n, 1), cost_per_draw=number("cost_per_draw", self.cost_per_draw, above=0))
+        if not callable(self.gain):
+            raise ValueError(f"gain is {shown(self.gain)}; it must be a function, such as spacing_gain")
 
     def choose(self, rewards: ArrayLike, *, seed: int = 0) -> Choice:
         """Return the best of draws with rewards (..., n) that were made when it stopped; nothing is random."""
@@ -218,7 +220,7 @@ def prior_gain(prior: Outcomes, strength: float) -> Gain:
 
 def value_after_costs(rule: KnownRule, outcomes: Outcomes, cost_per_draw: float) -> float:
     """Return the mean reward of what a rule keeps less the cost of its draws."""
-    return outcomes.mean_reward(rule.law(outcomes)) - float(cost_per_draw) * rule.cost(outcomes)
+    return outcomes.mean_reward(rule.law(outcomes)) - number("cost_per_draw", cost_per_draw) * rule.cost(outcomes)
 
 
 def value_without_recall(outcomes: Outcomes, n: int) -> float:
@@ -296,10 +298,7 @@ def rewind_at(outcomes: Outcomes, acceptance: float) -> Array:
 
     Source: Beirami et al., Eq. 39 and Lemma 6.1.
     """
-    alpha = float(acceptance)
-    if not 0 < alpha <= 1:
-        raise ValueError(f"acceptance is {alpha}; a probability of acceptance is above 0 and at most 1")
-    ladder = outcomes.ladder
+    alpha, ladder = float(number("acceptance", acceptance, above=0, most=1)), outcomes.ladder
     with np.errstate(divide="ignore", invalid="ignore"):
         chance = np.clip((alpha - ladder.above) / ladder.mass, 0, 1)
     accepted = np.where(outcomes.probs > 0, outcomes.probs * chance, 0.0)

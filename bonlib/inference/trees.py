@@ -15,9 +15,9 @@ from numpy.polynomial.polynomial import polyder, polyval
 from numpy.typing import ArrayLike
 from scipy.special import gammaln, xlogy
 
-from bonlib.checks import settle, whole
+from bonlib.checks import number, settle, whole
 from bonlib.exact import Array, Outcomes, as_probs
-from bonlib.inference.rules import checked_like
+from bonlib.inference.rules import as_numbers, checked_like
 from bonlib.inference.steering import Ties
 
 
@@ -42,7 +42,7 @@ class Tree:
     rewards: Array
 
     def __init__(self, probs: ArrayLike, partial: ArrayLike, children: ArrayLike, rewards: ArrayLike) -> None:
-        p, rows = as_probs("probs", probs), np.array(children, dtype=np.float64)
+        p, rows = as_probs("probs", probs), as_numbers("children", children)
         if rows.ndim != 2 or len(rows) != len(p):
             raise ValueError(f"children has shape {rows.shape}; it must have a row for each of the {len(p)} beginnings")
         rows = np.stack([as_probs(f"children[{place}]", row) for place, row in enumerate(rows)])
@@ -85,7 +85,7 @@ class Tree:
         Raises:
             ValueError: if all beginnings are equally good, or there are fewer than three.
         """
-        directions: list[Array] = []
+        directions, angle = list[Array](), number("angle", angle)
         for raw in (self.values, np.random.default_rng(whole("seed", seed)).normal(size=len(self.probs))):
             column = raw - self.probs @ raw
             for other in directions:

@@ -167,7 +167,7 @@ class BordaVote:
 
 
 def _of_voters(rewards: Array, codes: Codes) -> Array:
-    """Rewards (..., n), the lowest for who does not vote: a higher one would leave the others no weight to differ in."""
+    """Rewards (..., n), the lowest for who does not vote: theirs would leave the others no weight to differ in."""
     return np.where(codes >= 0, rewards, rewards.min(axis=-1, keepdims=True))
 
 

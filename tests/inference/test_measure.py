@@ -10,7 +10,9 @@ from bonlib.estimates import best_of_n_kl, best_of_n_win_rate
 from bonlib.exact import Outcomes, kl_divergence
 from bonlib.inference import RULES, make_rule
 from bonlib.inference.measure import compare_rules, law_kl, measure, rules_at, spend
+from bonlib.inference.regularised import MbrBestOfN
 from bonlib.inference.rules import Choice, all_spent, checked_rewards, choose_in_groups
+from bonlib.inference.votes import MajorityVote
 
 REWARDS = np.array([[0.2, 1.0, 0.5, 0.5, 0.0], [3.0, -1.0, 2.0, 2.0, 2.0]])
 GOLD = REWARDS**2 - REWARDS
@@ -203,6 +205,23 @@ def test_all_draws_leave_no_opponent():
         (lambda rule: measure(rule, REWARDS, gold=GOLD[0]), "gold has shape"),
         (lambda rule: measure(rule, REWARDS * np.nan), r"rewards\[0, 0\] is nan"),
         (lambda rule: measure(rule, REWARDS, rounds=0), "rounds is 0"),
+        (lambda rule: law_kl(rule, REWARDS[0]), r"rewards has shape \(5,\); it must be \(prompts, draws\)"),
+        (lambda rule: law_kl(rule, REWARDS, known={"responses": REWARDS[0]}), r"responses has shape \(5,\)"),
+        (lambda rule: law_kl(MajorityVote(3), REWARDS), "answers is missing; MajorityVote needs it"),
+        (lambda rule: spend(MajorityVote(3), REWARDS), "answers is missing; MajorityVote needs it"),
+        (lambda rule: spend(MajorityVote(3), REWARDS, known={"answers": 3}), r"answers has shape \(\); it must be"),
+        (
+            lambda rule: choose_in_groups(MajorityVote(3), REWARDS, known={"answers": np.tile(REWARDS, 2)}),
+            r"answers has shape \(\d+, 10\); it must be",
+        ),
+        (
+            lambda rule: spend(MbrBestOfN(3, 1.0), REWARDS, known={"distances": REWARDS}),
+            r"distances has shape .*; it must be \(\d+, 5, 5\)",
+        ),
+        (lambda rule: measure(rule, {"a": 1}), "rewards is {'a': 1}; it must be an array of real numbers"),
+        (lambda rule: measure(rule, REWARDS + 1j), "rewards is array.*real numbers"),
+        (lambda rule: measure(rule, REWARDS, gold="good"), "gold is 'good'; it must be an array of real numbers"),
+        (lambda rule: rules_at(1.5, REWARDS), "n is 1.5"),
     ],
 )
 def test_bad_input_is_named_in_one_line(call, message):

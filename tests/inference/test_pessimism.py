@@ -195,6 +195,9 @@ def test_bad_arguments_are_named():
                 make(beta)
     with pytest.raises(ValueError, match="n is 0"):
         Pessimism(0, 1)
+    for best in (2.5, np.nan):
+        with pytest.raises(ValueError, match=r"best is .* at least 3"):
+            pessimism_from_draws(W, 2, 1, best=best)
     with pytest.raises(ValueError, match="fallback is 'none'"):
         pessimistic_best_of(W, 2, 1, "none")
     with pytest.raises(TooManyOutcomesError, match="5 different ones, on which 100 draws"):

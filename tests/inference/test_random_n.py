@@ -286,6 +286,7 @@ def test_the_table_makes_them_by_their_parameter():
         (lambda: GeometricCount(1), "q is 1"),
         (lambda: LogSeries(701), "t is 701"),
         (lambda: BestOfRandomN(0, FixedCount(1)), "n is 0"),
+        (lambda: BestOfRandomN(2, 1.5), "count is 1.5; it must be a DrawCount"),
         (lambda: FixedCount(1.5).chances(3), "n is 1.5"),
         (lambda: TruncatedPoisson(1).chances(0), "n is 0"),
         (lambda: TruncatedPoisson(1).density([0.5, 1.5]), "u is 1.5"),

@@ -249,6 +249,7 @@ def test_the_table_makes_them_by_their_setting():
         (lambda: StopAt(2, np.nan), "threshold is nan"),
         (lambda: StopAt(2, 1.0).choose([1.0]), r"rewards has shape \(1,\)"),
         (lambda: StopByGain(2, 0, spacing_gain), "cost_per_draw is 0"),
+        (lambda: StopByGain(2, 1, 0.5), "gain is 0.5; it must be a function"),
         (lambda: StopByGain(20, 1, spacing_gain).law(W), "n is 20, for which 5 outcomes"),
         (lambda: prior_gain(W, 0), "strength is 0"),
         (lambda: value_without_recall(W, 0), "n is 0"),
