@@ -15,24 +15,25 @@ from bonlib.inference.rules import TooManyOutcomesError
 CASES = 300_000  # up to which they are gone through
 
 
-def all_cases(probs: Array, n: int) -> tuple[NDArray[np.intp], Array]:
+def all_cases(probs: Array, n: int, most: int = CASES) -> tuple[NDArray[np.intp], Array]:
     """Return how often each outcome comes among n draws, for all ways, and how likely each way is.
 
     Args:
         probs: probabilities of the outcomes, shape (K,).
         n: number of draws, a whole number, at least 1.
+        most: ways that are gone through at most.
 
     Returns:
         Counts of shape (ways, K), whose rows sum to n, and probabilities of shape (ways,).
 
     Raises:
-        TooManyOutcomesError: if there are more than 300,000 ways, C(n + K − 1, n).
+        TooManyOutcomesError: if there are more ways than that, C(n + K − 1, n).
     """
     kinds = len(probs)
     ways = comb(n + kinds - 1, n)
-    if ways > CASES:
+    if ways > most:
         raise TooManyOutcomesError(
-            f"outcomes has {kinds} different ones, on which {n} draws fall in more than {CASES:,} ways: take fewer, or "
+            f"outcomes has {kinds} different ones, on which {n} draws fall in more than {most:,} ways: take fewer, or "
             "simulate"
         )
     bars = np.array(list(combinations(range(n + kinds - 1), kinds - 1)), dtype=np.intp).reshape(ways, kinds - 1)

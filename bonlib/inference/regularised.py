@@ -17,7 +17,7 @@ from bonlib.exact import Array, Outcomes
 from bonlib.inference.cases import all_cases
 from bonlib.inference.distances import checked_distances
 from bonlib.inference.rules import Choice, TooManyOutcomesError, all_spent, checked_like, checked_rewards, register
-from bonlib.inference.soft_best_of_n import soft_best_of, softmax_draw
+from bonlib.inference.soft_best_of_n import log_weights, soft_best_of, softmax_draw
 
 TIE = 1e-10  # of the size of the scores: what rounding tells apart is equal
 _MOST_SET = 16  # outcomes up to which all sets of them are gone through
@@ -134,8 +134,8 @@ class KlBestOfN(_Regularised):
     def choose(self, rewards: ArrayLike, *, log_probs: ArrayLike, seed: int = 0) -> Choice:
         """Return one of draws with rewards and log-probabilities (..., n), at random."""
         table = checked_rewards(rewards, self.n)
-        scores = _scores(table, self.beta) + checked_like("log_probs", log_probs, table)
-        return Choice(softmax_draw(scores, seed), all_spent(table))
+        scores = log_weights(table, self.beta) + checked_like("log_probs", log_probs, table)
+        return Choice(softmax_draw(scores, np.random.default_rng(whole("seed", seed))), all_spent(table))
 
     def law(self, outcomes: Outcomes, log_probs: ArrayLike | None = None) -> Array:
         """Return how likely each outcome is kept, shape (K,); `log_probs` if they are not those of the outcomes."""
@@ -165,10 +165,9 @@ class KlBestOfSet(_Regularised):
     def choose(self, rewards: ArrayLike, *, log_probs: ArrayLike, responses: Any, seed: int = 0) -> Choice:
         """Return one of draws with rewards, log-probabilities and responses (..., n), at random."""
         table = checked_rewards(rewards, self.n)
-        scores = _scores(table, self.beta) + checked_like("log_probs", log_probs, table)
-        return Choice(
-            softmax_draw(np.where(_first_seen(responses, table.shape), scores, -np.inf), seed), all_spent(table)
-        )
+        scores = log_weights(table, self.beta) + checked_like("log_probs", log_probs, table)
+        first = np.where(_first_seen(responses, table.shape), scores, -np.inf)
+        return Choice(softmax_draw(first, np.random.default_rng(whole("seed", seed))), all_spent(table))
 
     def law(self, outcomes: Outcomes, log_probs: ArrayLike | None = None) -> Array:
         """Return how likely each outcome is kept, shape (K,); `log_probs` if they are not those of the outcomes.
@@ -226,11 +225,6 @@ def _best_with(probs: Array, scores: Array, centre: int, n: int) -> Array:
     law = probs * wins[rung] / mass[rung]
     law[centre] += itself
     return np.asarray(law)
-
-
-def _scores(rewards: Array, beta: float) -> Array:
-    with np.errstate(over="ignore"):
-        return np.asarray(_below_best(rewards) / beta)
 
 
 def _log_probs(outcomes: Outcomes, log_probs: ArrayLike | None) -> Array:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import gammaln, logsumexp, softmax, xlogy
+from scipy.special import logsumexp, softmax
 
 from bonlib.checks import number, settle, whole
 from bonlib.exact import Array, Outcomes
-from bonlib.inference.rules import TooManyOutcomesError, checked_like, register
-from bonlib.inference.soft_best_of_n import SoftBestOfN
+from bonlib.inference.cases import all_cases
+from bonlib.inference.rules import checked_like, register
+from bonlib.inference.soft_best_of_n import SoftBestOfN, log_weights, softmax_draw
 from bonlib.inference.steering import checked_checkpoints
 from bonlib.inference.trees import Tree, one_checkpoint
 
-MOST_POPULATIONS = 20_000  # whose laws are summed
+MOST_POPULATIONS = 20_000  # of beginnings, whose laws are summed
 
 
 class SmcLaw(NamedTuple):
@@ -80,19 +78,13 @@ class SequentialMonteCarlo:
     def go_on(self, scores: Array, before: Array, generator: np.random.Generator) -> NDArray[np.intp]:
         """Return n places, drawn with replacement by how much each response's ψ has grown, shape (P, n)."""
         assert self.survivors is not None
-        gain = self.twist * (scores - before)
-        drawn = np.stack([self._drawn(gain, generator) for _ in range(self.survivors)], axis=1)
+        gain = log_weights(self.twist * (scores - before), self.temperature)
+        drawn = np.stack([softmax_draw(gain, generator) for _ in range(self.survivors)], axis=1)
         return np.repeat(np.sort(drawn, axis=1), self.n // self.survivors, axis=1)
 
     def pick(self, rewards: Array, before: Array, generator: np.random.Generator) -> NDArray[np.intp]:
         """Return one finished response, drawn by how much its ψ has grown, shape (P,)."""
-        return self._drawn(rewards - self.twist * before, generator)
-
-    def _drawn(self, gain: Array, generator: np.random.Generator) -> NDArray[np.intp]:
-        """One place a row: the largest of log-weights with Gumbel noise is a draw from their softmax."""
-        with np.errstate(over="ignore"):
-            log_weights = (gain - gain.max(axis=1, keepdims=True)) / self.temperature
-        return (log_weights + generator.gumbel(size=gain.shape)).argmax(axis=1)
+        return softmax_draw(log_weights(rewards - self.twist * before, self.temperature), generator)
 
     def tree_law(self, tree: Tree, log_twist: ArrayLike | None = None) -> SmcLaw:
         """Return what it does on a tree with one checkpoint at its fork.
@@ -116,13 +108,17 @@ class SequentialMonteCarlo:
         weight = tree.rewards / self.temperature - log_psi[:, None]
         soft = SoftBestOfN(self.n, 1)  # the temperature is in the weights
         kept, estimated = np.zeros(tree.children.size), np.zeros(tree.children.size)
-        for chance, counts in _populations(tree.probs, self.n):
-            with np.errstate(divide="ignore"):
-                log_weights = np.log(counts) + log_psi
-            joint = (softmax(log_weights)[:, None] * tree.children).ravel()
+        for counts, chance in zip(*all_cases(tree.probs, self.n, MOST_POPULATIONS), strict=True):
+            if not chance > 0:
+                continue
+            log_psis = np.log(counts, out=np.full(len(counts), -np.inf), where=counts > 0) + log_psi
+            joint = (softmax(log_psis)[:, None] * tree.children).ravel()
             kept += chance * soft.law(Outcomes(joint, weight.ravel()))
-            mean_weight = np.exp(logsumexp(log_weights)) / self.n
-            estimated += chance * mean_weight * joint * np.exp(weight.ravel())
+            with np.errstate(over="ignore"):  # where E Ẑ is no number any more
+                lift = np.exp(
+                    logsumexp(log_psis) - np.log(self.n) + weight.ravel(), where=joint > 0, out=np.zeros(joint.shape)
+                )
+            estimated += chance * joint * lift
         return SmcLaw(kept, estimated)
 
 
@@ -149,16 +145,6 @@ def best_twist(tree: Tree, temperature: float) -> Array:
     """
     scale = number("temperature", temperature, above=0)
     return np.asarray(logsumexp(tree.rewards / scale, b=tree.children, axis=1), dtype=np.float64)
-
-
-def _populations(probs: Array, n: int) -> Iterator[tuple[float, Array]]:
-    """All ways in which n draws can fall on the outcomes: how likely, and how many on each."""
-    possible = np.flatnonzero(probs)
-    if (many := math.comb(len(possible) + n - 1, n)) > MOST_POPULATIONS:
-        raise TooManyOutcomesError(f"n is {n}, for which there are {many} populations; take fewer or a smaller tree")
-    for drawn in combinations_with_replacement(possible, n):
-        counts = np.bincount(drawn, minlength=len(probs)).astype(np.float64)
-        yield float(np.exp(gammaln(n + 1) + (xlogy(counts, probs) - gammaln(counts + 1)).sum())), counts
 
 
 register(

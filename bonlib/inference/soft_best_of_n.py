@@ -41,11 +41,8 @@ class SoftBestOfN:
     def choose(self, rewards: ArrayLike, *, seed: int = 0) -> Choice:
         """Return one of draws with rewards (..., n), at random."""
         table = checked_rewards(rewards, self.n)
-        # A small temperature overflows to −∞ at all but the best.
-        with np.errstate(over="ignore"):
-            return Choice(
-                softmax_draw((table - table.max(axis=-1, keepdims=True)) / self.temperature, seed), all_spent(table)
-            )
+        generator = np.random.default_rng(whole("seed", seed))
+        return Choice(softmax_draw(log_weights(table, self.temperature), generator), all_spent(table))
 
     def law(self, outcomes: Outcomes) -> Array:
         """Return how likely each outcome is kept, shape (K,)."""
@@ -56,10 +53,16 @@ class SoftBestOfN:
         return float(self.n)
 
 
-def softmax_draw(scores: Array, seed: int) -> NDArray[np.intp]:
+def log_weights(rewards: Array, temperature: float) -> Array:
+    """Return log e^{r/λ} less that of the best, shape (..., n); a small temperature makes −∞ of all but the best."""
+    with np.errstate(over="ignore"):
+        return np.asarray((rewards - rewards.max(axis=-1, keepdims=True)) / temperature)
+
+
+def softmax_draw(scores: Array, generator: np.random.Generator) -> NDArray[np.intp]:
     """Return a place on the last axis, drawn with probability ∝ exp(score), for scores of shape (..., n)."""
     # The largest of scores with Gumbel noise is a draw from their softmax.
-    return (scores + np.random.default_rng(whole("seed", seed)).gumbel(size=scores.shape)).argmax(axis=-1)
+    return (scores + generator.gumbel(size=scores.shape)).argmax(axis=-1)
 
 
 def soft_best_of(outcomes: Outcomes, n: float, temperature: float) -> Array:

@@ -73,18 +73,6 @@ class TreeBestOfN:
         return survivors_law(tree.best_children(self.children), self.n, self.survivors)
 
 
-def blockwise_law(tree: Tree, n: int) -> Array:
-    """Return how likely each whole response of a tree is under blockwise best-of-n, shape (A · C,).
-
-    Args:
-        tree: the world; its beginning is the first block, what comes after it the second.
-        n: draws for each block, at least 1.
-
-    Source: Mudgal et al. 2024 (2310.17022); Beirami et al., appendix B.
-    """
-    return TreeBestOfN(n, 1, n, (1,)).tree_law(tree)
-
-
 register(
     name="tree",
     make=TreeBestOfN,

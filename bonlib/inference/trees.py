@@ -5,10 +5,9 @@ On them methods that choose while responses are being written have laws that are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 from numpy.polynomial.polynomial import polyder, polyval
@@ -141,37 +140,6 @@ def tree_of(
         raise ValueError(f"probs is 0 for all that begins with {list(rows)[int(total.argmin())]!r}: leave those out")
     scores = np.asarray(partial(list(rows)), dtype=np.float64)
     return Tree(total, scores, joint / total[:, None], final)
-
-
-class Turning(NamedTuple):
-    """What choosing by beginnings gets as their rewards turn from informing to misleading.
-
-    Attributes:
-        correlation: Spearman's of partial and final reward, shape (angles,).
-        lost: expected reward below that of best-of-n, shape (angles,).
-        lost_by_fewer: that of best-of-m, as if it were any m that go on.
-    """
-
-    correlation: Array
-    lost: Array
-    lost_by_fewer: float
-
-
-def reward_lost(tree: Tree, n: int, survivors: int, angles: Iterable[float], *, seed: int = 0) -> Turning:
-    """Return how much reward is lost by giving beginnings up, as what decides on them turns by angles.
-
-    Args:
-        tree: the world.
-        n: beginnings, at least 1.
-        survivors: m, how many go on, from 1 to n.
-        angles: as of `Tree.turned`, in radians.
-        seed: of the direction in which they turn.
-    """
-    turned = [tree.turned(angle, seed=seed) for angle in angles]
-    reward = tree.outcomes.mean_reward
-    best, fewer = (reward(tree.outcomes.best_of(count)) for count in (n, survivors))
-    lost = [best - reward(survivors_law(each, n, survivors)) for each in turned]
-    return Turning(np.array([each.rank_correlation() for each in turned]), np.array(lost), best - fewer)
 
 
 def survivors_law(tree: Tree, n: int, survivors: int, ties: Ties = "exact") -> Array:

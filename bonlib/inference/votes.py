@@ -14,6 +14,7 @@ from bonlib.checks import number, settle, whole
 from bonlib.exact import Array, Outcomes
 from bonlib.inference.cases import all_cases
 from bonlib.inference.rules import Choice, all_spent, checked_rewards, register
+from bonlib.inference.soft_best_of_n import log_weights
 
 Codes = NDArray[np.intp]
 
@@ -114,8 +115,7 @@ class WeightedVote:
 
     def _weights(self, rewards: Array) -> Array:
         if self.temperature is not None:
-            with np.errstate(over="ignore"):
-                return np.exp((rewards - rewards.max(axis=-1, keepdims=True)) / self.temperature)
+            return np.exp(log_weights(rewards, self.temperature))
         if (rewards < 0).any():
             raise ValueError(f"rewards holds {rewards.min():.4g}; a sum needs 0 or more: give a temperature")
         return rewards

@@ -120,6 +120,13 @@ def test_who_goes_on():
     np.testing.assert_array_equal(halves[:, ::2], halves[:, 1::2])
 
 
+def test_a_large_twist_cancels():
+    law = SequentialMonteCarlo(2, 1, (1,)).tree_law(T2.judged_by(T2.partial + 1e6))
+    usual = SequentialMonteCarlo(2, 1, (1,)).tree_law(T2)
+    np.testing.assert_allclose(law.kept, usual.kept, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(law.estimated, usual.estimated, rtol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -138,5 +145,7 @@ def test_bad_arguments_are_named(bad, message):
         rule.tree_law(T2, [0, 1])
     with pytest.raises(ValueError, match="survivors is 2; the law is that of n"):
         SequentialMonteCarlo(4, 1, (1,), survivors=2).tree_law(T2)
-    with pytest.raises(TooManyOutcomesError, match="n is 300, for which there are 45451 populations"):
+    with pytest.raises(
+        TooManyOutcomesError, match="3 different ones, on which 300 draws fall in more than 20,000 ways"
+    ):
         SequentialMonteCarlo(300, 1, (1,)).tree_law(T2)

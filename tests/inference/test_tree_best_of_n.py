@@ -8,7 +8,7 @@ from small_trees import T2, by_reward, enumerated, played
 from bonlib.exact import Outcomes
 from bonlib.inference.rules import choose_in_groups, make_rule
 from bonlib.inference.speculative_rejection import SpeculativeRejection
-from bonlib.inference.tree_best_of_n import TreeBestOfN, blockwise_law
+from bonlib.inference.tree_best_of_n import TreeBestOfN
 
 
 @pytest.mark.parametrize(("n", "survivors", "children"), [(1, 1, 2), (2, 1, 2), (2, 2, 2), (3, 2, 2), (4, 2, 1)])
@@ -33,7 +33,7 @@ def test_limits():
         np.testing.assert_allclose(TreeBestOfN(n, n, 1, (1,)).tree_law(T2), T2.outcomes.best_of(n), **exactly)
         first = Outcomes(T2.probs, T2.partial).best_of(n)
         then = np.stack([Outcomes(p, r).best_of(n) for p, r in zip(T2.children, T2.rewards, strict=True)])
-        np.testing.assert_allclose(blockwise_law(T2, n), (first[:, None] * then).ravel(), **exactly)
+        np.testing.assert_allclose(TreeBestOfN(n, 1, n, (1,)).tree_law(T2), (first[:, None] * then).ravel(), **exactly)
         half = TreeBestOfN(n, n // 2, 1, (1,)).tree_law(T2)
         np.testing.assert_allclose(half, SpeculativeRejection(n, (1,)).tree_law(T2), **exactly)
 

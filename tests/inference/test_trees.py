@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 from small_trees import T2, by_reward, enumerated
 
 from bonlib.exact import Outcomes
-from bonlib.inference.trees import Tree, reward_lost, survivors_law, tree_of
+from bonlib.inference.trees import Tree, survivors_law, tree_of
 
 
 @pytest.mark.parametrize("ties", ["exact", "cut"])
@@ -112,11 +112,12 @@ def test_reward_is_lost_as_the_partial_reward_misleads():
     generator = np.random.default_rng(3)
     rewards = generator.normal(size=(40, 20)) + generator.normal(size=(40, 1))
     tree = Tree(generator.dirichlet(np.ones(40)), np.zeros(40), generator.dirichlet(np.ones(20), 40), rewards)
-    found = reward_lost(tree, 16, 4, np.linspace(0, np.pi, 5))
-    assert found.correlation.tolist() == sorted(found.correlation, reverse=True)
-    assert found.lost.tolist() == sorted(found.lost)
-    assert 0 < found.lost[0] < found.lost_by_fewer < found.lost[-1]
-    assert not reward_lost(tree, 16, 16, [0, 3]).lost.round(12).any()
+    turned = [tree.turned(angle) for angle in np.linspace(0, np.pi, 5)]
+    found = [tree.outcomes.mean_reward(survivors_law(each, 16, 4)) for each in turned]
+    best, fewer = (tree.outcomes.mean_reward(tree.outcomes.best_of(n)) for n in (16, 4))
+    assert found == sorted(found, reverse=True)
+    assert best > found[0] > fewer > found[-1]
+    np.testing.assert_allclose(survivors_law(turned[-1], 16, 16), tree.outcomes.best_of(16), rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize(
