@@ -174,6 +174,8 @@ def choose_in_groups(
         ValueError: if there are fewer than n draws, a reward is not finite, what the rule needs is missing, or it can
             only choose while responses are being written.
     """
+    if not hasattr(rule, "n"):
+        raise ValueError(f"rule is {shown(rule)}; it must be one that is made, such as BestOfN(16)")
     if not hasattr(rule, "choose"):
         raise ValueError(
             f"rule is {type(rule).__name__}, which cannot choose among responses that were drawn before: write them by "

@@ -222,6 +222,8 @@ def test_all_draws_leave_no_opponent():
         (lambda rule: measure(rule, REWARDS + 1j), "rewards is array.*real numbers"),
         (lambda rule: measure(rule, REWARDS, gold="good"), "gold is 'good'; it must be an array of real numbers"),
         (lambda rule: rules_at(1.5, REWARDS), "n is 1.5"),
+        (lambda rule: choose_in_groups(RULES["soft"], REWARDS), r"rule is soft.*; it must be one that is made"),
+        (lambda rule: choose_in_groups(type(rule), REWARDS), r"rule is <class.*; it must be one that is made"),
     ],
 )
 def test_bad_input_is_named_in_one_line(call, message):
