@@ -58,10 +58,6 @@ class Tree:
         """E[r | beginning], shape (A,)."""
         return (self.children * self.rewards).sum(axis=1)
 
-    def of_beginnings(self, law: ArrayLike) -> Array:
-        """Return how likely each beginning is, shape (A,), under a law of whole responses, shape (A · C,)."""
-        return np.asarray(law, dtype=np.float64).reshape(self.children.shape).sum(axis=1)
-
     def judged_by(self, partial: ArrayLike) -> Tree:
         """Return the same tree with other rewards of the beginnings, shape (A,)."""
         return Tree(self.probs, partial, self.children, self.rewards)

@@ -82,7 +82,7 @@ def test_a_tree_of_listed_responses_holds_them_all():
 
 def test_its_views():
     np.testing.assert_allclose(T2.values, [0.7, 2.1, 1.8])
-    np.testing.assert_allclose(T2.of_beginnings(T2.outcomes.probs), T2.probs)
+    np.testing.assert_allclose(T2.outcomes.probs.reshape(T2.children.shape).sum(axis=1), T2.probs)
     np.testing.assert_allclose(by_reward(T2.outcomes.probs), [0.27, 0.21, 0.43, 0.09])
     np.testing.assert_allclose(T2.best_children(2).children[1], [0.04, 0.45, 0.51])
 
