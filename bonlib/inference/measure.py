@@ -166,12 +166,10 @@ def _over_all_subsets(rule: Rule, chances: Array, values: Mapping[str, Array]) -
     rewards = values["reward"]
     prompts, m = rewards.shape
     spent = chances @ np.arange(1, rule.n + 1) if isinstance(rule, BestOfRandomN) else float(rule.n)
-    found = {
-        "reward": best_of_random_n_mean(rewards, chances, rounding=0.0),
-        "win_rate": best_of_random_n_win_rate(rewards, chances) if rule.n < m else np.full(prompts, np.nan),
-        "spent": np.full(prompts, spent),
-    }
-    found |= {name: best_of_random_n_mean(rewards, chances, each) for name, each in values.items() if name != "reward"}
+    # A choice goes by every digit, a win does not.
+    found = {name: best_of_random_n_mean(rewards, chances, each, rounding=0.0) for name, each in values.items()}
+    found["win_rate"] = best_of_random_n_win_rate(rewards, chances) if rule.n < m else np.full(prompts, np.nan)
+    found["spent"] = np.full(prompts, spent)
     if "length" in values:
         found["tokens"] = spent * values["length"].mean(axis=1)
     return found

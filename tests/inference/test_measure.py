@@ -9,6 +9,7 @@ from bonlib.bounds import kl_bound
 from bonlib.estimates import best_of_n_kl, best_of_n_win_rate
 from bonlib.exact import Outcomes, kl_divergence
 from bonlib.inference import RULES, make_rule
+from bonlib.inference.best_of_n import BestOfN
 from bonlib.inference.measure import compare_rules, law_kl, measure, rules_at, spend
 from bonlib.inference.regularised import MbrBestOfN
 from bonlib.inference.rules import Choice, all_spent, checked_rewards, choose_in_groups
@@ -81,6 +82,15 @@ def test_a_random_one_is_the_control():
     np.testing.assert_allclose(found["reward"], found["control"])
     np.testing.assert_allclose(found["win_rate"], 0.5)
     np.testing.assert_allclose(found["tokens"], 3 * LENGTHS.mean(axis=1))
+
+
+def test_what_is_kept_goes_by_every_digit():
+    rewards = 1e6 + REWARDS / 10
+    for rule in (BestOfN(3), make_rule("soft", n=3, temperature=1e-9)):
+        found = spend(rule, rewards, gold=rewards, rounds=200)
+        np.testing.assert_allclose(found["gold"], found["reward"], rtol=1e-13)
+    found = [spend(BestOfN(3), each, gold=GOLD)["gold"] for each in (REWARDS, rewards)]
+    np.testing.assert_allclose(*found)
 
 
 def test_a_random_number_is_counted_over_all_subsets():
@@ -173,8 +183,9 @@ def test_the_rules_that_draws_allow():
     assert not [name for name in rules if name.startswith("majority")]
     known = ("answers", "log_probs", "responses", "distances", "partial")
     everything = dict(rules_at(4, rewards, known))
-    # n and the knob are all that a rule needs, where there are no checkpoints to be chosen, and no threshold.
-    assert {name.split(",")[0] for name in everything} == RULES.keys() - {"speculative", "tree", "smc", "stop-at"}
+    # n and the knob are all that a rule needs, where there are no checkpoints to be chosen, no threshold and no prior.
+    told_more = {"speculative", "blockwise", "tree", "smc", "stop-at", "stop-by-prior"}
+    assert {name.split(",")[0] for name in everything} == RULES.keys() - told_more
     assert all(rule.n == 4 or name == "best, n = 2" for name, rule in everything.items())
     assert [name for name in dict(rules_at(9, rewards)) if name.startswith("best,")] == [
         "best, n = 2", "best, n = 4", "best, n = 8",
