@@ -144,7 +144,7 @@ def spend(
         values["gold"] = checked_like("gold", gold, table)
     if lengths is not None:
         values["length"] = checked_like("lengths", lengths, table)
-    if (chances := _chances(rule)) is not None:
+    if (chances := chances_to_look(rule)) is not None:
         found = _over_all_subsets(rule, chances, values)
     else:
         parts = list(_in_orders(rule, values, known or {}, whole("rounds", rounds, 1), whole("seed", seed)))
@@ -155,8 +155,8 @@ def spend(
     return found
 
 
-def _chances(rule: Rule) -> Array | None:
-    """How likely a rule looks at 1, 2, … n draws and keeps the best, (n,); None if it does something else."""
+def chances_to_look(rule: Rule) -> Array | None:
+    """Return how likely a rule looks at 1, 2, … n draws and keeps the best, (n,); None if it does something else."""
     if isinstance(rule, BestOfN | RandomOfN):  # a random one is the best of one
         return np.eye(rule.n)[-1 if isinstance(rule, BestOfN) else 0]
     return rule.count.chances(rule.n) if isinstance(rule, BestOfRandomN) else None

@@ -13,6 +13,7 @@ from bonlib.inference import RULES
 from bonlib.records.findings import percent
 from bonlib.records.measures import ENOUGH, FURTHEST, MANY
 from bonlib.records.pictures import BOUND, CHANCE, GOLD, Line, histogram, lines
+from bonlib.records.ways import BUDGET, typeset
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +45,7 @@ def _shown(value: Any, error: Any = None) -> str:
     size = max(abs(value), error if known else 0.0)
     places = sum(size < limit for limit in (10, 100, 1000))
     form = ",d" if isinstance(value, int | np.integer) else f",.{places}f" if size >= 1e-3 or size < 1e-9 else ".2g"
-    return format(value, form).replace("-", "−") + (f" ± {format(error, form)}" if known else "")
+    return (format(value, form) + (f" ± {format(error, form)}" if known else "")).replace("-", "−")
 
 
 def _whole(value: float) -> str:
@@ -151,12 +152,25 @@ def _ways(report: Report) -> dict[str, Any] | None:
 
     def rows(names: Iterable[str]) -> list[list[Any]]:
         return [
-            [name, _whole(row["spent"]), *(_shown(row[column], row[f"{column}_se"]) for column in columns)]
+            [
+                typeset(str(name)),
+                _whole(row["spent"]),
+                *(_shown(row[column], row[f"{column}_se"]) for column in columns),
+            ]
             for name, row in table.loc[list(names)].iterrows()
         ]
 
     keeps = [[name, RULES[name].label, RULES[name].keeps] for name in best.index]
-    return said | {"best_of_each": rows(best), "all": rows(table.index), "keeps": keeps}
+    counts, budget = report.records.counts, said["budget"]
+    more = min(BUDGET, int(np.median(counts)))  # draws that half of the prompts have, where the curve stops before
+    return said | {
+        "best_of_each": rows(best),
+        "all": rows(table.index),
+        "keeps": keeps,
+        "more": more if more > budget else None,
+        "with_more": int(np.count_nonzero(counts >= more)),
+        "no_log_probs": report.records.log_probs is not None and report.kl_from.startswith("counted"),
+    }
 
 
 def _examples(report: Report) -> dict[str, Any]:

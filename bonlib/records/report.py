@@ -15,9 +15,9 @@ from bonlib.bounds import kl_bound
 from bonlib.cdf import ROUNDING
 from bonlib.checks import shown
 from bonlib.records import measures
-from bonlib.records.choosing import verdict, ways_to_spend
 from bonlib.records.findings import Finding, Known, find
 from bonlib.records.records import Records
+from bonlib.records.ways import verdict, ways_to_spend
 from bonlib.tables import Curve, mean_and_error
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def report(records: Records, *, most: int | None = None) -> Report:
         tables["agreement"] = measures.by_rank(records, ranks, gold)
     if (votes := measures.votes(records, measured.prompts, most)) is not None:
         tables["votes"] = votes
-    if (ways := ways_to_spend(records, measured.prompts, most)) is not None:
+    if (ways := ways_to_spend(records, measured)) is not None:
         tables["rules"] = ways.table
     tables["findings"] = _of_findings(findings)
     tables["bad"] = records.bad

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import re
 
 import numpy as np
 import pandas as pd
@@ -12,9 +11,7 @@ from hypothesis import strategies as st
 from records_by_hand import records
 from scipy.stats import spearmanr
 
-from bonlib.answers import majority_law
 from bonlib.estimates import best_of_n_kl, best_of_n_reward, best_of_n_win_rate
-from bonlib.records.choosing import chosen_on_the_other_half
 from bonlib.records.measures import draws_of_most, errors_over_draws, rank_correlation, rank_shares, some_numbers
 from bonlib.records.report import report
 
@@ -180,65 +177,6 @@ def test_right_and_wrong_are_a_score_where_there_is_no_other():
     found = report(records([[0, 0], [0, 0]], scores={}, correct=[[True, False], [True, True]]))
     np.testing.assert_allclose(found.curve.table["reward"], [0.75, 1.0])
     assert found.summary["reward"] == "correct"
-
-
-def test_the_best_by_the_score_is_best_of_n():
-    rewards = RNG.normal(size=(30, 20))
-    found = report(records(rewards))
-    table, about = found.tables["rules"], found.summary["rules"]
-    assert (about["budget"], about["draws"], about["prompts"], about["judged_by"]) == (16, 20, 30, None)
-    curve = found.curve.table
-    for name, n in (("random", 1), ("best, n = 8", 8), ("best", 16)):
-        assert table.loc[name, "reward"] == pytest.approx(curve.loc[n, "reward"], abs=1e-12)
-        assert table.loc[name, "reward_se"] == pytest.approx(curve.loc[n, "reward_se"], abs=1e-12)
-    assert table["reward"].idxmax() == "best"
-    assert found.verdict.startswith("By reward itself nothing beats the best of 16")
-    assert found.verdict in repr(found)
-    assert not [name for name in table.index if name.startswith("majority")]
-    assert report(records(rewards[:, :5])).summary["rules"]["budget"] == 5
-    assert report(records(np.ones((6, 4)))).tables["rules"].loc["best", "reward"] == 1
-
-
-def test_a_rule_that_is_better_by_the_second_score_is_found():
-    rng = np.random.default_rng(3)
-    rewards = rng.normal(size=(200, 32))
-    gold = np.where(rewards < 1.5, rewards, -2.0)
-    found = report(records(rewards, gold=gold))
-    about = found.summary["rules"]
-    assert about["judged_by"] == "gold"
-    assert about["best"]["gain"] > 10 * about["best"]["gain_se"] > 0
-    assert set(about["best_n"]["rules"]) <= {"best, n = 2", "best, n = 4"}
-    assert re.match(r"By gold, .* beats the best of 16 by .*, chosen on one half .* The best of [24]", found.verdict)
-    noise = report(records(rewards, gold=rng.normal(size=rewards.shape)))
-    best = noise.summary["rules"]["best"]
-    table = noise.tables["rules"]["judged"]
-    assert abs(best["gain"]) < 3 * best["gain_se"]
-    assert best["gain"] < table.max() - table["best"]  # on the prompts that chose it, it looks better than it is
-    assert "by more than twice the error" in noise.verdict
-    few = report(records(rewards[:3], gold=gold[:3]))
-    assert few.verdict.startswith("There are too few prompts")
-
-
-def test_votes_are_among_the_rules_where_there_are_answers():
-    rng = np.random.default_rng(0)
-    answers = rng.choice(["7", "8", "9"], p=[0.5, 0.3, 0.2], size=(150, 16))
-    found = report(records(rng.normal(size=(150, 16)), answers=answers, correct=answers == "7"))
-    table = found.tables["rules"]
-    assert found.summary["rules"]["judged_by"] == "right answers"
-    law = majority_law([0.5, 0.3, 0.2], 16)[0]
-    assert table.loc["majority", "judged"] == pytest.approx(law, abs=4 * table.loc["majority", "judged_se"])
-    assert found.summary["rules"]["best"]["gain"] > 0.1
-    assert re.match("By right answers, (borda|majority|weighted-vote).* beats the best of 16 by ", found.verdict)
-    alone = report(records([[1.0, 0.0]] * 5, answers=[["a", "b"]] * 5, correct=[[True, False]] * 5, scores={}))
-    assert alone.summary["rules"]["judged_by"] is None  # what is right is the score itself
-
-
-def test_each_half_chooses_for_the_other():
-    gold = {"best": np.zeros(6), "even": np.array([1.0, -1, 1, -1, 1, -1]), "odd": np.array([-1.0, 2, -1, 2, -1, 2])}
-    found = chosen_on_the_other_half(gold, ["best", "even", "odd"], "best")
-    assert found["rules"] == ["even", "odd"]
-    assert found["gain"] == -1
-    assert found["gain_se"] == 0
 
 
 def test_the_numbers_of_draws():
