@@ -164,7 +164,7 @@ def _ways(report: Report) -> dict[str, Any] | None:
     counts, budget = report.records.counts, said["budget"]
     more = min(BUDGET, int(np.median(counts)))  # draws that half of the prompts have, where the curve stops before
     return said | {
-        "best_of_each": rows(best),
+        "best_of_each": rows(table.index[table.index.isin([*best, "best"])]),  # the verdict compares with "best"
         "all": rows(table.index),
         "keeps": keeps,
         "more": more if more > budget else None,

@@ -115,6 +115,8 @@ def test_one_draw_is_among_the_numbers_of_draws():
     rewards = RNG.normal(size=(60, 16))
     found = report(records(rewards, gold=-rewards))
     assert found.summary["rules"]["best_n"]["rules"] == ["random", "random"]
+    shown = words(found).partition("All settings that were tried")[0]
+    assert re.search(r" random 1 .* best 16 .* best, n = 2 2 ", shown)  # what is compared, and the best setting
     assert re.fullmatch(
         r"By gold, one draw \(n = 1\) is better than the best of 16: each half of the prompts chooses it, and on the "
         r"other half it is better by 1\.\d+ ± 0\.0\d+\.",
