@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import util
 from pathlib import Path
 from typing import Any
@@ -202,6 +204,15 @@ def _check_out(out: str, source: str, as_json: bool) -> None:
         raise ValueError(f"--out is {out!r}, the file that is read: name another, as it would be lost")
 
 
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print warnings on standard error as what they say, without the line of code that they come from."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *place: print(message, file=sys.stderr)
+        yield
+
+
 def _say_apart(records: Any) -> None:
     """Say on standard error which rows are left out of what is written."""
     if len(records.bad):
@@ -353,12 +364,14 @@ def choose_command(
     write, chosen = table_writer(out), assignments("--set", settings)
     records = bon.read(source, **_some(options, _FILE))
     _say_apart(records)
-    kept = bon.choose(records, rule, seed=seed, **chosen)
+    with _plain_warnings():
+        kept = bon.choose(records, rule, seed=seed, **chosen)
     write(kept)
     about = {"kept": len(kept), "responses": len(records), "spent": int(kept["spent"].sum()), "out": out}
     means = {name: float(kept[name].mean()) for name in records.scores}
     lines = [f"{name}: {mean:.4g} on average, of all {records.scores[name].mean():.4g}" for name, mean in means.items()]
-    _say(as_json, about | {"mean": means}, f"{len(kept)} of {records}", *lines, error=out == "-")
+    spent = f"spent: {kept['spent'].mean():.4g} draws on average, {chosen['n']} at most"
+    _say(as_json, about | {"mean": means}, f"{len(kept)} of {records}", *lines, spent, error=out == "-")
 
 
 @click.command(
@@ -391,7 +404,8 @@ def export_command(kind: str, source: str, out: str, as_json: bool, **options: A
     _check_out(out, source, as_json)
     records = bon.read(source, **_some(options, _FILE))
     _say_apart(records)
-    rows = bon.export(records, kind, out, **_some(options, ("n", "weights", "resample", "pairs", "seed")))
+    with _plain_warnings():
+        rows = bon.export(records, kind, out, **_some(options, ("n", "weights", "resample", "pairs", "seed")))
     _say(as_json, {"rows": rows, "kind": kind, "out": out}, f"{rows} rows of kind {kind}", error=out == "-")
 
 

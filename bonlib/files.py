@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bonlib.front import Folder, ScoredDraws, load, reward
+from bonlib.front import Folder, ModelDraws, ScoredDraws, load, reward
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,7 +88,9 @@ def choose(what: Records | ScoredDraws | Any, rule: str | Rule, *, seed: int = 0
         what: as of `report`; prompts with fewer than n draws are left out, with a warning that says how many.
         rule: a name in `bonlib.RULES`, such as "soft"; or one that is made.
         seed: of the choice.
-        **settings: of a rule by its name: n, and others.
+        **settings: of a rule by its name: n, and others; and what the rule needs to know, if the records do not have
+            it, in the order of their table: answers, log_probs or partial, a row each, or distances, (R, R); those of
+            the words of a prompt's responses if not given.
 
     Returns:
         A row each, and how many draws were made for it, as spent.
@@ -99,8 +101,8 @@ def choose(what: Records | ScoredDraws | Any, rule: str | Rule, *, seed: int = 0
     from bonlib.inference import made_rule
     from bonlib.records.choosing import kept_rows
 
-    records = _records(what)
-    rows, spent = kept_rows(records, made_rule(rule, **settings), seed=seed)
+    records, (made, told) = _records(what), made_rule(rule, **settings)
+    rows, spent = kept_rows(records, made, seed=seed, told=told)
     return records.table().iloc[rows].assign(spent=spent).reset_index(drop=True)
 
 
@@ -123,7 +125,7 @@ def _records(what: Any) -> Records:
     from bonlib.records.reading import read
     from bonlib.records.records import Records
 
-    if isinstance(what, ScoredDraws):
+    if isinstance(what, ModelDraws):
         records = read(what.table())
         return replace(records, source=repr(what))
     return what if isinstance(what, Records) else read(what)

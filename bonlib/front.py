@@ -257,6 +257,13 @@ class ModelDraws:
         columns = {"response": self.texts, "log_prob": self.log_probs, "length": self.draws.lengths}
         return pd.DataFrame({"prompt": prompts} | {name: values.ravel() for name, values in columns.items()})
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            if name in ("rewards", "reward", "best", "choose", "curve", "rules"):
+                raise AttributeError(f"draws have no {name} yet, as they are not scored: take draws.score(reward)")
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
     def __repr__(self) -> str:
         prompts, count = self.texts.shape
         return f"{count} draws to each of {prompts} prompt{'s' * (prompts > 1)} by {self.sampler.name}"
@@ -299,17 +306,15 @@ class ScoredDraws(ModelDraws):
 
         return np.take_along_axis(self.texts, best_of_n(self.rewards, n), axis=1)
 
-    def choose(
-        self, rule: str | Rule, *, known: Mapping[str, Any] | None = None, seed: int = 0, **settings: Any
-    ) -> Kept:
+    def choose(self, rule: str | Rule, *, seed: int = 0, **settings: Any) -> Kept:
         """Return what a way to spend draws keeps of each n draws of a prompt.
 
         Args:
             rule: a name in `bonlib.RULES`, such as "soft"; or one that is made, such as ``SoftBestOfN(16, 0.5)``.
-            known: what the rule needs to know of the draws beside reward, text and log-probability, by name, (P, M, …);
-                answers are those of the reward model if it is a verifier.
             seed: of the choice.
-            **settings: of a rule by its name: n, and others.
+            **settings: of a rule by its name: n, and others; and what the rule needs to know of the draws: answers,
+                (P, M), those of the reward model if it is a verifier; distances, (P, M, M), `word_distances` if not
+                given; partial, (P, M, checkpoints); log_probs, (P, M), those of the draws if not given.
 
         Raises:
             ValueError: if there is no such rule, a setting is out of range, or what it needs is not known.
@@ -317,22 +322,25 @@ class ScoredDraws(ModelDraws):
         from bonlib.inference import choose_in_groups, made_rule
         from bonlib.inference.measure import measure
 
-        rule = made_rule(rule, **settings)
-        about = self._about(known)
+        rule, told = made_rule(rule, **settings)
+        about = self._about(told, rule)
         kept, spent = choose_in_groups(rule, self.rewards, seed=seed, known=about)
         measured = measure(rule, self.rewards, lengths=self._lengths, known=about, seed=seed)
         texts = np.take_along_axis(self.texts, kept, axis=1)
         return Kept(rule, texts, np.take_along_axis(self.rewards, kept, axis=1), spent, measured)
 
     def rules(
-        self, budget: int = 16, *, gold: Any = None, known: Mapping[str, Any] | None = None, seed: int = 0
-    ) -> RuleTable:
+        self, budget: int = 16, *, gold: Any = None, answers: Any = None, distances: Any = None, log_probs: Any = None,
+        seed: int = 0,
+    ) -> RuleTable:  # fmt: skip
         """Return what each way to spend draws makes of these, at one budget, with standard errors over prompts.
 
         Args:
             budget: draws that each may make, at most M; with fewer there is a win rate.
             gold: a second reward to judge by, which no choice sees: what `reward` makes one of, or numbers, (P, M).
-            known: as of `choose`; rules that need more are left out.
+            answers: as of `choose`; rules that need more than there is are left out.
+            distances: likewise, such as `bonlib.inference.distances.word_distances` returns; none are made here.
+            log_probs: as of `choose`.
             seed: of the choices.
 
         Raises:
@@ -342,12 +350,16 @@ class ScoredDraws(ModelDraws):
 
         if gold is not None and not isinstance(gold, np.ndarray):
             gold = self.score(gold).rewards
-        about = self._about(known)
+        told = {"answers": answers, "distances": distances, "log_probs": log_probs}
+        about = self._about({name: values for name, values in told.items() if values is not None})
         rules = rules_at(budget, self.rewards, about)
         return compare_rules(rules, self.rewards, gold=gold, lengths=self._lengths, known=about, seed=seed)
 
-    def _about(self, known: Mapping[str, Any] | None) -> dict[str, Any]:
-        """What rules can be told of the draws."""
+    def _about(self, told: Mapping[str, Any], rule: Rule | None = None) -> dict[str, Any]:
+        """What rules, or one, can be told of the draws."""
+        from bonlib.inference.distances import word_distances
+        from bonlib.inference.rules import needs_of
+
         about: dict[str, Any] = {"responses": self.texts}
         if np.isfinite(self.log_probs).all():
             about["log_probs"] = self.log_probs
@@ -355,7 +367,9 @@ class ScoredDraws(ModelDraws):
             prompts = np.repeat(np.array(self.prompts, dtype=object), self.texts.shape[1])
             answers = self.reward.answers(prompts.tolist(), self.texts.ravel().tolist())
             about["answers"] = np.reshape(answers, self.texts.shape)
-        return about | dict(known or {})
+        if "distances" in needs_of(rule) and "distances" not in told:
+            about["distances"] = word_distances(self.texts)
+        return about | dict(told)
 
     @property
     def _lengths(self) -> NDArray[np.intp] | None:

@@ -194,13 +194,21 @@ def test_help_has_an_example_that_can_be_parsed_and_the_exit_codes(name, capsys)
         ("report rows.jsonl --most 0", "--most: most is 0"),
         ("report prompts.txt --out rewards.py", "is a file: name a folder"),
         ("choose rows.jsonl --rule nothing --set n=2", "rule is 'nothing'; it must be one of random, best, soft"),
-        ("choose rows.jsonl --rule best", "best lacks a setting, one of n"),
+        ("choose rows.jsonl --rule best", "best lacks n; it takes n: give n=…"),
         ("choose rows.jsonl --rule best --set n=2", "n is 2; rows.jsonl has at most 1 draws a prompt: lower it"),
         ("choose rows.jsonl --rule best --set n", "--set is 'n'; it must have the form name=value"),
         ("choose rows.jsonl --rule best --set n=1 --set beta=1", "beta is no setting of best; it takes n"),
         (
             "choose rows.jsonl --rule majority --set n=1",
-            "no answers for MajorityVote: name their column",
+            "no answers for MajorityVote: name their column, as in `--answer answer`",
+        ),
+        (
+            "choose rows.jsonl --rule speculative --set n=1 --set checkpoints=(2,)",
+            "no partial for SpeculativeRejection: it chooses while a model writes, see METHODS.md",
+        ),
+        (
+            "choose rows.jsonl --rule speculative --set n=1 --set checkpoints=2",
+            "checkpoints is 2; it must hold numbers of tokens, such as (8, 16)",
         ),
         (
             "choose rows.jsonl --rule tree --set n=1 --set survivors=1 --set children=1 --set checkpoints=(2,)",
@@ -243,3 +251,23 @@ def test_rows_that_are_left_out_are_said(place, capsys):
     said = capsys.readouterr()
     assert "1 rows are left out, the first: gap.jsonl, line 17 has response None" in said.err
     assert len(rows(said.out)) == 16
+
+
+def test_a_rule_says_what_it_spent_and_which_prompts_are_left_out(place, capsys):
+    (place / "few.jsonl").write_text(
+        (place / "scored.jsonl").read_text() + '{"prompt": "b", "response": "c", "reward": 1}\n'
+    )
+    capsys.readouterr()
+    first = ["choose", "few.jsonl", "--rule", "stop-at", "--set", "n=4", "--set", "threshold=-99"]
+    assert main([*first, "--out", "kept.jsonl"]) == 0
+    said = capsys.readouterr()
+    assert said.err == "1 of 3 prompts have fewer than 4 draws: left out\n"
+    assert said.out.splitlines()[-1] == "spent: 1 draws on average, 4 at most"
+    assert main(["export", "sft", "few.jsonl", "--n", "4", "--out", "best.jsonl"]) == 0
+    assert capsys.readouterr().err == "1 of 3 prompts have fewer than 4 draws: left out\n"
+
+
+@pytest.mark.parametrize("rule", ["mbr", "wasserstein"])
+def test_distances_are_those_of_the_words(place, rule, capsys):
+    assert main(f"choose scored.jsonl --rule {rule} --set n=4 --set beta=0.5 --out kept.jsonl".split()) == 0
+    assert len(rows((place / "kept.jsonl").read_text())) == 4

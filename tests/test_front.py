@@ -16,6 +16,8 @@ from bonlib.draws.store import SampleStore
 from bonlib.draws.verifiers import regex
 from bonlib.estimates import best_of_n_kl, best_of_n_reward, best_of_n_win_rate
 from bonlib.inference.best_of_n import BestOfN
+from bonlib.inference.distances import word_distances
+from bonlib.inference.regularised import MbrBestOfN
 from bonlib.inference.soft_best_of_n import SoftBestOfN
 from bonlib.inference.tree_best_of_n import TreeBestOfN
 from bonlib.methods.bon_sft import BonSft
@@ -124,8 +126,36 @@ def test_votes_ask_a_verifier_for_answers(draws):
     answers = [found and found[0] for found in (re.search("[a-z]", text) for text in draws.texts[0, :4])]
     assert answers.count(first and first[0]) == max(answers.count(each) for each in answers if each)
     assert "majority" in judged.rules(4).table.index
-    given = judged.choose("majority", n=4, known={"answers": np.full(draws.rewards.shape, "a")})
+    given = judged.choose("majority", n=4, answers=np.full(draws.rewards.shape, "a"))
     assert (given.texts == draws.texts[:, ::4]).all()
+
+
+def test_rules_are_told_what_they_need_by_name(draws):
+    apart = word_distances(draws.texts)
+    found = draws.choose("mbr", n=8, beta=1.0)
+    assert (found.texts == draws.choose("mbr", n=8, beta=1.0, distances=apart).texts).all()
+    assert (found.texts == draws.choose(MbrBestOfN(8, 1.0), distances=apart).texts).all()
+    assert (draws.choose("mbr", n=8, beta=1e9, distances=apart * 0).texts == draws.best(8)).all()
+    assert bon.choose(draws, "mbr", n=8, beta=1.0)["response"].tolist() == found.texts.ravel().tolist()
+    given = bon.choose(draws, "majority", n=8, answers=["a"] * draws.texts.size)
+    assert given["response"].tolist() == draws.texts[:, ::8].ravel().tolist()
+    rows = draws.texts.size
+    same = bon.choose(draws, "mbr", n=8, beta=1e9, distances=np.zeros((rows, rows)))
+    assert same["response"].tolist() == draws.best(8).ravel().tolist()
+    told = draws.rules(8, answers=np.full(draws.rewards.shape, "a"), distances=apart).table.index
+    assert {"majority", "mbr"} <= {name.split(",")[0] for name in told}
+
+
+def test_draws_without_rewards_say_that_they_lack_them(draws):
+    bare = bon.draw(draws.model, PROMPTS, 64, max_new_tokens=8, store=draws.store)
+    for name in ("choose", "rules", "best", "curve", "rewards"):
+        with pytest.raises(AttributeError, match=rf"draws have no {name} yet, .*: take draws\.score\(reward\)"):
+            getattr(bare, name)
+    with pytest.raises(AttributeError, match="ModelDraws has no attribute 'chose'"):
+        bare.chose  # noqa: B018
+    with pytest.raises(ValueError, match="no score: score it first"):
+        bon.choose(bare, "best", n=4)
+    assert len(bon.choose(bare, "random", n=8)) == 8 * len(PROMPTS)
 
 
 def test_a_policy_is_trained_once_and_found_again(draws, trained):
@@ -227,7 +257,23 @@ def test_functions_without_a_name_are_told_apart_by_their_code():
         ("policies has 'reference'", lambda d: bon.compare({"reference": d.model}, d, responses=2)),
         ("n is 64", lambda d: d.curve([64])),
         ("rule is 'softer'; it must be one of random, best", lambda d: d.choose("softer", n=2)),
-        ("soft lacks a setting, one of temperature", lambda d: d.choose("soft", n=2)),
+        ("soft lacks temperature; it takes n, temperature: give temp", lambda d: d.choose("soft", n=2)),
+        ("dist is no setting of mbr; it takes n, beta, and of", lambda d: d.choose("mbr", n=2, beta=1, dist=d.rewards)),
+        ("known is no setting of majority; it takes n, and of the", lambda d: d.choose("majority", n=2, known={})),
+        ("rule is 24; it must be one that is made", lambda d: d.choose(24)),
+        ("rule is <class .*; it must be one that is made", lambda d: d.choose(BestOfN)),
+        (r"answers has shape \(4, 2\); it must be", lambda d: d.choose("majority", n=2, answers=[[0, 1]] * 4)),
+        (
+            r"distances has shape .*; it must be \(4, 64, 64\)",
+            lambda d: d.choose("mbr", n=2, beta=1, distances=d.texts),
+        ),
+        (r"log_probs has shape \(1,\); it must be \(4, 64\)", lambda d: d.choose("kl", n=2, beta=1, log_probs=[0])),
+        ("checkpoints is 8; it must hold numbers", lambda d: d.choose("speculative", n=2, checkpoints=8)),
+        (
+            "partial is missing; SpeculativeRejection .*: give partial=…, or write by bonlib.inference.steered.steer",
+            lambda d: d.choose("speculative", n=2, checkpoints=(2,)),
+        ),
+        (r"answers has shape \(3,\); it must be \(256,\)", lambda d: bon.choose(d, "majority", n=2, answers=[0] * 3)),
         ("n is given, and BestOfN", lambda d: d.choose(BestOfN(2), n=2)),
         ("n is 65; with 64 draws a prompt", lambda d: d.choose("best", n=65)),
         ("n is 65; with 64 draws a prompt", lambda d: d.rules(65)),

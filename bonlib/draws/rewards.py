@@ -391,7 +391,7 @@ def checked_rewards(rewards: Any, prompts: Sequence[str], responses: Responses |
         first = int(bad[0])
         raise ValueError(
             f"the reward model gave {values[first]} to {bad.size} of {len(values)} responses, the first to prompt "
-            f"{prompts[first]!r}, response {texts[first]!r}: mend the reward model. The draws are kept"
+            f"{prompts[first]!r}, response {texts[first]!r}: mend the reward model"
         )
     return values
 

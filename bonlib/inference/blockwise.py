@@ -13,7 +13,9 @@ from bonlib.bounds import kl_from_winner
 from bonlib.checks import whole
 from bonlib.estimates import best_of_n_kl
 from bonlib.exact import Array
+from bonlib.inference.rules import register
 from bonlib.inference.steered import Judged, steer
+from bonlib.inference.tree_best_of_n import TreeBestOfN
 
 if TYPE_CHECKING:
     from bonlib.draws.rewards import RewardModel
@@ -100,3 +102,14 @@ def blockwise_best_of_n(
     rule = _BestBlock(m, tuple(range(block, settings.max_new_tokens, block)), n)
     found = steer(sampler, reward_model, prompts, rule, settings, seed=seed, watch=measure)
     return Blockwise(found.responses.texts, found.responses.lengths, found.rewards, kl, kl_from_winners)
+
+
+register(
+    name="blockwise",
+    make=lambda n, checkpoints: TreeBestOfN(n, 1, n, checkpoints),
+    label="blockwise best-of-n",
+    keeps="the best of n beginnings, then of n ways in which it goes on, and so on",
+    costs="tokens of n responses, and a reward call for each at each checkpoint",
+    source="Mudgal et al. 2024",
+    place=60.5,
+)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bonlib.checks import whole
+from bonlib.checks import shown, whole
 from bonlib.exact import Array
 from bonlib.inference.rules import Choice, Rule
 
@@ -62,8 +62,17 @@ def draw_until(
     Raises:
         ValueError: if an argument is out of range, or a reward is not finite.
     """
+    from bonlib.draws.samplers import SamplingSettings
+    from bonlib.draws.store import SampleStore
     from bonlib.models.responses import concatenate
 
+    if not isinstance(store, SampleStore):
+        raise ValueError(f"store is {shown(store)}; it must be a SampleStore: give SampleStore(FOLDER)")
+    if not isinstance(settings, SamplingSettings):
+        raise ValueError(f"settings is {shown(settings)}; it must be SamplingSettings, such as SamplingSettings(24)")
+    if isinstance(rule, type) or not hasattr(rule, "choose"):
+        other = "give it to steer" if hasattr(rule, "go_on") else "make one, such as StopAt(16, 0.5)"
+        raise ValueError(f"rule is {shown(rule)}; it must be a rule that chooses among draws: {other}")
     if rule.needs:
         raise ValueError(f"rule is {rule!r}, which needs {rule.needs[0]} of all draws: take one that needs none")
     at_once, n = whole("at_once", at_once, 1), rule.n

@@ -132,27 +132,40 @@ def make_rule(name: str, **settings: Any) -> Rule:
     if name not in RULES:
         raise ValueError(f"rule is {name!r}; it must be one of {', '.join(RULES)}")
     make = RULES[name].make
-    known = list(signature(make).parameters)
-    if unknown := [each for each in settings if each not in known]:
-        raise ValueError(f"{unknown[0]} is no setting of {name}; it takes {', '.join(known)}")
-    try:
-        return make(**settings)
-    except TypeError:
-        missing = ", ".join(each for each in known if each not in settings)
-        raise ValueError(f"{name} lacks a setting, one of {missing}: say {name} with it") from None
+    fields = signature(make).parameters
+    takes = ", ".join(fields) + "".join(f", and of the draws {each}" for each in needs_of(make))
+    if unknown := [each for each in settings if each not in fields]:
+        raise ValueError(f"{unknown[0]} is no setting of {name}; it takes {takes}")
+    required = [each for each, field in fields.items() if field.default is field.empty]
+    if missing := [each for each in required if each not in settings]:
+        raise ValueError(f"{name} lacks {missing[0]}; it takes {takes}: give {missing[0]}=…")
+    return make(**settings)
 
 
-def made_rule(rule: str | Rule, **settings: Any) -> Rule:
-    """Return a rule that is given by its name and its fields, or as it is.
+def made_rule(rule: str | Rule, **given: Any) -> tuple[Rule, dict[str, Any]]:
+    """Return a rule, and what it is told of the draws.
+
+    Args:
+        rule: by its name, or as it is.
+        **given: fields of a rule by its name; and what it needs to know of the draws beside their rewards.
 
     Raises:
         ValueError: as `make_rule` has it, or if one that is made has settings besides.
     """
+    maker = RULES[rule].make if isinstance(rule, str) and rule in RULES else rule
+    told = {each: given.pop(each) for each in needs_of(maker) if each in given}
     if isinstance(rule, str):
-        return make_rule(rule, **settings)
-    if settings:
-        raise ValueError(f"{next(iter(settings))} is given, and {rule} has its settings already: leave it out")
-    return rule
+        return make_rule(rule, **given), told
+    if isinstance(rule, type) or not hasattr(rule, "n"):
+        raise ValueError(f"rule is {shown(rule)}; it must be one that is made, such as BestOfN(16), or its name")
+    if given:
+        raise ValueError(f"{next(iter(given))} is given, and {rule} has its settings already: leave it out")
+    return rule, told
+
+
+def needs_of(rule: object) -> tuple[str, ...]:
+    """Return what a rule, or what makes one, wants to know of the draws beside their rewards."""
+    return getattr(rule, "needs", ())
 
 
 def choose_in_groups(
@@ -200,7 +213,8 @@ def known_of_draws(rule: Rule, known: Mapping[str, Any] | None, shape: tuple[int
     for name in rule.needs:
         given = None if known is None else known.get(name)
         if given is None:
-            raise ValueError(f"{name} is missing; {type(rule).__name__} needs it for each draw: give {name}=…")
+            steered = ", or write by bonlib.inference.steered.steer" if hasattr(rule, "go_on") else ""
+            raise ValueError(f"{name} is missing; {type(rule).__name__} needs it for each draw: give {name}=…{steered}")
         needed[name] = of_draws(name, given, (*shape, shape[-1]) if name == "distances" else shape)
     return needed
 

@@ -90,7 +90,7 @@ def steer(
     """
     import torch
 
-    from bonlib.draws.samplers import TransformersSampler
+    from bonlib.draws.samplers import SamplingSettings, TransformersSampler
     from bonlib.models.decoding import alike
     from bonlib.models.responses import concatenate
     from bonlib.models.ways import proven
@@ -98,6 +98,13 @@ def steer(
     begun = time.perf_counter()
     if not isinstance(sampler, TransformersSampler):
         raise ValueError(f"sampler is {shown(sampler)}; only a TransformersSampler writes token by token: give one")
+    if isinstance(rule, type) or not hasattr(rule, "go_on"):
+        raise ValueError(
+            f"rule is {shown(rule)}; it must choose while responses are written, such as TreeBestOfN(16, 4, 4, (8,)): "
+            "others choose among draws, by draws.choose"
+        )
+    if not isinstance(settings, SamplingSettings):
+        raise ValueError(f"settings is {shown(settings)}; it must be SamplingSettings, such as SamplingSettings(24)")
     checkpoints, loaded, steps = checked_checkpoints(rule.checkpoints), sampler.loaded, settings.max_new_tokens
     if checkpoints and checkpoints[-1] >= steps:
         raise ValueError(

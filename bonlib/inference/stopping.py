@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import ClassVar, NamedTuple
 
@@ -14,7 +14,7 @@ from scipy.special import betaln
 from bonlib.checks import number, settle, shown, whole
 from bonlib.exact import SUM_TOLERANCE, Array, Outcomes
 from bonlib.inference.cases import CASES
-from bonlib.inference.rules import Choice, KnownRule, TooManyOutcomesError, checked_rewards, register
+from bonlib.inference.rules import Choice, KnownRule, TooManyOutcomesError, as_numbers, checked_rewards, register
 
 Gain = Callable[[Array], Array]  # from the draws so far, (rows, k), what another is worth after 1, 2, … k of them
 
@@ -130,7 +130,7 @@ class StopByGain:
 
     n: int
     cost_per_draw: float
-    gain: Gain
+    gain: Gain = field(repr=False)  # a function has an address, and no more, to show
     needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -216,6 +216,15 @@ def prior_gain(prior: Outcomes, strength: float) -> Gain:
         return unseen * expected_excess(prior, np.maximum.accumulate(rewards, axis=1))
 
     return gain
+
+
+def stop_by_prior(n: int, cost_per_draw: float, prior: ArrayLike, strength: float = 4.0) -> StopByGain:
+    """Return the rule that stops by `prior_gain`, from rewards that other prompts had, of any shape."""
+    rewards = as_numbers("prior", prior).ravel()
+    if not rewards.size or not np.isfinite(rewards).all():
+        raise ValueError(f"prior is {shown(prior)}; it must hold finite rewards, one at least: drop the others")
+    alike = Outcomes(np.full(rewards.size, 1 / rewards.size), rewards)
+    return StopByGain(n, cost_per_draw, prior_gain(alike, strength))
 
 
 def value_after_costs(rule: KnownRule, outcomes: Outcomes, cost_per_draw: float) -> float:
@@ -325,4 +334,16 @@ register(
     costs="draws and rewards until then, n at most",
     source="this workbook",
     place=31,
+)
+register(
+    name="stop-by-prior",
+    make=stop_by_prior,
+    label="stop by other prompts' rewards",
+    knob="cost_per_draw",
+    grid=(0.01, 0.03, 0.1),
+    scale="reward",
+    keeps="the best until another draw gains less than it costs, as the rewards of other prompts (`prior`) have it",
+    costs="draws and rewards until then, n at most",
+    source="this workbook",
+    place=32,
 )

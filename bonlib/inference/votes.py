@@ -85,7 +85,7 @@ class WeightedVote:
     def __post_init__(self) -> None:
         settle(self, n=whole("n", self.n, 1))
         if self.temperature is not None:
-            what = "None stands for the rewards themselves, and it"
+            what = "leave it out to add up the rewards themselves, else it"
             settle(self, temperature=number("temperature", self.temperature, above=0, what=what))
 
     def choose(self, rewards: ArrayLike, *, answers: Any, seed: int = 0) -> Choice:

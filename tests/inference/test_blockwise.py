@@ -12,6 +12,9 @@ from bonlib.draws.samplers import SamplingSettings, TransformersSampler
 from bonlib.exact import Outcomes, kl_divergence
 from bonlib.inference.best_of_n import best_of_n
 from bonlib.inference.blockwise import blockwise_best_of_n
+from bonlib.inference.rules import make_rule
+from bonlib.inference.steered import steer
+from bonlib.inference.tree_best_of_n import TreeBestOfN
 from bonlib.models.next_token import Law, next_token_probs
 
 
@@ -106,3 +109,11 @@ def test_bad_arguments_are_named(sampler, bad):
     arguments = {"n": 2, "block": 2, "settings": SamplingSettings(4), "seed": 0, **bad}
     with pytest.raises(ValueError, match=f"{next(iter(bad))} is"):
         blockwise_best_of_n(sampler, REWARD, [PROMPT], **arguments)
+
+
+def test_it_is_in_the_table_as_a_tree_of_one_survivor(sampler):
+    rule = make_rule("blockwise", n=4, checkpoints=(3, 6))
+    assert rule == TreeBestOfN(4, 1, 4, (3, 6))
+    found = steer(sampler, REWARD, [PROMPT], rule, SamplingSettings(9), seed=5)
+    same = blockwise_best_of_n(sampler, REWARD, [PROMPT], 4, 3, SamplingSettings(9), seed=5, candidates=4)
+    assert found.responses.texts.tolist() == same.texts.tolist()

@@ -8,8 +8,10 @@ from bonlib.draws.samplers import SamplingSettings, TransformersSampler
 from bonlib.draws.store import SampleStore
 from bonlib.inference.best_of_n import BestOfN, RandomOfN
 from bonlib.inference.draw_until import draw_until
+from bonlib.inference.smc import SequentialMonteCarlo
 from bonlib.inference.speculative_rejection import SpeculativeRejection
 from bonlib.inference.stopping import StopAt, StopByGain, spacing_gain
+from bonlib.inference.tree_best_of_n import TreeBestOfN
 
 PROMPTS = ["the film", "a", "so bad", "nobody knows why"]
 VOWELS = FunctionReward(lambda prompt, response: sum(letter in "aeiou" for letter in response), name="vowels")
@@ -56,5 +58,14 @@ def test_bad_arguments_are_named(language_model, tmp_path):
     store, sampler = SampleStore(tmp_path), TransformersSampler(language_model)
     with pytest.raises(ValueError, match="at_once is 0"):
         draw_until(store, sampler, VOWELS, PROMPTS, StopAt(4, 1.0), SETTINGS, seed=0, at_once=0)
+    wrong = {"best": "make one", StopAt: "make one", TreeBestOfN(4, 1, 4, (2,)): "give it to steer"}
+    wrong |= {SequentialMonteCarlo(4, 1.0, (2,)): "give it to steer"}
+    for rule, remedy in wrong.items():
+        with pytest.raises(ValueError, match=rf"rule is .*; it must be a rule that chooses among draws: {remedy}"):
+            draw_until(store, sampler, VOWELS, PROMPTS, rule, SETTINGS, seed=0)
+    with pytest.raises(ValueError, match="store is 'folder'; it must be a SampleStore: give"):
+        draw_until("folder", sampler, VOWELS, PROMPTS, StopAt(4, 1.0), SETTINGS, seed=0)
+    with pytest.raises(ValueError, match="settings is 24; it must be SamplingSettings"):
+        draw_until(store, sampler, VOWELS, PROMPTS, StopAt(4, 1.0), 24, seed=0)
     with pytest.raises(ValueError, match=r"rule is .* needs partial"):
         draw_until(store, sampler, VOWELS, PROMPTS, SpeculativeRejection(4, (2,)), SETTINGS, seed=0)

@@ -271,7 +271,7 @@ def test_the_table_makes_them_by_their_parameter():
         entry = RULES[name]
         for value in entry.grid:
             assert make_rule(name, n=8, **{entry.knob: value}).cost(W) <= 8
-    with pytest.raises(ValueError, match="truncated-poisson lacks a setting, one of t"):
+    with pytest.raises(ValueError, match="truncated-poisson lacks t; it takes n, t: give t="):
         make_rule("truncated-poisson", n=8)
     with pytest.raises(ValueError, match="mu is no setting of truncated-poisson; it takes n, t"):
         make_rule("truncated-poisson", n=8, mu=2)

@@ -11,6 +11,7 @@ from scipy.stats import chisquare
 from bonlib.course.making.enumerable import LENGTH, enumerate_log_probs, letter_sentiment, response_indices, responses
 from bonlib.draws.rewards import FunctionReward
 from bonlib.draws.samplers import SamplingSettings, TransformersSampler
+from bonlib.inference.best_of_n import BestOfN
 from bonlib.inference.blockwise import blockwise_best_of_n
 from bonlib.inference.smc import SequentialMonteCarlo, SmcLaw
 from bonlib.inference.speculative_rejection import SpeculativeRejection
@@ -313,3 +314,11 @@ def test_bad_arguments_are_named(sampler):
         steer(sampler, REWARD, [], SpeculativeRejection(2, (3,)), SETTINGS, seed=0)
     with pytest.raises(ValueError, match="seed is"):
         steer(sampler, REWARD, ["a"], SpeculativeRejection(2, (3,)), SETTINGS, seed=-1)
+    for rule in ("best", BestOfN(4), TreeBestOfN):
+        with pytest.raises(ValueError, match=r"rule is .*; it must choose while responses are written, such as Tree"):
+            steer(sampler, REWARD, ["a"], rule, SETTINGS, seed=0)
+    with pytest.raises(ValueError, match="settings is 24; it must be SamplingSettings"):
+        steer(sampler, REWARD, ["a"], SpeculativeRejection(2, (3,)), 24, seed=0)
+    nothing = FunctionReward(lambda prompt, response: float("nan"), name="nothing")
+    with pytest.raises(ValueError, match=r"gave nan to .*: mend the reward model$"):
+        steer(sampler, nothing, ["a"], SpeculativeRejection(2, (3,)), SETTINGS, seed=0)

@@ -294,3 +294,15 @@ def test_rewind_by_acceptance_keeps_the_best_share(model, acceptance):
 def test_a_chance_of_acceptance_is_one(acceptance):
     with pytest.raises(ValueError, match="acceptance is"):
         rewind_at(W, acceptance)
+
+
+def test_the_table_stops_by_rewards_of_other_prompts():
+    others = np.random.default_rng(0).normal(size=(3, 5))
+    rewards = np.random.default_rng(1).normal(size=(40, 12))
+    found = make_rule("stop-by-prior", n=12, cost_per_draw=0.05, prior=others, strength=2).choose(rewards)
+    by_hand = StopByGain(12, 0.05, prior_gain(Outcomes(np.full(15, 1 / 15), others.ravel()), 2)).choose(rewards)
+    np.testing.assert_array_equal(found, by_hand)
+    assert 1 < found.spent.mean() < 12
+    for bad in ([], [np.nan], ["a"], [[1], [2, 3]]):
+        with pytest.raises(ValueError, match="prior is"):
+            make_rule("stop-by-prior", n=2, cost_per_draw=0.1, prior=bad)

@@ -140,7 +140,7 @@ def test_the_first_of_the_answer_is_kept_and_ties_are_a_lottery():
     ("call", "message"),
     [
         (lambda: MajorityVote(0), "n is 0"),
-        (lambda: WeightedVote(3, 0.0), "temperature is 0.0; None stands for the rewards themselves"),
+        (lambda: WeightedVote(3, 0.0), "temperature is 0.0; leave it out to add up the rewards"),
         (lambda: BordaVote(3, -1.0), "power is -1.0"),
         (lambda: WeightedVote(2).choose([-1.0, 0.0], answers=[0, 1]), "rewards holds -1; a sum needs 0 or more"),
         (lambda: MajorityVote(2).choose([1.0, 0.0], answers=[0]), r"answers has shape \(1,\); it must be \(2,\)"),
