@@ -348,7 +348,7 @@ class ScoredDraws(ModelDraws):
         """
         from bonlib.inference.measure import compare_rules, rules_at
 
-        if gold is not None and not isinstance(gold, np.ndarray):
+        if gold is not None and np.ndim(gold) == 0:  # a reward, where numbers are a table
             gold = self.score(gold).rewards
         told = {"answers": answers, "distances": distances, "log_probs": log_probs}
         about = self._about({name: values for name, values in told.items() if values is not None})

@@ -112,7 +112,7 @@ def test_rules_are_compared_at_one_budget_by_reward_and_gold(draws):
     assert not [name for name in found.table.index if name.startswith("majority")]
     lengths = np.array([[-len(text) for text in row] for row in draws.texts])
     assert found.table.loc["random", "gold"] == pytest.approx(lengths.mean())
-    same = draws.rules(8, gold=lengths.astype(float))
+    same = draws.rules(8, gold=lengths.astype(float).tolist())
     assert same.table.equals(found.table)
     assert "±" in repr(found)
     assert "<table" in found._repr_html_()
