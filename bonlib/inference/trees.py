@@ -145,7 +145,8 @@ def survivors_law(tree: Tree, n: int, survivors: int, ties: Ties = "exact") -> A
     kept. Let c be the partial reward of the last that must go on, with j beginnings above it. Then j draws from all
     responses with a beginning above c, and e from those with one at c, compete. With v the chance that a rival of the
     same reward is passed over, the best of them is y, above c, with probability
-    j (π(y)/P_>) ∫ G_>(y, v)^(j−1) G_=(y, v)^e dv, and likewise at c; G(y, v) = F + v · (F≤ − F) given the side of c.
+    j (π(y)/P) ∫ G(y, v)^(j−1) G'(y, v)^e dv, and likewise at c. P is the chance of a beginning above c, and
+    G(y, v) = F + v · (F≤ − F) given one, G' the same given one at c.
 
     Args:
         tree: the world.
