@@ -18,8 +18,9 @@ from bonlib.exact import Outcomes, kl_divergence
 
 if TYPE_CHECKING:
     from bonlib.files import as_draws, choose, export, report, score
-    from bonlib.front import compare, draw, judge, load, reward, served, server, train
+    from bonlib.front import compare, draw, train
     from bonlib.inference import RULES
+    from bonlib.ingredients import judge, load, reward, served, server
     from bonlib.methods import METHODS
     from bonlib.models.explain import explain
     from bonlib.records.reading import read
@@ -57,6 +58,7 @@ _LATE = dict.fromkeys(__all__, "bonlib.front") | {
     "RULES": "bonlib.inference",
     "explain": "bonlib.models.explain",
     "read": "bonlib.records.reading",
+    **dict.fromkeys(("judge", "load", "reward", "served", "server"), "bonlib.ingredients"),
     **dict.fromkeys(("as_draws", "choose", "export", "report", "score"), "bonlib.files"),
 }
 

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -134,6 +137,32 @@ def settle(settings: object, **values: object) -> None:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def as_numbers(name: str, values: Any) -> NDArray[np.float64]:
+    """Return numbers as float64, or raise a ValueError where NumPy raises others, or lets an imaginary part go."""
+    try:
+        table = np.asarray(values)
+        if not np.iscomplexobj(table):
+            return np.asarray(table, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    raise ValueError(
+        f"{name} is {shown(values)}; it must be an array of real numbers, of one of NumPy's types"
+    ) from None
+
+
+def enter(table: dict[str, Any], entry: Any) -> None:
+    """Put an entry into a table by its name, and the table into the order of its entries' places.
+
+    Raises:
+        ValueError: if another has its name.
+    """
+    if entry.name in table:
+        raise ValueError(f"name is {entry.name!r}, which another has: take a new one")
+    table[entry.name] = entry
+    for each in sorted(table.values(), key=lambda each: each.place):
+        table[each.name] = table.pop(each.name)
 
 
 class NotFiniteError(ValueError):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
 
-from bonlib.checks import settle
+from bonlib.checks import as_numbers, settle
 
 Array = NDArray[np.float64]
 Ties = Literal["first", "order"]
@@ -85,7 +85,7 @@ class Outcomes:
 
     def __init__(self, probs: ArrayLike, rewards: ArrayLike) -> None:
         p = as_probs("probs", probs)
-        r = np.array(rewards, dtype=np.float64)
+        r = np.array(as_numbers("rewards", rewards))
         if r.shape != p.shape:
             raise ValueError(f"rewards has shape {r.shape}; it must have the shape of probs, {p.shape}")
         if not np.isfinite(r).all():
@@ -358,7 +358,7 @@ def as_probs(name: str, value: ArrayLike) -> Array:
 
 def _checked_probs(name: str, value: ArrayLike) -> tuple[Array, float]:
     """The probabilities as given and their sum, which may be off one by rounding; without a copy, for large sets."""
-    probs = np.asarray(value, dtype=np.float64)
+    probs = as_numbers(name, value)
     if probs.ndim != 1 or probs.size == 0:
         raise ValueError(f"{name} has shape {probs.shape}; it must be one-dimensional with at least one outcome")
     total = float(probs.sum())
@@ -372,7 +372,7 @@ def _checked_probs(name: str, value: ArrayLike) -> tuple[Array, float]:
 
 def as_n(n: ArrayLike) -> Array:
     """Return numbers of draws as float64, or raise a ValueError if one is not finite or below 1."""
-    numbers = np.asarray(n, dtype=np.float64)
+    numbers = as_numbers("n", n)
     bad = ~((numbers >= 1) & np.isfinite(numbers))
     if bad.any():
         raise ValueError(f"n is {numbers[bad].flat[0]}; the number of draws must be finite and at least 1")

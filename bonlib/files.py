@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bonlib.front import Folder, ModelDraws, ScoredDraws, load, reward
+from bonlib.front import ModelDraws, ScoredDraws
+from bonlib.ingredients import Folder, load, reward
 
 if TYPE_CHECKING:
     import pandas as pd

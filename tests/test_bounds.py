@@ -22,7 +22,7 @@ from bonlib.bounds import (
     win_rate_gap_upper,
 )
 from bonlib.exact import Outcomes, kl_divergence
-from bonlib.inference.stopping import rewind_at
+from bonlib.inference.rewind import rewind_at
 
 
 @given(outcomes(), st.floats(1, 1e6))

@@ -26,13 +26,14 @@ ROOMS = [
     "evaluate",
     "records",
     "bridge",
+    "ingredients",
     "front",
     "files",
     "commands",
     "course",
     "entrance",
 ]
-ALONE = ("evaluate", "tables", "front", "files", "commands")
+ALONE = ("evaluate", "tables", "ingredients", "front", "files", "commands")
 MATHEMATICS = ("checks", "exact", "bounds", "cdf", "estimates", "answers", "metrics")
 HEAVY = {"transformers", "accelerate", "peft", "vllm", "datasets", "ray", "trl", "ipywidgets"}
 NO_TORCH = [
@@ -47,6 +48,7 @@ NO_TORCH = [
     "bonlib.records.report",
     "bonlib.records.page",
     "bonlib.front",
+    "bonlib.ingredients",
     "bonlib.files",
 ]
 

@@ -15,8 +15,9 @@ from bonlib.course.figures import COLOURS, new_figure
 from bonlib.exact import Array, Outcomes, TradeOff, kl_divergence
 from bonlib.inference.draw_counts import TruncatedPoisson
 from bonlib.inference.pessimism import pessimistic_policy
+from bonlib.inference.rewind import rewind, rewind_at
 from bonlib.inference.soft_best_of_n import soft_best_of
-from bonlib.inference.stopping import reservation_value, rewind, rewind_at
+from bonlib.inference.stopping import reservation_value
 
 FAMILIES = ("best-of-n", "KL-RL", "soft best-of-n", "rewind")
 MORE = ("Poisson n", "stopping", "pessimism")  # of notebook 15

@@ -16,7 +16,7 @@ from scipy.optimize import brentq
 
 from bonlib import bounds
 from bonlib.exact import Array, Outcomes, kl_divergence
-from bonlib.inference.stopping import rewind
+from bonlib.inference.rewind import rewind
 
 ROUNDING = 1e-9  # relative to the larger of 1 and the right-hand side
 TIGHT = 0.95  # share of a bound that is used up in the worst case seen

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bonlib.checks import settle, whole
+from bonlib.checks import whole
 from bonlib.exact import Array, Outcomes
-from bonlib.inference.rules import Choice, all_spent, checked_rewards, choose_in_groups, register
+from bonlib.inference.rules import Choice, OfN, all_spent, checked_rewards, choose_in_groups, register
 
 
 @dataclass(frozen=True)
-class BestOfN:
+class BestOfN(OfN):
     """Keep the best of `n` draws, the first of them where several are.
 
     Args:
@@ -26,12 +25,6 @@ class BestOfN:
     Source: Beirami et al., Lemma 2.3.
     """
 
-    n: int
-    needs: ClassVar[tuple[str, ...]] = ()
-
-    def __post_init__(self) -> None:
-        settle(self, n=whole("n", self.n, 1))
-
     def choose(self, rewards: ArrayLike, *, seed: int = 0) -> Choice:
         """Return the best of draws with rewards (..., n); nothing is random."""
         table = checked_rewards(rewards, self.n)
@@ -41,13 +34,9 @@ class BestOfN:
         """Return π_n, shape (K,)."""
         return outcomes.best_of(self.n)
 
-    def cost(self, outcomes: Outcomes) -> float:
-        """Return n."""
-        return float(self.n)
-
 
 @dataclass(frozen=True)
-class RandomOfN:
+class RandomOfN(OfN):
     """Keep a random one of `n` draws: the control without a reward.
 
     Args:
@@ -56,12 +45,6 @@ class RandomOfN:
     Raises:
         ValueError: if `n` is out of range.
     """
-
-    n: int
-    needs: ClassVar[tuple[str, ...]] = ()
-
-    def __post_init__(self) -> None:
-        settle(self, n=whole("n", self.n, 1))
 
     def choose(self, rewards: ArrayLike, *, seed: int = 0) -> Choice:
         """Return a random one of draws with rewards (..., n)."""
@@ -72,10 +55,6 @@ class RandomOfN:
     def law(self, outcomes: Outcomes) -> Array:
         """Return the reference, shape (K,)."""
         return np.array(outcomes.probs)
-
-    def cost(self, outcomes: Outcomes) -> float:
-        """Return n."""
-        return float(self.n)
 
 
 def best_of_n(rewards: ArrayLike, n: int) -> NDArray[np.intp]:

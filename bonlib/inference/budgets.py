@@ -7,10 +7,10 @@ from numpy.polynomial.legendre import leggauss
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr
 
-from bonlib.checks import whole
+from bonlib.checks import as_numbers, whole
 from bonlib.estimates import best_of_n_mean
 from bonlib.exact import Array
-from bonlib.inference.rules import as_numbers, checked_table
+from bonlib.inference.rules import checked_table
 
 Counts = NDArray[np.intp]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,14 +13,14 @@ from scipy.special import xlogy
 from bonlib.checks import number, settle, whole
 from bonlib.exact import Array, Outcomes, as_n
 from bonlib.inference.cases import all_cases
-from bonlib.inference.rules import Choice, all_spent, checked_like, checked_rewards, register
+from bonlib.inference.rules import Choice, OfN, all_spent, checked_like, checked_rewards, register
 from bonlib.inference.stopping import reservation_value
 
 Fallback = Literal["fresh", "last"]
 
 
 @dataclass(frozen=True)
-class Pessimism:
+class Pessimism(OfN):
     """Keep the first of `n` draws that is accepted, with chance (reward − λ)^+ / (best reward − λ).
 
     Best is the best of the draws, so that one is always accepted, and λ is such that (reward − λ)^+ is β on average
@@ -36,12 +36,11 @@ class Pessimism:
     Source: Huang et al. 2025 (InferenceTimePessimism).
     """
 
-    n: int
     beta: float
-    needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        settle(self, n=whole("n", self.n, 1), beta=_checked_beta(self.beta))
+        super().__post_init__()
+        settle(self, beta=_checked_beta(self.beta))
 
     def choose(self, rewards: ArrayLike, *, seed: int = 0) -> Choice:
         """Return the first that is accepted, in the order of the draws, with rewards (..., n)."""
@@ -58,10 +57,6 @@ class Pessimism:
             TooManyOutcomesError: if the draws fall on the outcomes in more ways than can be gone through.
         """
         return pessimism_from_draws(outcomes, self.n, self.beta)
-
-    def cost(self, outcomes: Outcomes) -> float:
-        """Return n: all must be known before one is accepted."""
-        return float(self.n)
 
 
 def pessimistic_policy(outcomes: Outcomes, beta: float) -> Array:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bonlib.checks import settle, shown, whole
+from bonlib.checks import shown
 from bonlib.exact import Array, Outcomes
 from bonlib.inference.draw_counts import DrawCount, GeometricCount, LogSeries, OnePlusPoisson, TruncatedPoisson
-from bonlib.inference.rules import Choice, checked_rewards, register
+from bonlib.inference.rules import Choice, OfN, checked_rewards, register
 
 
 @dataclass(frozen=True)
-class BestOfRandomN:
+class BestOfRandomN(OfN):
     """Keep the best of the first N of `n` draws, N at random; all of them where N is more.
 
     Args:
@@ -26,12 +25,10 @@ class BestOfRandomN:
         ValueError: if `n` is out of range, or `count` no distribution.
     """
 
-    n: int
     count: DrawCount
-    needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        settle(self, n=whole("n", self.n, 1))
+        super().__post_init__()
         if not isinstance(self.count, DrawCount):
             raise ValueError(f"count is {shown(self.count)}; it must be a DrawCount, such as TruncatedPoisson(4)")
 

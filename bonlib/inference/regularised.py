@@ -16,7 +16,7 @@ from bonlib.checks import number, settle, shown, whole
 from bonlib.exact import Array, Outcomes
 from bonlib.inference.cases import all_cases
 from bonlib.inference.distances import checked_distances
-from bonlib.inference.rules import Choice, TooManyOutcomesError, all_spent, checked_like, checked_rewards, register
+from bonlib.inference.rules import Choice, OfN, TooManyOutcomesError, all_spent, checked_like, checked_rewards, register
 from bonlib.inference.soft_best_of_n import log_weights, soft_best_of, softmax_draw
 
 TIE = 1e-10  # of the size of the scores: what rounding tells apart is equal
@@ -24,17 +24,12 @@ _MOST_SET = 16  # outcomes up to which all sets of them are gone through
 
 
 @dataclass(frozen=True)
-class _Regularised:
-    n: int
+class _Regularised(OfN):
     beta: float
 
     def __post_init__(self) -> None:
-        what = "its limit 0 is best-of-n, and it"
-        settle(self, n=whole("n", self.n, 1), beta=number("beta", self.beta, above=0, what=what))
-
-    def cost(self, outcomes: Outcomes) -> float:
-        """Return n."""
-        return float(self.n)
+        super().__post_init__()
+        settle(self, beta=number("beta", self.beta, above=0, what="its limit 0 is best-of-n, and it"))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bonlib.checks import shown, whole
+from bonlib.checks import as_numbers, enter, settle, shown, whole
 from bonlib.exact import Array, Outcomes
 
 RULES: dict[str, RuleEntry] = {}  # in the order in which tables list them
@@ -76,6 +76,25 @@ class KnownRule(Rule, Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class OfN:
+    """A rule that makes `n` draws, and looks at all of them before it chooses, unless it says otherwise.
+
+    Args:
+        n: a whole number, at least 1.
+    """
+
+    n: int
+    needs: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        settle(self, n=whole("n", self.n, 1))
+
+    def cost(self, outcomes: Outcomes) -> float:
+        """Return how many draws it makes on average: n."""
+        return float(self.n)
+
+
 @dataclass(frozen=True, repr=False)
 class RuleEntry:
     """A rule as a table lists it.
@@ -115,12 +134,7 @@ def register(**about: Any) -> None:
     Raises:
         ValueError: if another has its name.
     """
-    entry = RuleEntry(**about)
-    if entry.name in RULES:
-        raise ValueError(f"name is {entry.name!r}, which another rule has: take a new one")
-    RULES[entry.name] = entry
-    for each in sorted(RULES.values(), key=lambda each: each.place):
-        RULES[each.name] = RULES.pop(each.name)
+    enter(RULES, RuleEntry(**about))
 
 
 def make_rule(name: str, **settings: Any) -> Rule:
@@ -262,19 +276,6 @@ def checked_like(name: str, values: Any, rewards: Array, *more: int) -> Array:
     if table.shape != wanted or not np.isfinite(table).all():
         raise ValueError(f"{name} has shape {shown(table.shape)} or a number that is not finite; it must be {wanted}")
     return table
-
-
-def as_numbers(name: str, values: Any) -> Array:
-    """Return numbers as float64, or raise a ValueError where NumPy raises others, or lets an imaginary part go."""
-    try:
-        table = np.asarray(values)
-        if not np.iscomplexobj(table):
-            return np.asarray(table, dtype=np.float64)
-    except (TypeError, ValueError, RuntimeError):
-        pass
-    raise ValueError(
-        f"{name} is {shown(values)}; it must be an array of real numbers, of one of NumPy's types"
-    ) from None
 
 
 def all_spent(rewards: Array) -> NDArray[np.intp]:

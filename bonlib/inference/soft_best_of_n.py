@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bonlib.checks import number, settle, whole
 from bonlib.exact import BLOCK, Array, Outcomes, as_n
-from bonlib.inference.rules import Choice, all_spent, checked_rewards, register
+from bonlib.inference.rules import Choice, OfN, all_spent, checked_rewards, register
 
 CELL, POINTS = 1 / 32, 8  # grid of log-weights in nats, and the points of it that an outcome is interpolated from
 _FARTHEST = 200_000  # nats between rewards up to which the integral is taken
@@ -18,7 +18,7 @@ _SMALLEST = np.finfo(np.float64).tiny
 
 
 @dataclass(frozen=True)
-class SoftBestOfN:
+class SoftBestOfN(OfN):
     """Of `n` draws keep one with probability ∝ exp(reward / temperature).
 
     Args:
@@ -31,12 +31,11 @@ class SoftBestOfN:
     Source: Verdun et al. 2025.
     """
 
-    n: int
     temperature: float
-    needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        settle(self, n=whole("n", self.n, 1), temperature=_checked_temperature(self.temperature))
+        super().__post_init__()
+        settle(self, temperature=_checked_temperature(self.temperature))
 
     def choose(self, rewards: ArrayLike, *, seed: int = 0) -> Choice:
         """Return one of draws with rewards (..., n), at random."""
@@ -47,10 +46,6 @@ class SoftBestOfN:
     def law(self, outcomes: Outcomes) -> Array:
         """Return how likely each outcome is kept, shape (K,)."""
         return soft_best_of(outcomes, self.n, self.temperature)
-
-    def cost(self, outcomes: Outcomes) -> float:
-        """Return n."""
-        return float(self.n)
 
 
 def log_weights(rewards: Array, temperature: float) -> Array:

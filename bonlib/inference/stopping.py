@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaln
 
-from bonlib.checks import number, settle, shown, whole
+from bonlib.checks import as_numbers, number, settle, shown, whole
 from bonlib.exact import SUM_TOLERANCE, Array, Outcomes
 from bonlib.inference.cases import CASES
-from bonlib.inference.rules import Choice, KnownRule, TooManyOutcomesError, as_numbers, checked_rewards, register
+from bonlib.inference.rules import Choice, KnownRule, OfN, TooManyOutcomesError, checked_rewards, register
 
 Gain = Callable[[Array], Array]  # from the draws so far, (rows, k), what another is worth after 1, 2, … k of them
 
@@ -72,7 +72,7 @@ def expected_excess(outcomes: Outcomes, at: ArrayLike) -> Array:
 
 
 @dataclass(frozen=True)
-class StopAt:
+class StopAt(OfN):
     """Stop at the first of at most `n` draws that reaches a threshold; where none does, keep the best of all.
 
     With `reservation_value` as its threshold no rule is worth more, whatever n is.
@@ -87,12 +87,11 @@ class StopAt:
     Source: Weitzman 1979; Kalayci et al. 2025; the law at finite n is derived here.
     """
 
-    n: int
     threshold: float
-    needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        settle(self, n=whole("n", self.n, 1), threshold=number("threshold", self.threshold))
+        super().__post_init__()
+        settle(self, threshold=number("threshold", self.threshold))
 
     def choose(self, rewards: ArrayLike, *, seed: int = 0) -> Choice:
         """Return the first of draws with rewards (..., n) that is enough, or the best; nothing is random."""
@@ -116,7 +115,7 @@ class StopAt:
 
 
 @dataclass(frozen=True)
-class StopByGain:
+class StopByGain(OfN):
     """Stop as soon as another draw seems to gain less than it costs, for rewards of which nothing else is known.
 
     Args:
@@ -128,13 +127,12 @@ class StopByGain:
         ValueError: if `n` or `cost_per_draw` is out of range, or `gain` no function.
     """
 
-    n: int
     cost_per_draw: float
     gain: Gain = field(repr=False)  # a function has an address, and no more, to show
-    needs: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        settle(self, n=whole("n", self.n, 1), cost_per_draw=number("cost_per_draw", self.cost_per_draw, above=0))
+        super().__post_init__()
+        settle(self, cost_per_draw=number("cost_per_draw", self.cost_per_draw, above=0))
         if not callable(self.gain):
             raise ValueError(f"gain is {shown(self.gain)}; it must be a function, such as spacing_gain")
 
@@ -268,50 +266,6 @@ def worthwhile_attempts(successes: float, failures: float, prize: float, cost_pe
     most = max(int(np.ceil(prize * a / cost - a - b)), 0)
     still = np.exp(betaln(a, b + np.arange(most + 1)) - betaln(a, b))  # all of t draws have failed
     return Attempts(most, float(prize * (1 - still[-1]) - cost * still[:-1].sum()))
-
-
-def rewind(outcomes: Outcomes, threshold: float) -> Array:
-    """Return the rewind-and-repeat policy, draw until r(y) >= `threshold`, shape (K,).
-
-    Its KL to the reference is −log α, with α the probability of acceptance.
-
-    Args:
-        outcomes: a reference and its rewards.
-        threshold: smallest reward that is accepted; some outcome that can occur must reach it.
-
-    Raises:
-        ValueError: if no possible outcome reaches `threshold` (the loop would never end) or it is NaN.
-
-    Source: Beirami et al., Lemma 6.1.
-    """
-    accepted = np.where(outcomes.rewards >= threshold, outcomes.probs, 0.0)
-    total = accepted.sum()
-    if not total > 0:
-        best = outcomes.rewards[outcomes.probs > 0].max()
-        raise ValueError(f"threshold is {threshold}; no possible outcome reaches it, the best reward is {best}")
-    return accepted / total
-
-
-def rewind_at(outcomes: Outcomes, acceptance: float) -> Array:
-    """Return rewind-and-repeat with acceptance probability α = `acceptance`, shape (K,).
-
-    Where no threshold gives just that α, the outcomes at the threshold are accepted with the chance that does; so the
-    policy moves continuously from the reference (α = 1) to the best outcomes (α at most their probability).
-
-    Args:
-        outcomes: a reference and its rewards.
-        acceptance: α, above 0 and at most 1; 1/α draws are made on average.
-
-    Raises:
-        ValueError: if `acceptance` is out of range.
-
-    Source: Beirami et al., Eq. 39 and Lemma 6.1.
-    """
-    alpha, ladder = float(number("acceptance", acceptance, above=0, most=1)), outcomes.ladder
-    with np.errstate(divide="ignore", invalid="ignore"):
-        chance = np.clip((alpha - ladder.above) / ladder.mass, 0, 1)
-    accepted = np.where(outcomes.probs > 0, outcomes.probs * chance, 0.0)
-    return accepted / accepted.sum()
 
 
 register(

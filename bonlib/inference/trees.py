@@ -5,7 +5,7 @@ On them methods that choose while responses are being written have laws that are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,9 +14,9 @@ from numpy.polynomial.polynomial import polyder, polyval
 from numpy.typing import ArrayLike
 from scipy.special import gammaln, xlogy
 
-from bonlib.checks import number, settle, whole
+from bonlib.checks import as_numbers, number, settle, whole
 from bonlib.exact import Array, Outcomes, as_probs
-from bonlib.inference.rules import as_numbers, checked_like
+from bonlib.inference.rules import checked_like
 from bonlib.inference.steering import Ties
 
 
@@ -99,43 +99,6 @@ class Tree:
         x, y = partial - 0.5, final - 0.5
         spread = (probs @ x**2) * (probs @ y**2)
         return float(probs @ (x * y) / np.sqrt(spread)) if spread > 0 else 0.0
-
-
-def tree_of(
-    responses: Sequence[str],
-    probs: ArrayLike,
-    rewards: ArrayLike,
-    partial: Callable[[list[str]], ArrayLike],
-    length: int,
-) -> Tree:
-    """Return the tree of a language model whose every response is listed, cut after `length` characters.
-
-    Args:
-        responses: K different texts.
-        probs: of them, shape (K,).
-        rewards: of them, shape (K,).
-        partial: takes the A different beginnings, in the order in which they first occur, and returns their rewards.
-        length: characters of a beginning, at least 1.
-
-    Raises:
-        ValueError: if an argument is out of range, or a beginning cannot occur.
-    """
-    length, outcomes = whole("length", length, 1), Outcomes(probs, rewards)
-    if len(responses) != len(outcomes) or len(set(responses)) != len(responses):
-        raise ValueError(f"responses has {len(set(responses))} different texts; it must have {len(outcomes)}")
-    rows: dict[str, list[int]] = {}
-    for place, text in enumerate(responses):
-        rows.setdefault(text[:length], []).append(place)
-    shape = len(rows), max(map(len, rows.values()))
-    joint, final = np.zeros(shape), np.zeros(shape)
-    for row, places in enumerate(rows.values()):
-        joint[row, : len(places)] = outcomes.probs[places]
-        final[row, : len(places)] = outcomes.rewards[places]
-    total = joint.sum(axis=1)
-    if not total.all():
-        raise ValueError(f"probs is 0 for all that begins with {list(rows)[int(total.argmin())]!r}: leave those out")
-    scores = np.asarray(partial(list(rows)), dtype=np.float64)
-    return Tree(total, scores, joint / total[:, None], final)
 
 
 def survivors_law(tree: Tree, n: int, survivors: int, ties: Ties = "exact") -> Array:

@@ -13,14 +13,14 @@ from bonlib.answers import majority_law
 from bonlib.checks import number, settle, whole
 from bonlib.exact import Array, Outcomes
 from bonlib.inference.cases import all_cases
-from bonlib.inference.rules import Choice, all_spent, checked_rewards, register
+from bonlib.inference.rules import Choice, OfN, all_spent, checked_rewards, register
 from bonlib.inference.soft_best_of_n import log_weights
 
 Codes = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
-class MajorityVote:
+class MajorityVote(OfN):
     """Of `n` draws keep the first that has the answer of most; ties between answers are broken at random.
 
     A draw whose answer is None does not vote. If none votes, the first is kept.
@@ -34,11 +34,7 @@ class MajorityVote:
     Source: Wang et al. 2022 (self-consistency).
     """
 
-    n: int
     needs: ClassVar[tuple[str, ...]] = ("answers",)
-
-    def __post_init__(self) -> None:
-        settle(self, n=whole("n", self.n, 1))
 
     def choose(self, rewards: ArrayLike, *, answers: Any, seed: int = 0) -> Choice:
         """Return what is kept of draws with rewards, which do not matter, and answers (..., n)."""
@@ -56,13 +52,9 @@ class MajorityVote:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(outcomes.probs > 0, outcomes.probs * (wins / np.append(masses, silent))[codes], 0.0)
 
-    def cost(self, outcomes: Outcomes) -> float:
-        """Return n, without a reward."""
-        return float(self.n)
-
 
 @dataclass(frozen=True)
-class WeightedVote:
+class WeightedVote(OfN):
     """Of `n` draws keep the first that has the answer with the largest sum of weights.
 
     Ties and draws without an answer are as in `MajorityVote`.
@@ -78,12 +70,11 @@ class WeightedVote:
     Source: Wang et al. 2022, Table 1 (weighted sum); the weights are those of soft best-of-n.
     """
 
-    n: int
     temperature: float | None = None
     needs: ClassVar[tuple[str, ...]] = ("answers",)
 
     def __post_init__(self) -> None:
-        settle(self, n=whole("n", self.n, 1))
+        super().__post_init__()
         if self.temperature is not None:
             what = "leave it out to add up the rewards themselves, else it"
             settle(self, temperature=number("temperature", self.temperature, above=0, what=what))
@@ -109,10 +100,6 @@ class WeightedVote:
             lambda rewards, counts: self._weights(np.where(counts > 0, rewards, rewards.min())),
         )
 
-    def cost(self, outcomes: Outcomes) -> float:
-        """Return n."""
-        return float(self.n)
-
     def _weights(self, rewards: Array) -> Array:
         if self.temperature is not None:
             return np.exp(log_weights(rewards, self.temperature))
@@ -122,7 +109,7 @@ class WeightedVote:
 
 
 @dataclass(frozen=True)
-class BordaVote:
+class BordaVote(OfN):
     """Of `n` draws keep the first that has the answer with the most points, (n − k + 1)^power for the k-th best draw.
 
     Draws of equal reward share the mean of their places. Ties between answers and draws without an answer are as in
@@ -138,12 +125,12 @@ class BordaVote:
     Source: Kang et al. 2025, with self-certainty as the reward.
     """
 
-    n: int
     power: float
     needs: ClassVar[tuple[str, ...]] = ("answers",)
 
     def __post_init__(self) -> None:
-        settle(self, n=whole("n", self.n, 1), power=number("power", self.power, least=0))
+        super().__post_init__()
+        settle(self, power=number("power", self.power, least=0))
 
     def choose(self, rewards: ArrayLike, *, answers: Any, seed: int = 0) -> Choice:
         """Return what is kept of draws with rewards and answers (..., n)."""
@@ -160,10 +147,6 @@ class BordaVote:
             return np.asarray(((upto + below + 1) / (2 * self.n)) ** self.power)
 
         return _law_by_cases(outcomes, answers, self.n, points)
-
-    def cost(self, outcomes: Outcomes) -> float:
-        """Return n."""
-        return float(self.n)
 
 
 def _of_voters(rewards: Array, codes: Codes) -> Array:

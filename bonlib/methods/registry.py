@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from bonlib.checks import enter
 from bonlib.training.learner import TrainingMethod
 
 METHODS: dict[str, Method] = {}  # in the order in which tables list them
@@ -67,12 +68,7 @@ def register(**about: Any) -> None:
     Raises:
         ValueError: if another has its name.
     """
-    method = Method(**about)
-    if method.name in METHODS:
-        raise ValueError(f"name is {method.name!r}, which another method has: take a new one")
-    METHODS[method.name] = method
-    for each in sorted(METHODS.values(), key=lambda each: each.place):
-        METHODS[each.name] = METHODS.pop(each.name)
+    enter(METHODS, Method(**about))
 
 
 def get_method(name: str) -> Method:

@@ -27,8 +27,8 @@ from bonlib.course.picture import FAMILIES, Knobs, PoliciesPicture
 from bonlib.course.runner import BUILD, NOTEBOOKS
 from bonlib.exact import Outcomes, kl_divergence
 from bonlib.inference.draw_counts import TruncatedPoisson
+from bonlib.inference.rewind import rewind_at
 from bonlib.inference.soft_best_of_n import soft_best_of
-from bonlib.inference.stopping import rewind_at
 
 pytestmark = pytest.mark.slow
 SCREENSHOTS = BUILD / "browser"

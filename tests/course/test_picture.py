@@ -10,8 +10,9 @@ from bonlib.course.picture import FAMILIES, MORE, Knobs, PoliciesPicture, readou
 from bonlib.exact import Outcomes, kl_divergence
 from bonlib.inference.draw_counts import TruncatedPoisson
 from bonlib.inference.pessimism import pessimistic_policy
+from bonlib.inference.rewind import rewind, rewind_at
 from bonlib.inference.soft_best_of_n import soft_best_of
-from bonlib.inference.stopping import StopAt, reservation_value, rewind, rewind_at
+from bonlib.inference.stopping import StopAt, reservation_value
 
 KNOBS = Knobs(n=5, beta=0.7, temperature=0.3, acceptance=0.2, t=3, cost=0.2, caution=0.6)
 

@@ -16,7 +16,8 @@ from bonlib.course.site.pages import notebook_page
 from bonlib.exact import kl_divergence
 from bonlib.inference.draw_counts import TruncatedPoisson
 from bonlib.inference.pessimism import pessimistic_policy
-from bonlib.inference.stopping import reservation_value, rewind, rewind_at
+from bonlib.inference.rewind import rewind, rewind_at
+from bonlib.inference.stopping import reservation_value
 
 LINKS = Links({"win rate": "term-win-rate"}, papers(ROOT / "CITATION.cff"), {"kl_bound": "bonlib.bounds.kl_bound"})
 

@@ -17,7 +17,7 @@ from bonlib.inference.smc import SequentialMonteCarlo, SmcLaw
 from bonlib.inference.speculative_rejection import SpeculativeRejection
 from bonlib.inference.steered import steer
 from bonlib.inference.tree_best_of_n import TreeBestOfN
-from bonlib.inference.trees import tree_of
+from bonlib.inference.trees import Tree
 from bonlib.models import steps
 from bonlib.models.decoding import plain_logits
 from bonlib.models.loaded import LoadedModel, load_language_model
@@ -250,7 +250,10 @@ def test_on_a_model_that_can_be_listed_it_has_the_exact_law(rule):
         log_probs = enumerate_log_probs(loaded.model, loaded.tokenizer([prompt])["input_ids"])[0]
     texts = responses()
     rewards = reward.score([prompt] * len(texts), texts)
-    tree = tree_of(texts, log_probs.exp().numpy(), rewards, lambda begun: reward.score([prompt] * 27, begun), 1)
+    joint, first = log_probs.exp().double().numpy().reshape(27, -1), [text[0] for text in texts[:: 27**2]]
+    beginnings = joint.sum(axis=1)
+    partial = reward.score([prompt] * 27, first)
+    tree = Tree(beginnings / joint.sum(), partial, joint / beginnings[:, None], rewards.reshape(27, -1))
     found = steer(
         TransformersSampler(loaded, batch_size=2048), reward, [prompt] * count, rule, SamplingSettings(LENGTH), seed=0
     )

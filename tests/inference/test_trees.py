@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 from small_trees import T2, by_reward, enumerated
 
 from bonlib.exact import Outcomes
-from bonlib.inference.trees import Tree, survivors_law, tree_of
+from bonlib.inference.trees import Tree, survivors_law
 
 
 @pytest.mark.parametrize("ties", ["exact", "cut"])
@@ -63,21 +63,6 @@ def test_the_law_of_survivors_of_many_draws_sums_to_one():
         law = survivors_law(tree, 100, 30, ties)
         assert law.min() >= 0
         assert law.sum() == pytest.approx(1, abs=1e-12)
-
-
-def test_a_tree_of_listed_responses_holds_them_all():
-    responses = ["ba", "ab", "aa", "bc"]
-    probs, rewards = np.array([0.1, 0.2, 0.3, 0.4]), np.array([1.0, 2.0, 3.0, 4.0])
-    tree = tree_of(responses, probs, rewards, lambda beginnings: [ord(text) for text in beginnings], 1)
-    np.testing.assert_allclose(tree.probs, [0.5, 0.5])
-    np.testing.assert_array_equal(tree.partial, [98, 97])
-    np.testing.assert_allclose(tree.outcomes.probs, probs[[0, 3, 1, 2]])
-    np.testing.assert_array_equal(tree.outcomes.rewards, rewards[[0, 3, 1, 2]])
-    uneven = tree_of(responses[:3], [0.25, 0.25, 0.5], rewards[:3], lambda beginnings: [0, 0], 1)
-    np.testing.assert_allclose(uneven.children, [[1, 0], [1 / 3, 2 / 3]])
-    assert uneven.outcomes.best_of(3) @ uneven.outcomes.rewards == pytest.approx(
-        Outcomes([0.25, 0.25, 0.5], rewards[:3]).best_of(3) @ rewards[:3]
-    )
 
 
 def test_its_views():
@@ -141,7 +126,3 @@ def test_bad_arguments_are_named():
         survivors_law(T2, 3, 4)
     with pytest.raises(ValueError, match="n is 0"):
         survivors_law(T2, 0, 1)
-    with pytest.raises(ValueError, match="responses has 1 different texts; it must have 2"):
-        tree_of(["a", "a"], [0.5, 0.5], [0, 1], lambda beginnings: [0], 1)
-    with pytest.raises(ValueError, match="probs is 0 for all that begins with 'b'"):
-        tree_of(["a", "b"], [1, 0], [0, 1], lambda beginnings: [0, 1], 1)

@@ -74,7 +74,7 @@ def test_every_method_trains_two_steps_and_resumes(name, language_model, trainin
 
 def test_a_name_is_given_once_and_an_unknown_one_is_named():
     about = {field: getattr(METHODS["dpo"], field) for field in ("make", "setting", "algorithm", "grid", "source")}
-    with pytest.raises(ValueError, match="name is 'dpo', which another method has"):
+    with pytest.raises(ValueError, match="name is 'dpo', which another has"):
         register(name="dpo", label="x", colour="x", marker="x", samples="x", objective="x", **about)
     with pytest.raises(ValueError, match="method is 'ppo'; it must be one of vbon, "):
         get_method("ppo")

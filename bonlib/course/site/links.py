@@ -128,7 +128,11 @@ def api_names() -> dict[str, str]:
             if name.startswith("_") or getattr(thing, "__module__", "") != module:
                 continue
             if inspect.isclass(thing) or inspect.isfunction(thing):
-                bon = "bon." if module in ("bonlib.front", "bonlib.files") and inspect.isfunction(thing) else ""
+                bon = (
+                    "bon."
+                    if module in ("bonlib.front", "bonlib.files", "bonlib.ingredients") and inspect.isfunction(thing)
+                    else ""
+                )
                 found.setdefault(bon + name, f"{module}.{name}")
             if inspect.isclass(thing):
                 methods = (m for m, value in vars(thing).items() if inspect.isfunction(value) and not m.startswith("_"))
