@@ -225,6 +225,27 @@ class EnumeratedPrompts:
 
         return objective
 
+    def learn_stored(self, method: OffPolicy, *, count: int, seed: int = 0) -> Objective:
+        """Return the mean loss of an off-policy method over all its examples from stored draws of the reference.
+
+        Args:
+            method: chooses the examples.
+            count: stored draws a prompt, the same at each step.
+            seed: of the draws and of the choice.
+
+        Raises:
+            ValueError: if the draws make no example.
+        """
+        rng = np.random.default_rng(seed)
+        stored = np.stack([rng.choice(len(o), count, p=o.probs) for o in self.outcomes])
+        prompts, draws = method.examples(np.take_along_axis(self.rewards.numpy(), stored, axis=1), seed=seed)
+        if not len(prompts):
+            raise ValueError(f"count is {count}; {method} finds no example in so few draws: take more")
+        at = torch.from_numpy(prompts[:, None]), torch.from_numpy(stored[prompts[:, None], draws])
+        reference = self.ref_log_probs[at]
+        method = method.balanced(reference[:, 0])
+        return lambda log_probs, progress: method.loss(log_probs[at], reference).mean()
+
 
 class Distillation:
     """BOND or J-BOND on the enumerable model, as an objective for `train_exactly`; its anchor follows the policy.

@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -30,6 +30,7 @@ from bonlib.course.experiments.enumerated import (
     TabularPolicy,
     train_exactly,
 )
+from bonlib.course.experiments.optima import optimum
 from bonlib.course.experiments.results import RESULTS, add_run, claim, done_runs, options_text, provenance
 from bonlib.course.making.enumerable import LENGTH, PROMPTS, letter_sentiment, vowel_count
 from bonlib.course.runner import BUILD, commit_of_workbook
@@ -58,6 +59,7 @@ PAIRWISE = ("bonbon", "ipo", "dpo")  # there are too many pairs to list: they ha
 # With which a method ends closest to best-of-N after a short exact training; of two within 5 % the smaller.
 LEARNING_RATES = {"vbon": 6e-3, "vbon-bound": 6e-3, "ipo": 6e-3, "dpo": 2e-3}
 LEARNING_RATE = 18e-3  # of the others; J-BOND, which has no end, has BOND's
+TINY = 1e-300  # in the place of a probability of 0, whose logarithm nothing can be multiplied by
 BOND_STEPS, BOND_EVERY = 300, 50  # of the runs step by step; from one copy of the policy to the anchor to the next
 ITERATED = (("anchor_every", 100), ("anchor_rate", 1.0), ("n", 2))  # best-of-2 of best-of-2 of best-of-2, in 300 steps
 CURVE_POINTS = 40
@@ -73,14 +75,15 @@ class ExactRun:
         method: a key of `METHODS` that needs no value head, or "ipo"; BOND with a moving anchor is "bond" here.
         reward: "letters" or "vowels".
         policy: "network" or "table".
-        training: "exact" (all responses), "samples" (drawn from the list), or "trainer" (drawn from the network and
-            trained by `bonlib.training.trainer`, like any language model).
+        training: "optimum" (the method's own, with which nothing is trained), "exact" (all responses), "samples" (drawn
+            from the list anew at each step), "stored" (learned from the same draws of the reference at each step), or
+            "trainer" (drawn from the network and trained by `bonlib.training.trainer`, like any language model).
         m: reference samples behind log F; None for the truth.
         smoothing: of the CDF of these samples.
         beta: of methods that have one.
         learning_rate: at its peak.
         steps: of Adam.
-        count: examples a prompt and step, where there are more than can be listed.
+        count: examples a prompt and step, where there are more than can be listed; or stored draws a prompt.
         seed: of draws.
         options: fields of the method that differ from its own, as pairs.
         decay: whether the learning rate falls.
@@ -105,7 +108,7 @@ class ExactRun:
             "method": ("ipo", *(m.name for m in METHODS.values() if m.algorithm != "ppo" and m.setting != "every")),
             "reward": tuple(REWARDS),
             "policy": ("network", "table"),
-            "training": ("exact", "samples", "trainer"),
+            "training": ("optimum", "exact", "samples", "stored", "trainer"),
             "smoothing": SMOOTHINGS if self.m else ("",),
         }
         for name, values in known.items():
@@ -115,6 +118,8 @@ class ExactRun:
             raise ValueError(f"m is {self.m}; the trainer's runs here have the true F: leave m out")
         if self.training == "trainer" and METHODS[self.method].algorithm != "rloo":
             raise ValueError(f"training is 'trainer'; {self.method} has draws from the list only")
+        if self.training == "stored" and self.method != "ipo" and METHODS[self.method].algorithm != "offline":
+            raise ValueError(f"training is 'stored'; {self.method} draws from the policy: take 'samples'")
 
     @property
     def identity(self) -> str:
@@ -170,7 +175,7 @@ def run_exactly(run: ExactRun, curve: Curve | None = None) -> dict[str, Any]:
     prompts = world(run.reward)
     begun = time.process_time()  # not of the clock: it is the same on a busy machine
     try:
-        found = prompts.judge(_trained(run, prompts, curve), run.target).means()
+        found = prompts.judge(trained(run, curve), run.target).means()
     except NotFiniteError:
         found = dict.fromkeys(Judgement._fields, math.nan)
     found["mean_reward"] = found.pop("reward")  # `reward` says which
@@ -199,12 +204,29 @@ def loop_settings(steps: int, count: int, learning_rate: float, seed: int) -> Tr
     )
 
 
-def _trained(run: ExactRun, prompts: EnumeratedPrompts, curve: Curve | None) -> torch.Tensor | LoadedModel:
+def trained(run: ExactRun, curve: Curve | None = None) -> torch.Tensor | LoadedModel:
+    """Train; return the policy, a model or log-probabilities of all responses, shape (P, 27³).
+
+    Args:
+        run: says how.
+        curve: as in `run_exactly`.
+
+    Raises:
+        NotFiniteError: if a return is not finite.
+        ValueError: if the method has no known optimum that could be returned.
+    """
+    prompts = world(run.reward)
+    if run.training == "optimum":
+        found = [optimum(method_of(run), outcomes, run.steps) for outcomes in prompts.outcomes]
+        optima = [probs for probs in found if probs is not None]
+        if len(optima) < len(found):
+            raise ValueError(f"training is 'optimum'; {run.method} has none that is known: train it")
+        return torch.from_numpy(np.stack(optima)).clamp(min=TINY).log()
     if run.training == "trainer":
         settings = loop_settings(run.steps, run.count, run.learning_rate, run.seed)
         data = TrainingData(PROMPTS, REWARDS[run.reward](), SamplingSettings(max_new_tokens=LENGTH), cdf=prompts)
         with TemporaryDirectory() as folder:
-            return train(reference(), _method(run), data, settings, Path(folder) / "run", show=False).policy
+            return train(reference(), method_of(run), data, settings, Path(folder) / "run", show=False).policy
     policy: torch.nn.Module = TabularPolicy(prompts.ref_log_probs)
     if run.policy == "network":
         policy = ListedPolicy(copy.deepcopy(reference().model), prompts.prompt_ids)
@@ -223,7 +245,8 @@ def _trained(run: ExactRun, prompts: EnumeratedPrompts, curve: Curve | None) -> 
         return policy()
 
 
-def _method(run: ExactRun) -> Any:
+def method_of(run: ExactRun) -> Any:
+    """Return the settings of the method that a run trains by."""
     if run.method == "jbond":
         return JBond(**dict(run.options))
     entry = METHODS["dpo" if run.method == "ipo" else run.method]
@@ -231,13 +254,15 @@ def _method(run: ExactRun) -> Any:
         return entry.make(**{"n": N, **dict(run.options)})
     if run.beta is None:
         raise ValueError("beta is None; this method needs one, such as matching_beta returns")
-    return entry.make(run.beta, **({"identity": True} if run.method == "ipo" else {}))
+    return entry.make(run.beta, **({"identity": True} if run.method == "ipo" else {}), **dict(run.options))
 
 
 def _objective(run: ExactRun, prompts: EnumeratedPrompts, policy: torch.nn.Module) -> Objective:
-    method, count = _method(run), run.count if run.training == "samples" else None
+    method, count = method_of(run), run.count if run.training == "samples" else None
     if isinstance(method, Bond | JBond):
         return Distillation(prompts, method, policy, count=count, seed=run.seed)
+    if run.training == "stored":
+        return prompts.learn_stored(method, count=run.count, seed=run.seed)
     if isinstance(method, OffPolicy):
         exact = isinstance(method, BonSft) and count is None
         return prompts.imitate(N) if exact else prompts.learn(method, count=run.count, seed=run.seed)
@@ -249,15 +274,23 @@ def _objective(run: ExactRun, prompts: EnumeratedPrompts, policy: torch.nn.Modul
     return prompts.ascend(method, count=count, cdf=cdf, easing=0.5, seed=run.seed)
 
 
-def run_all(runs: Iterable[ExactRun], *, table: Path = TABLE) -> None:
-    """Do every run that has no row yet; several processes may do so at once."""
+def run_all(
+    runs: Iterable[ExactRun], *, table: Path = TABLE, figures: Callable[..., dict[str, Any]] = run_exactly
+) -> None:
+    """Do every run that has no row yet; several processes may do so at once.
+
+    Args:
+        runs: to be done.
+        table: takes up their rows.
+        figures: makes them, as `run_exactly` does.
+    """
     about = provenance(torch.device("cpu"), commit_of_workbook())
     for run in runs:
         with claim(BUILD / "exact_runs" / f"{run.identity}.lock") as ours:
             if not ours or run.identity in done_runs(table):
                 continue
             curve: Curve = []
-            row = run_exactly(run, curve if run.method in ("bond", "jbond") else None)
+            row = figures(run, curve if run.method in ("bond", "jbond") else None)
             row |= about | {"smoothing": run.smoothing or None, "options": options_text(run.options)}
             add_run(table, run.identity, row, curves=curve)
         print(
@@ -306,7 +339,7 @@ def grid() -> list[ExactRun]:
             policy,
             training,
             beta=beta,
-            learning_rate=_rate(method, policy),
+            learning_rate=rate_of(method, policy),
             steps=300 if options == ITERATED else steps,
             options=options,
             decay=method != "jbond" and options != ITERATED,  # it would stop what has no end, or another in each round
@@ -317,14 +350,16 @@ def grid() -> list[ExactRun]:
         if policy == "table" or training == "samples" or method not in PAIRWISE
     ]
     by_trainer = [  # by the trainer, with as many draws as it makes in little time, and by draws from the list
-        ExactRun(method, training=training, beta=beta, learning_rate=_rate(method, "network") / 2, steps=300, count=FEW)
+        ExactRun(
+            method, training=training, beta=beta, learning_rate=rate_of(method, "network") / 2, steps=300, count=FEW
+        )
         for method, beta, _ in contestants()
         if method in METHODS and METHODS[method].algorithm == "rloo"
         for training in ("trainer", "samples")
     ]
     estimated = [
         ExactRun(
-            method, m=m, smoothing=smoothing, training="samples", learning_rate=_rate(method, "network"), steps=SHORT
+            method, m=m, smoothing=smoothing, training="samples", learning_rate=rate_of(method, "network"), steps=SHORT
         )
         for m, smoothing in [(None, ""), *itertools.product(MS, SMOOTHINGS)]
         for method in ("vbon", "vbon-bound")
@@ -363,7 +398,8 @@ def bond_grid() -> list[ExactRun]:
     ]
 
 
-def _rate(method: str, policy: str) -> float:
+def rate_of(method: str, policy: str) -> float:
+    """Return the learning rate of a method on a policy, a table or a network."""
     return 0.1 if policy == "table" else LEARNING_RATES.get(method, LEARNING_RATE)
 
 

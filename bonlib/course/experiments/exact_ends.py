@@ -1,0 +1,131 @@
+"""Where each method ends on the enumerable model, what stands between, and what best-of-k makes of its end.
+
+Each is there as its own optimum, as a table and a network trained by exact gradients, and from as many draws a prompt
+as all others, with several seeds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+from bonlib.course.experiments.exact_runs import (
+    ITERATED,
+    Curve,
+    ExactRun,
+    N,
+    Options,
+    contestants,
+    method_of,
+    rate_of,
+    run_all,
+    trained,
+    world,
+)
+from bonlib.course.experiments.on_top import best_of_k
+from bonlib.course.experiments.optima import optimum
+from bonlib.course.experiments.results import RESULTS
+from bonlib.exact import kl_divergence
+from bonlib.methods import METHODS
+
+TABLE = RESULTS / "exact_ends.parquet"
+EXACT_STEPS, STEPS = 200, 150  # by exact gradients; from draws
+DRAWS = 8192  # of a prompt in a whole run, stored ones or the policy's own
+SEEDS = 5
+PAIRS: Options = (("generations", 2048), ("pairs", 16_384))  # of DPO and IPO: 6 draws a prompt are theirs elsewhere
+
+
+def run_end(run: ExactRun, curve: Curve | None = None) -> dict[str, Any]:
+    """Train, and judge the end by best-of-N, by the method's own optimum, and with best-of-k on top.
+
+    Args:
+        run: says how.
+        curve: as in `run_exactly`.
+
+    Returns:
+        Means over prompts: what `Judgement` has; "own_reverse_kl" and "own_forward_kl", from the policy to its method's
+        optimum and back, NaN where there is none; and what `best_of_k` returns.
+    """
+    prompts, method, begun = world(run.reward), method_of(run), time.process_time()
+    log_probs = trained(run, curve)
+    assert isinstance(log_probs, torch.Tensor)  # it is a model from the trainer only
+    found = prompts.judge(log_probs, N).means()
+    found["mean_reward"] = found.pop("reward")  # `reward` says which
+    policies = log_probs.exp().numpy()
+    policies /= policies.sum(1, keepdims=True)
+    rows = []
+    for policy, outcomes in zip(policies, prompts.outcomes, strict=True):
+        own = optimum(method, outcomes, run.steps)
+        rows.append(
+            {
+                "own_reverse_kl": np.nan if own is None else kl_divergence(policy, own),
+                "own_forward_kl": np.nan if own is None else kl_divergence(own, policy),
+                **best_of_k(outcomes, policy, N),
+            }
+        )
+    means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    return {**asdict(run), **found, **means, "processor_seconds": time.process_time() - begun}
+
+
+def grid(reward: str = "letters") -> Iterator[ExactRun]:
+    """Yield the runs: optima, tables, networks by exact gradients, and networks from draws, seed by seed."""
+    for kind, policy, training, steps in (
+        ("optimum", "table", "optimum", EXACT_STEPS),
+        ("table", "table", "exact", 2 * EXACT_STEPS),
+        ("network", "network", "exact", EXACT_STEPS),
+    ):
+        for method, beta, options in contestants(reward):
+            run = _run(method, reward, policy, training, beta, options, steps)
+            if kind != "optimum" or optimum(method_of(run), world(reward).outcomes[0], steps) is not None:
+                yield run
+    for seed in range(SEEDS):
+        for method, beta, options in contestants(reward):
+            if method != "jbond":  # which has no end
+                yield _from_draws(method, reward, beta, options, seed)
+
+
+def _from_draws(method: str, reward: str, beta: float | None, options: Options, seed: int) -> ExactRun:
+    stored = method == "ipo" or METHODS[method].algorithm == "offline"
+    if method in ("ipo", "dpo"):
+        options = PAIRS
+    training, count = ("stored", DRAWS) if stored else ("samples", DRAWS // STEPS)
+    return _run(method, reward, "network", training, beta, options, STEPS, count, seed)
+
+
+def _run(
+    method: str,
+    reward: str,
+    policy: str,
+    training: str,
+    beta: float | None,
+    options: Options,
+    steps: int,
+    count: int = ExactRun.count,
+    seed: int = 0,
+) -> ExactRun:
+    if dict(options).get("anchor_every"):  # as many rounds, whatever the steps
+        options = tuple({**dict(ITERATED), "anchor_every": -(-steps // 3)}.items())
+    moves = method == "jbond" or "anchor_every" in dict(options)
+    return ExactRun(
+        method,
+        reward,
+        policy,
+        training,
+        beta=beta,
+        learning_rate=rate_of(method, policy),
+        steps=steps,
+        count=count,
+        seed=seed,
+        options=options,
+        decay=not moves,  # it would stop what has no end, or another in each round
+    )
+
+
+def run_ends(reward: str = "letters") -> None:
+    """Do the runs that have no row yet."""
+    run_all(grid(reward), table=TABLE, figures=run_end)

@@ -1,0 +1,124 @@
+"""Best-of-k of a trained policy, exactly: how good it is, and how good the best policy of the same KL would be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import brentq
+
+from bonlib.exact import Array, Outcomes, kl_divergence
+
+KS = (1, 2, 4, 8)
+
+
+class Regularised(NamedTuple):
+    """The maximiser of E[worth of the best of k] − β KL(q ‖ π) for some β.
+
+    Attributes:
+        probs: of the outcomes, shape (K,).
+        worth: E[worth of the best of k].
+        kl: to the reference, in nats.
+        beta: the β.
+    """
+
+    probs: Array
+    worth: float
+    kl: float
+    beta: float
+
+
+def regularised_best_of(
+    outcomes: Outcomes, worth: Array, k: int, *, beta: float | None = None, kl: float | None = None
+) -> Regularised:
+    """Return the policy q that maximises E[worth of the best of k draws of q] − β KL(q ‖ π), by its β or by its KL.
+
+    With Q the weak CDF of q, log(q/π) rises from one reward to the next by (k/β) Q^(k−1) times what the worth rises.
+    Climbing from the worst reward with any strength gives a measure that obeys this; divided by its sum it does so for
+    another β. So only one number has to be found.
+
+    Args:
+        outcomes: reference and rewards.
+        worth: of the outcomes, shape (K,), the same for equal rewards, and not falling as rewards rise.
+        k: number of draws.
+        beta: coefficient β, positive; or
+        kl: KL(q ‖ π) in nats, positive; one that no policy of this kind has gives the best outcomes alone.
+
+    Raises:
+        ValueError: if both are given or none, or the one that is given is not positive.
+
+    Source: stationarity of the objective of Balashankar et al. 2024 (InfAlign), where the worth is the chance to beat
+    best-of-k of the reference.
+    """
+    if (beta is None) == (kl is None) or not (goal := kl if beta is None else beta) or not goal > 0:
+        raise ValueError(f"beta is {beta} and kl {kl}; give one of them, positive")
+    _, first, rung = np.unique(outcomes.rewards, return_index=True, return_inverse=True)
+    mass = np.bincount(rung, weights=outcomes.probs)
+    rises = np.diff(worth[first], prepend=worth[first[0]])
+
+    def climbed(log_strength: float) -> tuple[Array, float, float] | None:
+        """Log q/π of each rung, its KL and its log β; None where numbers end."""
+        log_ratio = total = 0.0
+        logs, strength = [], math.exp(log_strength)
+        try:
+            for share, rise in zip(mass.tolist(), rises.tolist(), strict=True):
+                log_ratio += strength * rise * total ** (k - 1)
+                total += share * math.exp(log_ratio)
+                logs.append(log_ratio)
+        except OverflowError:
+            return None
+        log_ratios = np.array(logs) - math.log(total)
+        spent = float(mass * np.exp(log_ratios) @ log_ratios)
+        return log_ratios, spent, math.log(k) - log_strength - (k - 1) * math.log(total)
+
+    def excess(log_strength: float) -> float:
+        found = climbed(log_strength)
+        if found is None:
+            return 1e3  # far beyond: all on the best
+        return found[1] - goal if beta is None else math.log(goal) - found[2]
+
+    low, high = -20.0, 0.0
+    while excess(high) < 0 and high < 60:
+        low, high = high, high + 1.0
+    if excess(high) >= 0:
+        high = float(brentq(excess, low, high, xtol=1e-13))
+    found = climbed(high) or climbed(high - 1e-12)
+    assert found is not None
+    log_ratios, spent, log_beta = found
+    probs = outcomes.probs * np.exp(log_ratios)[rung]
+    probs /= probs.sum()
+    best = outcomes.rebase(probs).best_of(k)
+    return Regularised(probs, float(best @ worth), spent, math.exp(log_beta))
+
+
+def best_of_k(outcomes: Outcomes, policy: Array, n: int, ks: Sequence[int] = KS) -> dict[str, float]:
+    """Return how good best-of-k of a policy is.
+
+    Args:
+        outcomes: reference and rewards.
+        policy: its probabilities, shape (K,).
+        n: that of the best-of-n which the policy is to stand for.
+        ks: numbers of draws.
+
+    Returns:
+        For each k: its chance to beat one draw of the reference ("win_rate_2"), best-of-k of the reference ("duel_2",
+        which InfAlign maximises) and best-of-kn of the reference ("even_2"), ties one half; its KL to the reference
+        ("kl_2"); and the highest "duel_2" of any policy with the policy's own KL ("duel_bound_2").
+    """
+    mine, spent = outcomes.rebase(policy), kl_divergence(policy, outcomes.probs)
+    found: dict[str, float] = {}
+    for k in ks:
+        law = mine.best_of(k)
+        rivals = outcomes.rebase(outcomes.best_of(k))
+        found |= {
+            f"win_rate_{k}": outcomes.win_rate(law),
+            f"duel_{k}": rivals.win_rate(law),
+            f"even_{k}": outcomes.rebase(outcomes.best_of(k * n)).win_rate(law),
+            f"kl_{k}": kl_divergence(law, outcomes.probs),
+            f"duel_bound_{k}": regularised_best_of(outcomes, rivals.calibrated_reward, k, kl=spent).worth
+            if spent > 0
+            else 0.5,
+        }
+    return found

@@ -1,0 +1,106 @@
+"""Optima in closed form are where exact gradients end; and each run of the table is of its kind."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bonlib.course.experiments import exact_ends
+from bonlib.course.experiments.enumerated import Distillation, EnumeratedPrompts, TabularPolicy, train_exactly
+from bonlib.course.experiments.exact_runs import ExactRun, N, method_of, reference, trained
+from bonlib.course.experiments.optima import optimum
+from bonlib.course.making.enumerable import PROMPTS, letter_sentiment, vowel_count
+from bonlib.exact import kl_divergence
+from bonlib.methods.bon_sft import BonSft
+from bonlib.methods.bonbon import Bonbon
+from bonlib.methods.bond import Bond
+from bonlib.methods.dpo import Dpo
+from bonlib.methods.jbond import JBond
+from bonlib.methods.kl_rl import KlRl
+from bonlib.methods.vbon import Vbon
+from bonlib.methods.vbon_bound import VbonBound
+
+
+@pytest.fixture(scope="module", params=[letter_sentiment, vowel_count], ids=["letters", "vowels"])
+def prompts(request):
+    return EnumeratedPrompts(reference(), PROMPTS[:1], request.param())
+
+
+ON_POLICY = [Vbon(4), VbonBound(4), KlRl(1.0)]
+ANCHORED = [Bond(4), Bond(4, term_b=True), Bond(4, jeffreys_weight=0.9), Bond(2, anchor_rate=1.0, anchor_every=100)]
+
+
+@pytest.mark.parametrize("method", [*ON_POLICY, *ANCHORED], ids=repr)
+def test_exact_gradients_end_at_the_optimum(prompts, method):
+    policy, steps = TabularPolicy(prompts.ref_log_probs), 200
+    anchored = isinstance(method, Bond)
+    objective = Distillation(prompts, method, policy) if anchored else prompts.ascend(method, easing=0.5)
+    train_exactly(policy, objective, steps=steps, learning_rate=0.2, decay=not anchored or not method.anchor_rate)
+    p, outcomes = policy().detach().exp()[0].numpy(), prompts.outcomes[0]
+    own = optimum(method, outcomes, steps)
+    assert own.sum() == pytest.approx(1, abs=1e-12)
+    assert kl_divergence(p, own) < 1e-3
+    assert kl_divergence(p, own) < kl_divergence(outcomes.probs, own) / 500
+
+
+def test_the_ends_of_jeffreys_divergences_lie_between_those_of_both(prompts):
+    outcomes = prompts.outcomes[0]
+    for weight, other in [(0.0, BonSft(4)), (1.0, VbonBound(4))]:
+        mixed = optimum(Bond(4, jeffreys_weight=weight), outcomes, 1)
+        np.testing.assert_allclose(mixed, optimum(other, outcomes, 1), atol=1e-14)
+
+
+def test_what_has_no_end_has_no_optimum(prompts):
+    for method in (Dpo(0.5), JBond(), Bond(2, anchor_rate=0.5)):
+        assert optimum(method, prompts.outcomes[0], 100) is None
+    with pytest.raises(ValueError, match="dpo has none that is known"):
+        trained(ExactRun("dpo", training="optimum", beta=0.5))
+
+
+PAIRS = Dpo(0.5, generations=64, pairs=500)
+
+
+@pytest.mark.parametrize("method", [BonSft(4), Bonbon(4), PAIRS, replace(PAIRS, identity=True)], ids=repr)
+def test_stored_draws_are_learned_from_as_the_method_chooses_them(prompts, method):
+    policy, start = TabularPolicy(prompts.ref_log_probs), prompts.ref_log_probs
+    objective, other = (prompts.learn_stored(method, count=512, seed=seed) for seed in (1, 2))
+    begun = objective(start, 0.0)
+    assert objective(start, 0.5) == begun  # the same at each step
+    assert other(start, 0.0) != begun or isinstance(method, Dpo)  # whose loss at the reference is no draw's
+    train_exactly(policy, objective, steps=20, learning_rate=0.1)
+    assert objective(policy().detach(), 1.0) < begun
+    assert prompts.judge(policy(), 4).win_rate[0] > 0.5
+
+
+def test_stored_draws_without_an_example_are_refused(prompts):
+    alike = copy.copy(prompts)
+    alike.rewards = torch.zeros_like(prompts.rewards)
+    with pytest.raises(ValueError, match="finds no example"):
+        alike.learn_stored(PAIRS, count=64)
+
+
+def test_no_run_is_there_twice_and_draws_have_seeds():
+    runs = list(exact_ends.grid())
+    assert len({run.identity for run in runs}) == len(runs)
+    drawn = [run for run in runs if run.training in ("samples", "stored") and run.policy == "network"]
+    assert {run.seed for run in drawn if run.steps == exact_ends.STEPS} == set(range(exact_ends.SEEDS))
+    assert all(
+        run.count * (1 if run.training == "stored" else run.steps) <= exact_ends.DRAWS for run in drawn if run.seed
+    )
+
+
+def test_an_optimum_is_a_row_of_its_own():
+    row = exact_ends.run_end(ExactRun("vbon", "vowels", "table", "optimum"))
+    assert row["reverse_kl"] == pytest.approx(0, abs=1e-12)
+    assert row["own_reverse_kl"] == pytest.approx(0, abs=1e-12)
+    assert row["even_4"] == pytest.approx(0.5)
+    assert row["win_rate_1"] == pytest.approx(row["win_rate"])
+    assert row["kl_1"] == pytest.approx(row["kl"])
+    assert method_of(ExactRun("vbon")).n == N
+
+
+def test_draws_that_are_stored_are_of_methods_that_store_them():
+    with pytest.raises(ValueError, match="vbon draws from the policy"):
+        ExactRun("vbon", training="stored")
