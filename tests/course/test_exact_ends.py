@@ -2,19 +2,22 @@
 
 import copy
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
 
 from bonlib.course.experiments import exact_ends
 from bonlib.course.experiments.enumerated import Distillation, EnumeratedPrompts, TabularPolicy, train_exactly
 from bonlib.course.experiments.exact_runs import ExactRun, N, method_of, reference, trained
 from bonlib.course.experiments.optima import optimum
 from bonlib.course.making.enumerable import PROMPTS, letter_sentiment, vowel_count
-from bonlib.exact import kl_divergence
+from bonlib.exact import Outcomes, kl_divergence
 from bonlib.methods.bon_sft import BonSft
-from bonlib.methods.bonbon import Bonbon
+from bonlib.methods.bonbon import Bonbon, bonbon_target
 from bonlib.methods.bond import Bond
 from bonlib.methods.dpo import Dpo
 from bonlib.methods.jbond import JBond
@@ -50,6 +53,25 @@ def test_the_ends_of_jeffreys_divergences_lie_between_those_of_both(prompts):
     for weight, other in [(0.0, BonSft(4)), (1.0, VbonBound(4))]:
         mixed = optimum(Bond(4, jeffreys_weight=weight), outcomes, 1)
         np.testing.assert_allclose(mixed, optimum(other, outcomes, 1), atol=1e-14)
+
+
+@pytest.mark.parametrize(("n", "weight"), [(2, 0.3), (3, 0.9), (4, 0.05)])
+def test_the_end_of_bonbon_by_listing_all_draws(n, weight):
+    five = Outcomes([0.30, 0.25, 0.20, 0.15, 0.10], [0, 1, 1, 2, 3])
+    tuples = np.array(list(product(range(5), repeat=n)))
+    chance, rows = five.probs[tuples].prod(1), np.arange(len(tuples))
+    rewards = five.rewards[tuples]
+    best, worst = tuples[rows, rewards.argmax(1)], tuples[rows, rewards.argmin(1)]
+
+    def loss(logits):
+        log_p = log_softmax(logits)
+        m = log_p - five.log_probs
+        return chance @ (-weight * log_p[best] + (1 - weight) * (m[best] - m[worst] - bonbon_target(n)) ** 2)
+
+    searched = minimize(loss, five.log_probs, method="BFGS", options={"gtol": 1e-10})
+    own = optimum(Bonbon(n, sft_weight=weight), five, 1)
+    assert loss(np.log(own)) == pytest.approx(searched.fun, abs=1e-12)
+    np.testing.assert_allclose(own, softmax(searched.x), atol=1e-5)
 
 
 def test_what_has_no_end_has_no_optimum(prompts):

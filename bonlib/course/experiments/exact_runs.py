@@ -38,6 +38,7 @@ from bonlib.draws.samplers import SamplingSettings
 from bonlib.exact import TiltReward, kl_divergence
 from bonlib.methods import METHODS
 from bonlib.methods.bon_sft import BonSft
+from bonlib.methods.bonbon import Bonbon
 from bonlib.methods.bond import Bond
 from bonlib.methods.jbond import JBond
 from bonlib.models.loaded import LoadedModel, load_language_model
@@ -251,10 +252,17 @@ def method_of(run: ExactRun) -> Any:
         return JBond(**dict(run.options))
     entry = METHODS["dpo" if run.method == "ipo" else run.method]
     if entry.setting == "n":
-        return entry.make(**{"n": N, **dict(run.options)})
+        method = entry.make(**{"n": N, **dict(run.options)})
+        return _balanced(method, run.reward) if isinstance(method, Bonbon) else method
     if run.beta is None:
         raise ValueError("beta is None; this method needs one, such as matching_beta returns")
     return entry.make(run.beta, **({"identity": True} if run.method == "ipo" else {}), **dict(run.options))
+
+
+def _balanced(method: Bonbon, reward: str) -> Bonbon:
+    """BoNBoN with equal terms at the reference, on average over the prompts."""
+    outcomes = world(reward).outcomes
+    return method.balanced([o.best_of(method.n) @ np.maximum(o.log_probs, math.log(TINY)) for o in outcomes])
 
 
 def _objective(run: ExactRun, prompts: EnumeratedPrompts, policy: torch.nn.Module) -> Objective:
