@@ -12,8 +12,8 @@ from scipy.special import log_softmax, softmax
 
 from bonlib.course.experiments import exact_ends
 from bonlib.course.experiments.enumerated import Distillation, EnumeratedPrompts, TabularPolicy, train_exactly
-from bonlib.course.experiments.exact_runs import ExactRun, N, method_of, reference, trained
-from bonlib.course.experiments.optima import optimum
+from bonlib.course.experiments.exact_runs import ExactRun, N, method_of, reference, trained, world
+from bonlib.course.experiments.optima import FAMILIES, optimum, self_play, tilted
 from bonlib.course.making.enumerable import PROMPTS, letter_sentiment, vowel_count
 from bonlib.exact import Outcomes, kl_divergence
 from bonlib.methods.bon_sft import BonSft
@@ -24,6 +24,8 @@ from bonlib.methods.jbond import JBond
 from bonlib.methods.kl_rl import KlRl
 from bonlib.methods.vbon import Vbon
 from bonlib.methods.vbon_bound import VbonBound
+
+FIVE = Outcomes([0.30, 0.25, 0.20, 0.15, 0.10], [0, 1, 1, 2, 3])
 
 
 @pytest.fixture(scope="module", params=[letter_sentiment, vowel_count], ids=["letters", "vowels"])
@@ -57,19 +59,18 @@ def test_the_ends_of_jeffreys_divergences_lie_between_those_of_both(prompts):
 
 @pytest.mark.parametrize(("n", "weight"), [(2, 0.3), (3, 0.9), (4, 0.05)])
 def test_the_end_of_bonbon_by_listing_all_draws(n, weight):
-    five = Outcomes([0.30, 0.25, 0.20, 0.15, 0.10], [0, 1, 1, 2, 3])
     tuples = np.array(list(product(range(5), repeat=n)))
-    chance, rows = five.probs[tuples].prod(1), np.arange(len(tuples))
-    rewards = five.rewards[tuples]
+    chance, rows = FIVE.probs[tuples].prod(1), np.arange(len(tuples))
+    rewards = FIVE.rewards[tuples]
     best, worst = tuples[rows, rewards.argmax(1)], tuples[rows, rewards.argmin(1)]
 
     def loss(logits):
         log_p = log_softmax(logits)
-        m = log_p - five.log_probs
+        m = log_p - FIVE.log_probs
         return chance @ (-weight * log_p[best] + (1 - weight) * (m[best] - m[worst] - bonbon_target(n)) ** 2)
 
-    searched = minimize(loss, five.log_probs, method="BFGS", options={"gtol": 1e-10})
-    own = optimum(Bonbon(n, sft_weight=weight), five, 1)
+    searched = minimize(loss, FIVE.log_probs, method="BFGS", options={"gtol": 1e-10})
+    own = optimum(Bonbon(n, sft_weight=weight), FIVE, 1)
     assert loss(np.log(own)) == pytest.approx(searched.fun, abs=1e-12)
     np.testing.assert_allclose(own, softmax(searched.x), atol=1e-5)
 
@@ -126,3 +127,27 @@ def test_an_optimum_is_a_row_of_its_own():
 def test_draws_that_are_stored_are_of_methods_that_store_them():
     with pytest.raises(ValueError, match="vbon draws from the policy"):
         ExactRun("vbon", training="stored")
+
+
+def test_the_end_of_wind_by_its_golden_numbers_and_its_fixed_point():
+    golden = [0.083781451443, 0.133487537368, 0.106790029895, 0.188997148668, 0.486943832626]
+    np.testing.assert_allclose(self_play(FIVE, 0.25), golden, atol=1e-12)
+    for beta in (0.1, 1.0, 5.0):
+        q = self_play(FIVE, beta)
+        np.testing.assert_allclose(q, tilted(FIVE, FIVE.rebase(q).calibrated_reward, beta), atol=1e-12)
+    with pytest.raises(ValueError, match="does not settle"):
+        self_play(FIVE, 1e-4)
+
+
+def test_with_little_mass_a_tie_group_the_lift_is_the_tilt_of_the_calibrated_reward():
+    even = Outcomes(np.full(400, 1 / 400), np.arange(400))
+    np.testing.assert_allclose(FAMILIES["qrpo"](even, 0.2), even.tilt(0.2, "calibrated"), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["wind", "infalign-ctrl"])
+def test_families_spend_as_much_as_best_of_n(name):
+    row = exact_ends.run_family(name, "vowels")
+    spent = np.mean([kl_divergence(o.best_of(N), o.probs) for o in world("vowels").outcomes])
+    assert row["kl"] == pytest.approx(spent, rel=1e-4)
+    assert row["own_reverse_kl"] == pytest.approx(0, abs=1e-12)
+    assert all(row[f"duel_{k}"] <= row[f"duel_bound_{k}"] + 1e-9 for k in (1, 2, 4, 8))

@@ -6,16 +6,19 @@ as all others, with several seeds.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import brentq
 
 from bonlib.course.experiments.exact_runs import (
     ITERATED,
+    TINY,
     Curve,
     ExactRun,
     N,
@@ -28,9 +31,10 @@ from bonlib.course.experiments.exact_runs import (
     world,
 )
 from bonlib.course.experiments.on_top import best_of_k
-from bonlib.course.experiments.optima import optimum
-from bonlib.course.experiments.results import RESULTS
-from bonlib.exact import kl_divergence
+from bonlib.course.experiments.optima import FAMILIES, optimum
+from bonlib.course.experiments.results import RESULTS, add_run, done_runs, provenance
+from bonlib.course.runner import commit_of_workbook
+from bonlib.exact import Array, kl_divergence
 from bonlib.methods import METHODS
 
 TABLE = RESULTS / "exact_ends.parquet"
@@ -54,13 +58,18 @@ def run_end(run: ExactRun, curve: Curve | None = None) -> dict[str, Any]:
     prompts, method, begun = world(run.reward), method_of(run), time.process_time()
     log_probs = trained(run, curve)
     assert isinstance(log_probs, torch.Tensor)  # it is a model from the trainer only
+    found = _judged(log_probs, [optimum(method, outcomes, run.steps) for outcomes in prompts.outcomes], run.reward)
+    return {**asdict(run), **found, "processor_seconds": time.process_time() - begun}
+
+
+def _judged(log_probs: torch.Tensor, optima: Sequence[Array | None], reward: str) -> dict[str, float]:
+    prompts = world(reward)
     found = prompts.judge(log_probs, N).means()
     found["mean_reward"] = found.pop("reward")  # `reward` says which
     policies = log_probs.exp().numpy()
     policies /= policies.sum(1, keepdims=True)
     rows = []
-    for policy, outcomes in zip(policies, prompts.outcomes, strict=True):
-        own = optimum(method, outcomes, run.steps)
+    for policy, own, outcomes in zip(policies, optima, prompts.outcomes, strict=True):
         rows.append(
             {
                 "own_reverse_kl": np.nan if own is None else kl_divergence(policy, own),
@@ -68,8 +77,25 @@ def run_end(run: ExactRun, curve: Curve | None = None) -> dict[str, Any]:
                 **best_of_k(outcomes, policy, N),
             }
         )
-    means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    return {**asdict(run), **found, **means, "processor_seconds": time.process_time() - begun}
+    return found | {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def run_family(name: str, reward: str = "letters") -> dict[str, Any]:
+    """Return the row of one of `FAMILIES`: its member that is on average as far from the reference as best-of-N."""
+    outcomes, begun = world(reward).outcomes, time.process_time()
+    family, goal = FAMILIES[name], sum(kl_divergence(o.best_of(N), o.probs) for o in outcomes)
+
+    def excess(log_beta: float) -> float:
+        return sum(kl_divergence(family(o, math.exp(log_beta)), o.probs) for o in outcomes) - goal
+
+    high = math.log(50)
+    while excess(high - 0.5) < 0:
+        high -= 0.5
+    beta = float(f"{math.exp(brentq(excess, high - 0.5, high, xtol=1e-6)):.5g}")  # the same on every machine
+    optima = [family(o, beta) for o in outcomes]
+    log_probs = torch.from_numpy(np.stack(optima)).clamp(min=TINY).log()
+    about = {"method": name, "reward": reward, "policy": "table", "training": "optimum", "beta": beta}
+    return about | _judged(log_probs, optima, reward) | {"processor_seconds": time.process_time() - begun}
 
 
 def grid(reward: str = "letters") -> Iterator[ExactRun]:
@@ -127,5 +153,10 @@ def _run(
 
 
 def run_ends(reward: str = "letters") -> None:
-    """Do the runs that have no row yet."""
+    """Do the runs that have no row yet, and the families of optima."""
+    for name in FAMILIES:
+        identity = f"{name}, {reward}"
+        if identity not in done_runs(TABLE):
+            about = provenance(torch.device("cpu"), commit_of_workbook())
+            add_run(TABLE, identity, run_family(name, reward) | about)
     run_all(grid(reward), table=TABLE, figures=run_end)
