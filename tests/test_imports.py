@@ -34,7 +34,7 @@ ROOMS = [
     "entrance",
 ]
 ALONE = ("evaluate", "tables", "ingredients", "front", "files", "commands")
-MATHEMATICS = ("checks", "exact", "bounds", "cdf", "estimates", "answers", "metrics")
+MATHEMATICS = ("checks", "exact", "bounds", "cdf", "estimates", "answers", "inference_aware", "metrics")
 HEAVY = {"transformers", "accelerate", "peft", "vllm", "datasets", "ray", "trl", "ipywidgets"}
 NO_TORCH = [
     "bonlib",
@@ -43,6 +43,7 @@ NO_TORCH = [
     "bonlib.cdf",
     "bonlib.estimates",
     "bonlib.answers",
+    "bonlib.inference_aware",
     "bonlib.tables",
     "bonlib.records.reading",
     "bonlib.records.report",
