@@ -33,6 +33,16 @@ class TrainingMethod(ABC):
         """Whether a copy of the policy follows it, and draws."""
         return False
 
+    @property
+    def needs_draws(self) -> int:
+        """How many stored draws a prompt it needs."""
+        return 0
+
+    @property
+    def needs_cdf(self) -> bool:
+        """Whether it must be told the distribution of the reference's rewards."""
+        return False
+
     @abstractmethod
     def learner(self, run: OngoingRun) -> Learner[Any]:
         """Return what learns by this method."""

@@ -29,7 +29,6 @@ from bonlib.methods.bond import Bond
 from bonlib.methods.jbond import JBond
 from bonlib.metrics import mean_over_prompts
 from bonlib.models.loaded import LoadedModel
-from bonlib.training.off_policy import OffPolicy
 from bonlib.training.quantile import fit_quantile_model
 from bonlib.training.reward_cdf import LogCdf, SampledCdf
 from bonlib.training.settings import Ppo, TrainingData, TrainSettings
@@ -248,7 +247,7 @@ class Harness:
                 f"n is {method.n}; profile {name} has {self.sizes.draws} draws a test prompt, and "
                 "the distance from best-of-n is measured with 2 n: lower n"
             )
-        if isinstance(method, OffPolicy) and method.needs_draws > self.training.draws:
+        if method.needs_draws > self.training.draws:
             raise ValueError(
                 f"{METHODS[run.method].setting} is {run.value:g}, for which {run.method} needs {method.needs_draws} "
                 f"draws a prompt; profile {name} has {self.training.draws}: lower it, or take a larger profile"
@@ -259,7 +258,7 @@ class Harness:
         self.check(run)
         method = run.make()
         data = TrainingData(self.prompts, self.setting.reward_model, self.setting.sampling)
-        if isinstance(method, OffPolicy) or method.needs_cdf:  # others need no draw of the reference
+        if method.needs_draws or method.needs_cdf:  # others need no draw of the reference
             draws, rewards = self.reference_draws
             cdf = self.cdf(run.cdf, self.samples_behind(run))
             data = replace(data, draws=draws, rewards=rewards, cdf=cdf)
