@@ -81,7 +81,7 @@ def train_command(
         settings |= assignments("--set", fields)
         return train_on(model, data, by, methods[0], count=count, max_new_tokens=max_new_tokens, settings=settings,
                         out=out, as_json=as_json)  # fmt: skip
-    from bonlib.course.experiments import exact_runs, grids, sentiment
+    from bonlib.course.experiments import exact_ends, exact_runs, grids, sentiment
     from bonlib.course.experiments.summarisation import SummaryHarness
     from bonlib.course.experiments.summarisation import grid as tldr_grid
     from bonlib.course.profiles import get_profile
@@ -96,6 +96,7 @@ def train_command(
             raise ValueError(f"method is {methods[0]!r}; the sweep exact trains them all: name none")
         exact_runs.run_all([*exact_runs.search(), *exact_runs.grid()])
         exact_runs.run_all(exact_runs.bond_grid(), table=exact_runs.BOND_TABLE)
+        exact_ends.run_ends()
         return 0
     for method in methods:
         get_method(method)

@@ -9,57 +9,49 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import brentq
 
+from bonlib.checks import number
 from bonlib.exact import Array, Outcomes, kl_divergence
 
 KS = (1, 2, 4, 8)
 
 
-class Regularised(NamedTuple):
-    """The maximiser of E[worth of the best of k] − β KL(q ‖ π) for some β.
+class Selected(NamedTuple):
+    """A policy whose best of k is worth most at its KL.
 
     Attributes:
         probs: of the outcomes, shape (K,).
-        worth: E[worth of the best of k].
+        worth: mean worth of the best of k.
         kl: to the reference, in nats.
-        beta: the β.
     """
 
     probs: Array
     worth: float
     kl: float
-    beta: float
 
 
-def regularised_best_of(
-    outcomes: Outcomes, worth: Array, k: int, *, beta: float | None = None, kl: float | None = None
-) -> Regularised:
-    """Return the policy q that maximises E[worth of the best of k draws of q] − β KL(q ‖ π), by its β or by its KL.
+def best_at_kl(outcomes: Outcomes, worth: Array, k: int, kl: float) -> Selected:
+    """Return the policy whose best of k is worth most among all that are as far from the reference.
 
-    With Q the weak CDF of q, log(q/π) rises from one reward to the next by (k/β) Q^(k−1) times what the worth rises.
-    Climbing from the worst reward with any strength gives a measure that obeys this; divided by its sum it does so for
-    another β. So only one number has to be found.
+    It is a `best_of_optimum`: with Q its weak CDF, log(q/π) rises from one reward to the next by (k/β) Q^(k−1) times
+    what the worth rises. Climbing from the worst reward with any strength gives a measure that obeys this; divided by
+    its sum it does so for another β, so that the strength alone has to be found.
 
     Args:
         outcomes: reference and rewards.
         worth: of the outcomes, shape (K,), the same for equal rewards, and not falling as rewards rise.
         k: number of draws.
-        beta: coefficient β, positive; or
         kl: KL(q ‖ π) in nats, positive; one that no policy of this kind has gives the best outcomes alone.
 
     Raises:
-        ValueError: if both are given or none, or the one that is given is not positive.
-
-    Source: stationarity of the objective of Balashankar et al. 2024 (InfAlign), where the worth is the chance to beat
-    best-of-k of the reference.
+        ValueError: if `kl` is not positive.
     """
-    if (beta is None) == (kl is None) or not (goal := kl if beta is None else beta) or not goal > 0:
-        raise ValueError(f"beta is {beta} and kl {kl}; give one of them, positive")
+    goal = float(number("kl", kl, above=0, what="the KL to the reference"))
     _, first, rung = np.unique(outcomes.rewards, return_index=True, return_inverse=True)
     mass = np.bincount(rung, weights=outcomes.probs)
     rises = np.diff(worth[first], prepend=worth[first[0]])
 
-    def climbed(log_strength: float) -> tuple[Array, float, float] | None:
-        """Log q/π of each rung, its KL and its log β; None where numbers end."""
+    def climbed(log_strength: float) -> tuple[Array, float] | None:
+        """Log q/π of each rung, and its KL; None where numbers end."""
         log_ratio = total = 0.0
         logs, strength = [], math.exp(log_strength)
         try:
@@ -70,14 +62,11 @@ def regularised_best_of(
         except OverflowError:
             return None
         log_ratios = np.array(logs) - math.log(total)
-        spent = float(mass * np.exp(log_ratios) @ log_ratios)
-        return log_ratios, spent, math.log(k) - log_strength - (k - 1) * math.log(total)
+        return log_ratios, float(mass * np.exp(log_ratios) @ log_ratios)
 
     def excess(log_strength: float) -> float:
         found = climbed(log_strength)
-        if found is None:
-            return 1e3  # far beyond: all on the best
-        return found[1] - goal if beta is None else math.log(goal) - found[2]
+        return 1e3 if found is None else found[1] - goal  # far beyond: all on the best
 
     low, high = -20.0, 0.0
     while excess(high) < 0 and high < 60:
@@ -86,11 +75,10 @@ def regularised_best_of(
         high = float(brentq(excess, low, high, xtol=1e-13))
     found = climbed(high) or climbed(high - 1e-12)
     assert found is not None
-    log_ratios, spent, log_beta = found
+    log_ratios, spent = found
     probs = outcomes.probs * np.exp(log_ratios)[rung]
     probs /= probs.sum()
-    best = outcomes.rebase(probs).best_of(k)
-    return Regularised(probs, float(best @ worth), spent, math.exp(log_beta))
+    return Selected(probs, float(outcomes.rebase(probs).best_of(k) @ worth), spent)
 
 
 def best_of_k(outcomes: Outcomes, policy: Array, n: int, ks: Sequence[int] = KS) -> dict[str, float]:
@@ -117,8 +105,6 @@ def best_of_k(outcomes: Outcomes, policy: Array, n: int, ks: Sequence[int] = KS)
             f"duel_{k}": rivals.win_rate(law),
             f"even_{k}": outcomes.rebase(outcomes.best_of(k * n)).win_rate(law),
             f"kl_{k}": kl_divergence(law, outcomes.probs),
-            f"duel_bound_{k}": regularised_best_of(outcomes, rivals.calibrated_reward, k, kl=spent).worth
-            if spent > 0
-            else 0.5,
+            f"duel_bound_{k}": best_at_kl(outcomes, rivals.calibrated_reward, k, spent).worth if spent > 0 else 0.5,
         }
     return found

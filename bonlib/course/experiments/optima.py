@@ -10,9 +10,9 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import softmax, wrightomega
 
-from bonlib.course.experiments.on_top import regularised_best_of
 from bonlib.exact import Array, Outcomes
 from bonlib.inference.draw_counts import lifted_reward
+from bonlib.inference_aware import best_of_optimum, infalign_optimum, wind_optimum
 from bonlib.methods.bon_sft import BonSft
 from bonlib.methods.bonbon import Bonbon, bonbon_target
 from bonlib.methods.bond import Bond
@@ -21,16 +21,13 @@ from bonlib.methods.kl_rl import KlRl
 from bonlib.methods.vbon import Vbon
 from bonlib.methods.vbon_bound import VbonBound
 
-FAMILIES: dict[str, Callable[[Outcomes, float], Array]] = {  # of objectives with a KL coefficient β, by that
-    "wind": lambda outcomes, beta: self_play(outcomes, beta),
-    "infalign": lambda outcomes, beta: (
-        regularised_best_of(outcomes, outcomes.rebase(outcomes.best_of(4)).calibrated_reward, 4, beta=beta).probs
-    ),
-    "infalign-ctrl": lambda outcomes, beta: tilted(outcomes, np.exp(10 * (outcomes.calibrated_reward - 1)), beta),
-    "max-at-k": lambda outcomes, beta: regularised_best_of(outcomes, outcomes.rewards, 4, beta=beta).probs,
-    "qrpo": lambda outcomes, beta: tilted(outcomes, beta * lifted_reward(outcomes, 1 / beta), beta),
+FAMILIES: dict[str, Callable[[Outcomes, float], Array]] = {  # by the coefficient β of their KL; k = 4, t = 10
+    "wind": wind_optimum,
+    "infalign": lambda outcomes, beta: infalign_optimum(outcomes, 4, beta),
+    "infalign-ctrl": lambda outcomes, beta: _tilted(outcomes, np.exp(10 * (outcomes.calibrated_reward - 1)), beta),
+    "max-at-k": lambda outcomes, beta: best_of_optimum(outcomes, 4, beta),
+    "qrpo": lambda outcomes, beta: _tilted(outcomes, beta * lifted_reward(outcomes, 1 / beta), beta),
 }
-GAME_STEPS = 20_000  # until two that play each other by the same policy have settled on one
 BONBON_STEPS = 1000  # until its optimum has settled; 20 do for n = 8
 
 
@@ -66,34 +63,8 @@ def optimum(method: Any, outcomes: Outcomes, steps: int) -> Array | None:
     return None
 
 
-def tilted(outcomes: Outcomes, rewards: Array, beta: float) -> Array:
-    """Return π exp(r/β), normalised, for any rewards, shape (K,)."""
+def _tilted(outcomes: Outcomes, rewards: Array, beta: float) -> Array:
     return np.asarray(softmax(outcomes.log_probs + rewards / beta))
-
-
-def self_play(outcomes: Outcomes, beta: float) -> Array:
-    """Return π exp(c/β), normalised, with c the chance to beat a draw of that policy itself: WIND's end, shape (K,).
-
-    Args:
-        outcomes: reference and rewards.
-        beta: KL coefficient, above 0.
-
-    Raises:
-        ValueError: if β is so small that the game does not settle.
-
-    Source: Yang et al. 2024 (WIND); the step is theirs with η the smaller of 1/β and 4β.
-    """
-    _, rung = np.unique(outcomes.rewards, return_inverse=True)
-    mass = np.bincount(rung, weights=outcomes.probs)
-    move, log_ratio = 1 / (1 + min(1.0, 4 * beta**2)), np.zeros(len(mass))
-    for _ in range(GAME_STEPS):
-        q = mass * np.exp(log_ratio)
-        step = (1 - move) * ((np.cumsum(q) - q / 2) / beta - log_ratio)
-        step -= math.log(q @ np.exp(step))
-        log_ratio += step
-        if np.abs(step).max() < 1e-13:
-            return np.asarray(outcomes.probs * np.exp(log_ratio)[rung])
-    raise ValueError(f"beta is {beta}; the game does not settle in {GAME_STEPS} steps: take a larger one")
 
 
 def _up_to_term_b(outcomes: Outcomes, n: float) -> Array:
