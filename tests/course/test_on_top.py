@@ -82,6 +82,13 @@ def test_a_kl_that_no_policy_has_leaves_the_best_alone():
     assert found.kl == pytest.approx(np.log(10))
 
 
+@pytest.mark.parametrize("k", [1, 2, 8])
+def test_large_kls_are_reached_too(k):
+    even = Outcomes(np.full(20_000, 1 / 20_000), np.arange(20_000))
+    found = best_at_kl(even, even.calibrated_reward, k, 8.0)
+    assert found.kl == pytest.approx(8.0, abs=1e-9)
+
+
 def test_a_kl_is_positive():
     with pytest.raises(ValueError, match="kl is 0"):
         best_at_kl(FIVE, FIVE.rewards, 2, 0.0)

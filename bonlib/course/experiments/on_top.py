@@ -52,8 +52,8 @@ def best_at_kl(outcomes: Outcomes, worth: Array, k: int, kl: float) -> Selected:
 
     def climbed(log_strength: float) -> tuple[Array, float] | None:
         """Log q/π of each rung, and its KL; None where numbers end."""
-        log_ratio = total = 0.0
-        logs, strength = [], math.exp(log_strength)
+        logs, strength, total = [], math.exp(log_strength), 0.0
+        log_ratio = -strength * float(rises.sum()) if k == 1 else 0.0  # with one draw any start will do, so a low one
         try:
             for share, rise in zip(mass.tolist(), rises.tolist(), strict=True):
                 log_ratio += strength * rise * total ** (k - 1)
