@@ -201,8 +201,8 @@ def _others(test: TestSet, used: int) -> Array:
 
 def _judged(prompts: Sequence[str], drawn: Responses, log_probs: Array, ref_log_probs: Array, rewards: Array) -> Judged:
     names = [prompt for prompt in prompts for _ in range(rewards.shape[1])]
-    tables = (torch.as_tensor(table.ravel()) for table in (log_probs, ref_log_probs, rewards))
-    return Judged(names, drawn.texts.tolist(), *tables)
+    mine, reference, judged = (torch.as_tensor(table.ravel()) for table in (log_probs, ref_log_probs, rewards))
+    return Judged(names, drawn.texts.tolist(), mine, reference, judged)
 
 
 @torch.no_grad()

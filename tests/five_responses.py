@@ -41,6 +41,33 @@ def no_rival_has_more(returns, optimum):
         assert rival @ returns(tensor(np.log(rival))).numpy() <= best + 1e-12
 
 
+def all_tuples(size, group, log_q):
+    """Return the tuples of `group` draws of so many outcomes, as one row of indices, and the chance of each tuple."""
+    tuples = torch.cartesian_prod(*[torch.arange(size)] * group).view(-1, group)
+    return tuples.flatten(), log_q.detach()[tuples].sum(1).exp()
+
+
+def mean_gradient(advantages, log_ref, group, logits=None):
+    """The mean over all tuples of what REINFORCE ascends, in logits, those of log π if none are given.
+
+    `advantages` takes log πθ, log π and the places of the tuples' responses.
+    """
+    logits = (log_ref if logits is None else logits).clone().requires_grad_()
+    log_q = logits.log_softmax(0)
+    drawn, chances = all_tuples(len(log_q), group, log_q)
+    mine = log_q[drawn]
+    losses = reinforce_loss(mine, advantages(mine.detach(), log_ref[drawn], drawn)).view(-1, group).mean(1)
+    (gradient,) = torch.autograd.grad(-(chances * losses).sum(), logits)
+    return gradient
+
+
+def exact_gradient(objective, logits):
+    """The gradient of an objective of log πθ in logits."""
+    logits = logits.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(objective(logits.log_softmax(0)), logits)
+    return gradient
+
+
 def minus_kl(log_q, log_target):
     return -(log_q.exp() * (log_q - log_target)).sum()
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bonlib.cdf import ROUNDING
 from bonlib.checks import check_finite, check_log_probs, check_shapes, number, whole
 
 
@@ -120,6 +121,16 @@ def gae(rewards: Tensor, values: Tensor, lengths: Tensor, *, discount: float = 1
     return advantages
 
 
+def in_groups(name: str, numbers: Tensor, group: int) -> Tensor:
+    """Return one number a response, (B,), as (B / group, group), without gradient, or raise a ValueError."""
+    check_shapes(**{name: numbers})
+    check_finite(**{name: numbers})
+    group = whole("group", group, 2, what=f"the group, which divides the {len(numbers)} {name},")
+    if len(numbers) % group:
+        raise ValueError(f"group is {group}; it must be a whole number that divides the {len(numbers)} {name}")
+    return numbers.detach().view(-1, group)
+
+
 def leave_one_out(returns: Tensor, *, group: int) -> Tensor:
     """Return each return less the mean of the others of its group, the advantages of RLOO, without gradient.
 
@@ -134,10 +145,26 @@ def leave_one_out(returns: Tensor, *, group: int) -> Tensor:
 
     Source: Kool et al. 2019; Ahmadian et al. 2024 (RLOO).
     """
-    check_shapes(returns=returns)
-    check_finite(returns=returns)
-    group = whole("group", group, 2, what=f"the group, which divides the {len(returns)} returns,")
-    if len(returns) % group:
-        raise ValueError(f"group is {group}; it must be a whole number that divides the {len(returns)} returns")
-    grouped = returns.detach().view(-1, group)
+    grouped = in_groups("returns", returns, group)
     return ((grouped - grouped.mean(dim=1, keepdim=True)) * (group / (group - 1))).view(-1)
+
+
+def standing(rewards: Tensor, *, group: int) -> tuple[Tensor, Tensor]:
+    """Return how many of its group are better than each response, and how many as good, itself included.
+
+    Rewards that differ by rounding are equal (`bonlib.cdf.ROUNDING`).
+
+    Args:
+        rewards: r(y), shape (B,); each `group` consecutive ones answer one prompt.
+        group: responses to a prompt, whole, at least 2, a divisor of B.
+
+    Returns:
+        Whole numbers, shape (B / group, group) each.
+
+    Raises:
+        ValueError: if the shape is not (B,), a reward is not finite, or `group` does not fit.
+    """
+    grouped = in_groups("rewards", rewards, group)
+    mine, others = grouped[:, :, None], grouped[:, None, :]
+    rounding = ROUNDING * torch.maximum(mine.abs(), others.abs())
+    return (others - mine > rounding).sum(dim=2), ((others - mine).abs() <= rounding).sum(dim=2)

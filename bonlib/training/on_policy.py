@@ -31,6 +31,7 @@ class Judged(NamedTuple):
         ref_log_probs: under the reference, or where a method has an anchor, under that, shape (B,).
         rewards: shape (B,), float64.
         anchor_rewards: of the anchor's responses to the same prompt, shape (B, draws), where a method has it draw any.
+        group: how many consecutive ones are compared with each other, to one prompt unless it has a single response.
     """
 
     prompts: Sequence[str]
@@ -39,13 +40,19 @@ class Judged(NamedTuple):
     ref_log_probs: Tensor
     rewards: Tensor
     anchor_rewards: Tensor | None = None
+    group: int = 0
 
     def log_weak(self, cdf: LogCdf | None) -> Tensor:
         """Return log F≤ of the responses, shape (B,), as a CDF tells it."""
-        if cdf is None:
-            raise ValueError("cdf is None; this method needs the rewards' distribution: give a SampledCdf")
-        found = cdf.log_weak(self.prompts, self.texts, self.rewards.cpu().numpy())
-        return torch.as_tensor(found).to(self.log_probs)
+        return self._told(cdf, "log_weak")
+
+    def log_strict(self, cdf: LogCdf | None) -> Tensor:
+        """Return log F of the responses, shape (B,), as a CDF tells it."""
+        return self._told(cdf, "log_strict")
+
+    def calibrated(self, cdf: LogCdf | None) -> Tensor:
+        """Return c = (F + F≤)/2 of the responses, shape (B,), as a CDF tells it."""
+        return (self.log_weak(cdf).exp() + self.log_strict(cdf).exp()) / 2
 
     def log_strict_and_tied(self, cdf: LogCdf | None) -> tuple[Tensor, Tensor]:
         """Return log F of the responses and log(F≤ − F), the probability of a reward as good, shape (B,) each.
@@ -53,15 +60,18 @@ class Judged(NamedTuple):
         An estimate may not know of a response itself, whose probability under the reference is known: it is made room
         for.
         """
-        log_weak = self.log_weak(cdf)
-        assert cdf is not None
-        found = cdf.log_strict(self.prompts, self.texts, self.rewards.cpu().numpy())
-        log_strict = torch.as_tensor(found).to(log_weak)
+        log_weak, log_strict = self.log_weak(cdf), self.log_strict(cdf)
         log_gap = log_weak + torch.log(-torch.expm1(log_strict - log_weak))
         log_gap = torch.where(log_weak > log_strict, log_gap, -torch.inf)
         log_tied = torch.maximum(log_gap, self.ref_log_probs)
         room = torch.log1p(-log_tied.exp().clamp(max=1 - 1e-12))
         return torch.minimum(log_strict, room), log_tied
+
+    def _told(self, cdf: LogCdf | None, name: str) -> Tensor:
+        if cdf is None:
+            raise ValueError("cdf is None; this method needs the rewards' distribution: give a SampledCdf")
+        found = getattr(cdf, name)(self.prompts, self.texts, self.rewards.cpu().numpy())
+        return torch.as_tensor(found).to(self.log_probs)
 
 
 @dataclass(frozen=True)
@@ -74,9 +84,9 @@ class OnPolicy(TrainingMethod):
         return 1.0
 
     @property
-    def needs_cdf(self) -> bool:
-        """Whether it must be told the distribution of the reference's rewards."""
-        return False
+    def needs_group(self) -> int:
+        """How many responses to a prompt it compares with each other at least; above 1, PPO cannot train it."""
+        return 1
 
     @abstractmethod
     def eased(self, part: float) -> Self:
@@ -85,6 +95,13 @@ class OnPolicy(TrainingMethod):
     @abstractmethod
     def returns(self, judged: Judged, cdf: LogCdf | None) -> Tensor:
         """Return what each response is worth, shape (B,); the policy gradient ascends its mean."""
+
+    def advantages(self, judged: Judged, returns: Tensor) -> Tensor:
+        """Return by how much each response is to be favoured, shape (B,): its return less the mean of the others'.
+
+        A method whose returns depend on the others of the group has another: there that mean is no mere baseline.
+        """
+        return leave_one_out(returns, group=judged.group)
 
     def learner(self, run: OngoingRun) -> Learner[Any]:
         """Return what learns by this method."""
@@ -114,7 +131,12 @@ class OnPolicyLearner(Learner[D]):
         data, settings = run.data, run.settings
         if method.needs_cdf and data.cdf is None:
             raise ValueError(f"cdf is None; {method} needs the rewards' distribution: give a SampledCdf")
+        if settings.group < method.needs_group:
+            raise ValueError(
+                f"group is {settings.group}; {method} compares {method.needs_group} responses to a prompt: take as many"
+            )
         self.method, self.data, self.settings = method, data, settings
+        self.group = settings.group if settings.group > 1 else settings.prompts // settings.shards
         self.tokens = PromptTokens(run.reference, data)
         self.reference, self.expect_finite = Policy(run.reference.model), run.expect_finite
         self.responses = settings.prompts * settings.group
@@ -136,7 +158,7 @@ class OnPolicyLearner(Learner[D]):
         judged, tokens = self.answers(self.chosen(step, place), self.settings.group, [step, place])
         batch = self.tokens.batch(judged.prompts, tokens)
         reference = self.reference.read(batch)
-        return judged._replace(ref_log_probs=summed(reference)), tokens, batch, reference
+        return judged._replace(ref_log_probs=summed(reference), group=self.group), tokens, batch, reference
 
     def answers(self, chosen: Sequence[int], count: int, place: Sequence[int]) -> tuple[Judged, list[list[int]]]:
         """Return `count` responses to each of some prompts by the model as it is now; log π is still to be filled in.
@@ -168,19 +190,20 @@ class OnPolicyLearner(Learner[D]):
 
     def centred(self, numbers: Tensor) -> Tensor:
         """Return what each response has more of something than the others to its prompt, or of its shard, (B,)."""
-        group = self.settings.group if self.settings.group > 1 else len(numbers)
-        return leave_one_out(numbers, group=group).float().to(self.tokens.device)
+        return leave_one_out(numbers, group=self.group).float().to(self.tokens.device)
 
 
 class ReinforceLearner(OnPolicyLearner[DrawnShard]):
-    """Ascends a method's return by the policy gradient, with a leave-one-out baseline."""
+    """Ascends a method's return by the policy gradient, with the method's advantages."""
 
     def shard(self, step: int, place: int) -> DrawnShard:
         """Draw responses, and say how much better each is than the others to its prompt."""
         judged, _, batch, reference = self.drawn(step, place)
-        returns = self.eased(step).returns(judged, self.data.cdf)
+        method = self.eased(step)
+        returns = method.returns(judged, self.data.cdf)
         figures = self.figures(judged, returns)
-        return DrawnShard(batch, judged.prompts, reference, figures, returns, advantages=self.centred(returns))
+        advantages = method.advantages(judged, returns).float().to(self.tokens.device)
+        return DrawnShard(batch, judged.prompts, reference, figures, returns, advantages)
 
     def loss(self, shard: DrawnShard, log_probs: Tensor, values: Tensor | None) -> Tensor:
         """Return what descends along the policy gradient."""
@@ -208,6 +231,8 @@ class PpoLearner(OnPolicyLearner[PpoShard]):
 
     def __init__(self, method: OnPolicy, run: OngoingRun, ppo: Ppo) -> None:
         super().__init__(method, run)
+        if method.needs_group > 1:
+            raise ValueError(f"ppo is {ppo}; {method} weighs whole responses: leave it at None, for REINFORCE")
         self.run, self.ppo, self.epochs = run, ppo, ppo.epochs
 
     def shard(self, step: int, place: int) -> PpoShard:

@@ -9,7 +9,7 @@ from five_responses import ONE, TWO, tensor
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bonlib.training.gradients import gae, leave_one_out, ppo_loss, ppo_value_loss, reinforce_loss
+from bonlib.training.gradients import gae, leave_one_out, ppo_loss, ppo_value_loss, reinforce_loss, standing
 
 LOG_PROB = st.floats(-50, 0)
 
@@ -107,6 +107,12 @@ def test_leave_one_out_subtracts_the_mean_of_the_others(group, table):
     torch.testing.assert_close(leave_one_out(returns.flatten() + 3, group=group), got, rtol=0, atol=1e-9)
 
 
+def test_standing_counts_the_better_and_the_equal_of_a_group():
+    better, tied = standing(tensor([0.3, 0.1 + 0.2, 1.0, 2.0, -1.0, 2.0]), group=3)
+    assert better.tolist() == [[1, 1, 0], [0, 2, 0]]
+    assert tied.tolist() == [[2, 2, 1], [2, 1, 2]]
+
+
 def test_advantages_targets_and_old_policies_are_constants():
     x = torch.full((2,), -1.0, requires_grad=True)
     still, table = torch.full((2,), -1.0), torch.full((1, 2), -1.0, requires_grad=True)
@@ -134,6 +140,8 @@ WRONG = {
     r"group is 1; .* divides the 2 returns": lambda: leave_one_out(TWO, group=1),
     r"group is 3": lambda: leave_one_out(TWO, group=3),
     r"returns holds a number": lambda: leave_one_out(TWO * torch.inf, group=2),
+    r"group is 1; .* divides the 2 rewards": lambda: standing(TWO, group=1),
+    r"rewards holds a number": lambda: standing(TWO * torch.inf, group=2),
 }
 
 
