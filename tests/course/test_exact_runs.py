@@ -75,7 +75,7 @@ def test_a_run_that_meets_a_log_cdf_of_minus_infinity_says_so():
 def test_what_makes_no_run_is_refused():
     with pytest.raises(ValueError, match="beta is None"):
         exact_runs.run_exactly(ExactRun("dpo"))
-    with pytest.raises(ValueError, match="training is 'exakt'; it must be one of exact"):
+    with pytest.raises(ValueError, match="training is 'exakt'; it must be one of optimum, exact"):
         ExactRun("vbon", training="exakt")
     with pytest.raises(ValueError, match="smoothing is ''"):
         ExactRun("vbon", m=8)
