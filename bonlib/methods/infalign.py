@@ -71,7 +71,7 @@ register(
     setting="beta",
     algorithm="rloo",
     label="InfAlign-CTRL",
-    colour="#b30059",
+    colour="#693cff",
     marker="H",
     grid=(0.05, 0.1, 0.2, 0.4, 0.8),
     samples="4 responses a prompt from the policy, and M stored draws a prompt for ĉ",

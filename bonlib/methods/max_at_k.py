@@ -169,7 +169,7 @@ register(
     setting="beta",
     algorithm="rloo",
     label="max@4",
-    colour="#6b7a00",
+    colour="#a5d278",
     marker="8",
     grid=(0.005, 0.02, 0.1, 0.4, 2.0),
     samples="8 responses a prompt from the policy",

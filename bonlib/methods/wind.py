@@ -78,7 +78,7 @@ register(
     setting="beta",
     algorithm="rloo",
     label="WIND",
-    colour="#00b8c4",
+    colour="#004b4b",
     marker="<",
     grid=(0.05, 0.1, 0.2, 0.4, 1.0),
     samples="4 responses a prompt from the policy, each judged against the others",
