@@ -28,7 +28,7 @@ def ctrl_reward(calibrated: Tensor, *, exponent: float) -> Tensor:
     Raises:
         ValueError: if the shape is not (B,), a c is out of range or `exponent` is not finite.
 
-    Source: Balashankar et al. 2024 (InfAlign-CTRL), with t = 10 for best-of-4.
+    Source: Balashankar et al. 2024 (InfAlign-CTRL).
     """
     check_shapes(calibrated=calibrated)
     if not bool(((calibrated >= 0) & (calibrated <= 1)).all()):

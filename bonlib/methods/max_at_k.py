@@ -30,7 +30,7 @@ def max_at_k(rewards: Tensor, *, k: int) -> Tensor:
     Raises:
         ValueError: if the shape is another or `k` is out of range.
 
-    Source: Walder and Karkhanis 2025 (PKPO), Theorem 3.
+    Source: Walder and Karkhanis 2025 (PKPO).
     """
     size = _size(rewards, k, 0)
     chances = [math.comb(i, k - 1) / math.comb(size, k) for i in range(size)]  # that it is the best, from the worst up
@@ -54,7 +54,7 @@ def max_at_k_weights(rewards: Tensor, *, k: int, estimator: Estimator = "loo-1")
     Raises:
         ValueError: if the shape is another, or an argument is out of range.
 
-    Source: Walder and Karkhanis 2025 (PKPO), section 4; at group = k "loo-1" is Tang et al. 2025.
+    Source: Walder and Karkhanis 2025 (PKPO); at group = k "loo-1" is Tang et al. 2025.
     """
     if estimator not in get_args(Estimator):
         raise ValueError(f"estimator is {estimator!r}; it must be one of {', '.join(get_args(Estimator))}")

@@ -54,7 +54,7 @@ def optimum(method: Any, outcomes: Outcomes, steps: int) -> Array | None:
             return outcomes.probs
         case Bond() if not method.anchor_rate:
             return _jeffreys(method, outcomes)
-        case KlRl():
+        case KlRl() if type(method) is KlRl:  # those that build on it have other optima
             return outcomes.tilt(method.beta)
         case Bonbon() if method.sft_weight and method.n > 1:
             return _bonbon(method.n, method.sft_weight, outcomes)
