@@ -9,21 +9,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bonlib.cdf import EmpiricalCdf
 from bonlib.checks import check_finite, number, settle, whole
 from bonlib.estimates import best_of_n_weights
 from bonlib.training.gradients import gae, reinforce_loss
 from bonlib.training.learner import Learner, OngoingRun, PromptTokens, Rounds, Shard, TrainingMethod
 from bonlib.training.on_policy import DrawnShard, Judged, OnPolicy, OnPolicyLearner
-from bonlib.training.prefix_values import PrefixReader, PrefixRecipe, fit_prefix_values, rises
+from bonlib.training.prefix_values import (
+    PrefixReader,
+    PrefixRecipe,
+    fit_prefix_values,
+    prompt_values,
+    response_values,
+    rises,
+)
 from bonlib.training.reward_cdf import LogCdf
 
 
 def prefix_regression_loss(log_probs: Tensor, ref_log_probs: Tensor, value_rises: Tensor) -> Tensor:
     """Return Σ_t (log πθ − log π − ΔV)² of each response, shape (B,), which is 0 at the optimum of vBoN's L.
 
-    V is log E[F≤^(n−1)] over the ways in which the reference goes on, so that the rises of a response add up to
-    log [n F≤^(n−1)]. Where V is known, the luck of a response's end does not reach its early tokens.
+    V is log E[F≤^(n−1)] over the ways in which the reference goes on, so that without ties the rises of a response add
+    up to log [n F≤^(n−1)]. Where V is known, the luck of a response's end does not reach its early tokens.
 
     Args:
         log_probs: log πθ of each token, shape (B, T), 0 in padding.
@@ -100,8 +106,8 @@ class PrefixLearner(Learner[PrefixShard]):
         self.draws, self.rewards, self.learned_from = run.data.scored_draws(method.needs_draws, method)
         self.rounds = Rounds(len(self.draws.prompts), run.settings.seed)
         self.responses = run.settings.prompts * run.settings.group
-        # With the posterior mean of log F, no draw is worth nothing.
-        self.ends = np.stack([(method.n - 1) * EmpiricalCdf(row, "posterior").log_weak(row) for row in self.rewards])
+        self.ends = response_values(self.rewards, method.n)
+        self.begins, self.chances = prompt_values(self.ends), best_of_n_weights(self.rewards, method.n)
         self.reader = PrefixReader(run.reference, run.data.reward_model, self.draws.prompts, self.rewards)
         recipe = PrefixRecipe(draws=method.value_draws, steps=method.value_steps)
         self.values = fit_prefix_values(self.reader, self.tokens, self.draws, self.rewards, method.n, recipe)
@@ -118,14 +124,13 @@ class PrefixLearner(Learner[PrefixShard]):
         reference, features = self.reader.read(names, batch)
         with torch.no_grad():
             values = self.values(features)
-        risen = rises(values, batch, -float(np.log(self.method.n)), torch.from_numpy(self.ends[rows, draws]))
+        known = torch.from_numpy(self.begins[rows]), torch.from_numpy(self.ends[rows, draws])
+        risen = rises(values, batch, *known)
         return PrefixShard(batch, names, reference, figures={}, rises=risen)
 
     def _one(self, row: int, rng: np.random.Generator) -> int:
-        rewards = self.rewards[row]
-        if rng.random() >= self.method.best:
-            return int(rng.integers(len(rewards)))
-        return int(rng.choice(len(rewards), p=best_of_n_weights(rewards, self.method.n)))
+        chances = self.chances[row] if rng.random() < self.method.best else None
+        return int(rng.choice(self.rewards.shape[1], p=chances))
 
     def loss(self, shard: PrefixShard, log_probs: Tensor, values: Tensor | None) -> Tensor:
         """Return the mean squared difference of a response."""
@@ -149,6 +154,7 @@ class VbonByTokens(OnPolicy):
 
     n: float
     trace: float = 0.0
+    needs_cdf: ClassVar[bool] = True
     value_draws: int = 64
     value_steps: int = 1500
 
@@ -160,8 +166,6 @@ class VbonByTokens(OnPolicy):
             value_draws=whole("value_draws", self.value_draws, 2),
             value_steps=whole("value_steps", self.value_steps, 1),
         )
-
-    needs_cdf: ClassVar[bool] = True
 
     @property
     def needs_draws(self) -> int:
@@ -175,7 +179,7 @@ class VbonByTokens(OnPolicy):
         return self
 
     def returns(self, judged: Judged, cdf: LogCdf | None) -> Tensor:
-        """Return (n−1) log F≤ − (log πθ − log π), what the tokens are paid together, but for log n."""
+        """Return (n−1) log F≤ − (log πθ − log π), what the tokens are paid together, but for the prompt's value."""
         return (self.n - 1) * judged.log_weak(cdf) - (judged.log_probs - judged.ref_log_probs)
 
     def learner(self, run: OngoingRun) -> VbonByTokensLearner:
@@ -197,6 +201,8 @@ class VbonByTokensLearner(OnPolicyLearner[DrawnShard]):
         draws, rewards, fingerprint = self.data.scored_draws(method.needs_draws, method)
         self.learned_from = f"{self.learned_from} {fingerprint}"
         self.reader = PrefixReader(run.reference, self.data.reward_model, draws.prompts, rewards)
+        begins = prompt_values(response_values(rewards, method.n))
+        self.begins = dict(zip(draws.prompts, begins.tolist(), strict=True))
         recipe = PrefixRecipe(draws=method.value_draws, steps=method.value_steps)
         self.values = fit_prefix_values(self.reader, self.tokens, draws, rewards, method.n, recipe)
 
@@ -204,11 +210,12 @@ class VbonByTokensLearner(OnPolicyLearner[DrawnShard]):
         """Draw responses, and say what each of their tokens is worth."""
         judged, _, batch, reference = self.drawn(step, place)
         figures = self.figures(judged, self.method.returns(judged, self.data.cdf))
-        log_pi, known = self.reader.read(judged.prompts, batch)
+        _, known = self.reader.read(judged.prompts, batch)
         with torch.no_grad():
             values, (log_probs, _) = self.values(known), self.policy(batch)
         ends = (self.method.n - 1) * judged.log_weak(self.data.cdf)
-        paid = rises(values, batch, -float(np.log(self.method.n)), ends) - (log_probs - log_pi)
+        begins = torch.tensor([self.begins[prompt] for prompt in judged.prompts])
+        paid = rises(values, batch, begins, ends) - (log_probs - reference)
         still = torch.zeros_like(paid)  # the values are in the rises already
         advantages = gae(paid, still, batch.response_mask.sum(1), discount=1.0, trace=self.method.trace)
         return DrawnShard(batch, judged.prompts, reference, figures, paid.sum(1).cpu(), advantages)

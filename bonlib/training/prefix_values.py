@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import logsumexp
 from torch import Tensor
 from torch.nn import functional
 
@@ -57,7 +58,7 @@ class PrefixRecipe:
 
 
 class PrefixValues(torch.nn.Module):
-    """log E[F≤^(n−1)] of a prompt and the first tokens of a response, from what the reference's layers end with.
+    """log E[F≤^(n−1)] of a prompt and the first tokens of a response, from what a `PrefixReader` knows of them.
 
     In best-of-n, as in the optimum of vBoN's L, the next token has the log-ratio to the reference by which this value
     rises with it.
@@ -146,6 +147,16 @@ def _states(model: Any, batch: TokenBatch) -> Tensor:
     return said.gather(1, at[..., None].expand(-1, -1, said.shape[-1]))
 
 
+def response_values(rewards: Array, n: float) -> Array:
+    """Return (n−1) log F≤ of stored draws, shape (P, M), from their rewards, by the posterior mean: none is −∞."""
+    return np.stack([(n - 1) * EmpiricalCdf(row).log_weak(row) for row in rewards])
+
+
+def prompt_values(values: Array) -> Array:
+    """Return log E[F≤^(n−1)] of prompts, shape (P,), from `response_values`: −log n, or more where rewards tie."""
+    return np.asarray(logsumexp(values, axis=1) - np.log(values.shape[1]))
+
+
 def fit_prefix_values(
     reader: PrefixReader,
     tokens: PromptTokens,
@@ -169,18 +180,16 @@ def fit_prefix_values(
     """
     n, recipe = number("n", n, least=1, what="the number of draws"), recipe or PrefixRecipe()
     rng, each = np.random.default_rng(recipe.seed), min(recipe.draws, rewards.shape[1])
+    worth = torch.from_numpy(response_values(rewards, n)).exp().float()
     features, targets, owner = [], [], []
     for place, (prompt, responses) in enumerate(zip(draws.prompts, draws.responses, strict=True)):
         batch = tokens.batch([prompt] * each, [responses.token_ids[draw].tolist() for draw in range(each)])
         _, known = reader.read([prompt] * each, batch)
-        log_cdf = EmpiricalCdf(rewards[place]).log_weak(rewards[place, :each])
-        order = (
-            torch.from_numpy(rng.random(known.shape[:2])).masked_fill(batch.response_mask.cpu() == 0, 2.0).argsort(1)
-        )
-        taken = torch.zeros(known.shape[:2], dtype=torch.bool).scatter(1, order[:, : recipe.prefixes], True)
-        taken &= batch.response_mask.cpu().bool()
+        real = batch.response_mask.cpu().bool()
+        order = torch.from_numpy(rng.random(real.shape)).masked_fill(~real, 2.0).argsort(1)
+        taken = torch.zeros_like(real).scatter(1, order[:, : recipe.prefixes], True) & real
         features.append(known.cpu()[taken].half())
-        targets.append(torch.from_numpy((n - 1) * log_cdf).float()[:, None].expand(taken.shape)[taken].exp())
+        targets.append(worth[place, :each, None].expand(taken.shape)[taken])
         owner.append(torch.full((len(targets[-1]),), place))
     return _fitted(torch.cat(features), torch.cat(targets), torch.cat(owner), len(draws.prompts), recipe, tokens.device)
 
@@ -211,17 +220,17 @@ def _fitted(
     return values
 
 
-def rises(values: Tensor, batch: TokenBatch, begin: float, ends: Sequence[float] | Tensor) -> Tensor:
+def rises(values: Tensor, batch: TokenBatch, begins: Tensor, ends: Tensor) -> Tensor:
     """Return by how much the value rises with each token, (B, T), 0 in padding.
 
     Args:
         values: before each token, (B, T).
         batch: the responses.
-        begin: the value of a prompt, −log n: F is uniform over the reference's responses to it.
+        begins: the value of each prompt, (B,).
         ends: the value of each whole response, (n−1) log F≤, (B,).
     """
     mask, at = batch.response_mask.bool(), torch.arange(len(values), device=values.device)
     known = functional.pad(values, (0, 1))
-    known[:, 0] = begin
-    known[at, mask.sum(1)] = torch.as_tensor(ends).to(known)
+    known[:, 0] = begins.to(known)
+    known[at, mask.sum(1)] = ends.to(known)
     return (known[:, 1:] - known[:, :-1]) * mask

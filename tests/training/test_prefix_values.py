@@ -13,7 +13,14 @@ from bonlib.exact import Outcomes
 from bonlib.models.reading import token_batch
 from bonlib.training.by_tokens import PrefixRegression, VbonByTokens, prefix_regression_loss
 from bonlib.training.learner import PromptTokens
-from bonlib.training.prefix_values import PrefixReader, PrefixRecipe, fit_prefix_values, rises
+from bonlib.training.prefix_values import (
+    PrefixReader,
+    PrefixRecipe,
+    fit_prefix_values,
+    prompt_values,
+    response_values,
+    rises,
+)
 from bonlib.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("one_accelerator")
@@ -50,9 +57,9 @@ def as_batch(count, lengths=None):
 def test_the_optimum_of_vbons_bound_has_the_rises_of_the_value_for_log_ratios(tree):
     steps, values, outcomes = tree
     ends = (N - 1) * outcomes.log_cdf
-    begin = float(values[0, 0])  # of the weak CDF with ties: a little above −log n
-    risen = rises(torch.from_numpy(values), as_batch(len(ends)), begin, torch.from_numpy(ends)).numpy()
-    np.testing.assert_allclose(risen.sum(1), ends - begin, rtol=0, atol=1e-12)
+    begins = torch.from_numpy(values[:, 0])  # with ties a little above −log n
+    risen = rises(torch.from_numpy(values), as_batch(len(ends)), begins, torch.from_numpy(ends)).numpy()
+    np.testing.assert_allclose(risen.sum(1), ends - values[:, 0], rtol=0, atol=1e-12)
     optimum = outcomes.tilt(1 / (N - 1), "log_cdf")
     np.testing.assert_allclose(np.exp((steps + risen).sum(1)), optimum, rtol=1e-12)
     tokens = torch.from_numpy(steps + risen)
@@ -63,9 +70,17 @@ def test_the_optimum_of_vbons_bound_has_the_rises_of_the_value_for_log_ratios(tr
     assert sum(first.values()) == pytest.approx(1, abs=1e-12)
 
 
-def test_the_value_of_a_prompt_is_one_nth_and_padding_rises_by_nothing():
+def test_a_prompt_is_worth_one_nth_and_more_where_rewards_tie():
+    rng = np.random.default_rng(0)
+    apart, tied = rng.random((1, 20_000)), rng.integers(0, 2, (1, 20_000)) * 1.0
+    assert np.exp(prompt_values(response_values(apart, N))) == pytest.approx(1 / N, abs=2e-3)
+    assert np.exp(prompt_values(response_values(tied, N))) == pytest.approx((0.5**N + 0.5), abs=1e-2)
+    assert np.isfinite(response_values(apart, 512)).all()
+
+
+def test_padding_rises_by_nothing():
     values = torch.tensor([[9.0, -1.0], [9.0, 7.0]])
-    risen = rises(values, as_batch(2, [2, 1]), -2.0, torch.tensor([-0.5, -3.0]))
+    risen = rises(values, as_batch(2, [2, 1]), torch.tensor([-2.0, -2.0]), torch.tensor([-0.5, -3.0]))
     assert risen.tolist() == [[1.0, 0.5], [-1.0, 0.0]]
 
 
