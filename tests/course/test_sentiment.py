@@ -103,6 +103,13 @@ def test_a_new_method_is_in_the_sweeps_by_what_it_registers(monkeypatch):
     assert exact_runs.ExactRun("newcomer").method == "newcomer"
 
 
+def test_a_beta_of_another_meaning_is_not_that_of_kl_rl():
+    laptop, paper = PROFILES["laptop"], PROFILES["paper"]
+    assert setting_values(laptop, "wind") == setting_values(paper, "wind")[:5] == METHODS["wind"].grid
+    assert setting_values(laptop, "pf") == laptop.training.betas
+    assert setting_values(paper, "max-at-k") == setting_values(paper, "kl-rl-ppo") == paper.training.betas
+
+
 def test_a_profile_of_one_seed_and_few_steps_can_make_the_runs_of_bond():
     runs = bond_grid(PROFILES["quick"])
     assert all(run.make() for run in runs)

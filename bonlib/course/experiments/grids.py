@@ -28,7 +28,10 @@ def grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
 
 
 def setting_values(profile: Profile, method: str) -> Sequence[float]:
-    """Return the values of a method's setting that a profile tries: its own, or as many of those the method has."""
+    """Return the values of a method's setting that a profile tries: its own, or as many of those the method has.
+
+    A β means something else in each method that has one, so that KL-RL's serve those alone that have KL-RL's grid.
+    """
     sizes, entry = profile.training, METHODS[method]
     own = {
         "dpo": sizes.dpo_betas,
@@ -38,7 +41,11 @@ def setting_values(profile: Profile, method: str) -> Sequence[float]:
         "rate": sizes.anchor_rates,
         "every": [math.ceil(sizes.steps / moves) for moves in sizes.anchor_moves if moves <= sizes.steps],
     }
-    return own.get(method) or own.get(entry.setting) or entry.grid[: len(sizes.ns)]
+    if values := own.get(method):
+        return values
+    values = own.get(entry.setting) or entry.grid[: len(sizes.ns)]
+    other = entry.setting == "beta" and entry.grid != METHODS["kl-rl-rloo"].grid
+    return entry.grid[: len(values)] if other else values
 
 
 def rate_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
