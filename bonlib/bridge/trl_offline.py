@@ -11,12 +11,13 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from bonlib.bridge.trl import paced
 from bonlib.methods.bon_sft import BonSft
 from bonlib.models.texts import encode_prompts
-from bonlib.training.off_policy import OffPolicy
+from bonlib.training.off_policy import OffPolicy, resampled
 from bonlib.training.settings import TrainingData, TrainSettings
 
 Folder = str | os.PathLike[str]
@@ -160,9 +161,14 @@ def _examples(
 ) -> tuple[OffPolicy, list[Row]]:
     """The method with what it takes from its examples, and these: tokens of prompt and responses, and log π of each."""
     draws, rewards, _ = data.scored_draws(method.needs_draws, method)
-    prompts, chosen = method.examples(rewards, seed=settings.seed)
+    prompts, chosen, weights, targets = method.examples(rewards, seed=settings.seed)
     if not len(prompts):
         raise ValueError(f"{method} finds no example in the draws: are all rewards of a prompt equal?")
+    if targets is not None:
+        raise ValueError(f"method is {method}, whose loss is told targets, which TRL does not know: train it here")
+    if weights is not None:
+        taken = resampled(weights, len(weights), np.random.default_rng(settings.seed))
+        prompts, chosen = prompts[taken], chosen[taken]
     encoded = encode_prompts(tokenizer, 1 << 62, data.prompts, data.sampling.max_new_tokens)
     rows: list[Row] = []
     for prompt, places in zip(prompts.tolist(), chosen.tolist(), strict=True):

@@ -11,8 +11,7 @@ from bonlib.checks import check_log_probs, settle, whole
 from bonlib.exact import Array
 from bonlib.inference.best_of_n import best_of_n
 from bonlib.methods.registry import register
-from bonlib.training.learner import Indices
-from bonlib.training.off_policy import OffPolicy
+from bonlib.training.off_policy import Examples, OffPolicy
 
 
 def nll(log_probs: Tensor) -> Tensor:
@@ -46,12 +45,12 @@ class BonSft(OffPolicy):
         """N of them make one example."""
         return self.n
 
-    def examples(self, rewards: Array, *, seed: int) -> tuple[Indices, Indices]:
+    def examples(self, rewards: Array, *, seed: int) -> Examples:
         """Return the best of each N draws."""
         best = best_of_n(rewards, self.n)
-        return np.repeat(np.arange(len(best)), best.shape[1]), best.reshape(-1, 1)
+        return Examples(np.repeat(np.arange(len(best)), best.shape[1]), best.reshape(-1, 1))
 
-    def loss(self, log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
+    def loss(self, log_probs: Tensor, ref_log_probs: Tensor, targets: Tensor | None = None) -> Tensor:
         """Return −log πθ of the best."""
         return nll(log_probs[:, 0])
 

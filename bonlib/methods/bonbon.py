@@ -15,8 +15,7 @@ from bonlib.inference.best_of_n import best_of_n
 from bonlib.methods.bon_sft import nll
 from bonlib.methods.dpo import pair_margin
 from bonlib.methods.registry import register
-from bonlib.training.learner import Indices
-from bonlib.training.off_policy import OffPolicy
+from bonlib.training.off_policy import Examples, OffPolicy
 
 
 def bonbon_target(n: int) -> float:
@@ -86,10 +85,10 @@ class Bonbon(OffPolicy):
         """N of them make one example."""
         return self.n
 
-    def examples(self, rewards: Array, *, seed: int) -> tuple[Indices, Indices]:
+    def examples(self, rewards: Array, *, seed: int) -> Examples:
         """Return the best and the worst of each N draws."""
         pairs = np.stack([best_of_n(rewards, self.n), best_of_n(-rewards, self.n)], axis=2)
-        return np.repeat(np.arange(len(pairs)), pairs.shape[1]), pairs.reshape(-1, 2)
+        return Examples(np.repeat(np.arange(len(pairs)), pairs.shape[1]), pairs.reshape(-1, 2))
 
     def balanced(self, ref_log_probs: ArrayLike) -> Bonbon:
         """Return it with a weight, if it has none yet.
@@ -102,7 +101,7 @@ class Bonbon(OffPolicy):
         gap = bonbon_target(self.n) ** 2  # the second term at the reference, whatever the pair
         return replace(self, sft_weight=gap / (gap - float(np.asarray(ref_log_probs).mean())))
 
-    def loss(self, log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
+    def loss(self, log_probs: Tensor, ref_log_probs: Tensor, targets: Tensor | None = None) -> Tensor:
         """Return a NLL(best) + (1−a) (Δθ − Δπ − t_n)²."""
         if self.sft_weight is None:
             raise ValueError("sft_weight is None; give one, or let `balanced` find it")

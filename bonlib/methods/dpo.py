@@ -12,8 +12,7 @@ from bonlib.cdf import snapped
 from bonlib.checks import check_finite, check_log_probs, flag, number, settle, whole
 from bonlib.exact import Array
 from bonlib.methods.registry import register
-from bonlib.training.learner import Indices
-from bonlib.training.off_policy import OffPolicy
+from bonlib.training.off_policy import Examples, OffPolicy
 
 
 def dpo_loss(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, beta: float) -> Tensor:
@@ -98,7 +97,7 @@ class Dpo(OffPolicy):
         """As many as its generations."""
         return self.generations
 
-    def examples(self, rewards: Array, *, seed: int) -> tuple[Indices, Indices]:
+    def examples(self, rewards: Array, *, seed: int) -> Examples:
         """Return chosen and rejected draws; a pair with equal rewards says nothing and is left out."""
         rng = np.random.default_rng(seed)
         first, second = np.triu_indices(self.generations, 1)
@@ -111,9 +110,9 @@ class Dpo(OffPolicy):
             told_apart = row[chosen] > row[rejected]
             pairs.append(np.stack([chosen, rejected], axis=1)[told_apart])
             prompts.append(np.full(told_apart.sum(), prompt))
-        return np.concatenate(prompts), np.concatenate(pairs)
+        return Examples(np.concatenate(prompts), np.concatenate(pairs))
 
-    def loss(self, log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
+    def loss(self, log_probs: Tensor, ref_log_probs: Tensor, targets: Tensor | None = None) -> Tensor:
         """Return −log σ(β (Δθ − Δπ)), or IPO's (Δθ − Δπ − 1/2β)²."""
         function = ipo_loss if self.identity else dpo_loss
         return function(*log_probs.T, *ref_log_probs.T, beta=self.beta)

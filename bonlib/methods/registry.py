@@ -5,7 +5,7 @@ A method is a file of `bonlib.methods`, which registers it. Nothing else has a l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -60,6 +60,17 @@ class Method:
         """Fields of its settings that may be given by name, beside the number."""
         names = [each.name for each in fields(self.make(self.grid[0]))]
         return [name for name in names if name not in (self.setting, *self.decides)]
+
+    def told_apart(self, options: Iterable[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
+        """Return options as runs are told apart by them: with a late field, said or not, unless at its old value.
+
+        Args:
+            options: fields that are given by name, as pairs.
+        """
+        usual, given = self.make(self.grid[0]), dict(options)
+        late = {name: given.get(name, getattr(usual, name)) for name in usual.late}
+        others = [(name, value) for name, value in given.items() if name not in late]
+        return (*others, *((name, value) for name, value in late.items() if value != usual.late[name]))
 
 
 def register(**about: Any) -> None:

@@ -16,6 +16,7 @@ from bonlib.inference.best_of_n import best_of_n
 from bonlib.methods.bonbon import Bonbon, bonbon_target
 from bonlib.methods.dpo import Dpo
 from bonlib.records.records import Records, with_enough
+from bonlib.training.off_policy import Examples, resampled
 
 Columns = dict[str, Sequence[Any] | NDArray[Any]]
 Places = NDArray[np.intp]
@@ -54,19 +55,13 @@ def best_for_sft(
             chosen.append(rows[chance > 0])
             chances.append(chance[chance > 0])
         else:
-            chosen.append(np.take_along_axis(rows, _resampled(chance, resample, rng), axis=1).ravel())
+            count = whole("resample", resample, 1, what="rows a prompt, it")
+            kept = np.stack([resampled(row, count, rng) for row in chance])
+            chosen.append(np.take_along_axis(rows, kept, axis=1).ravel())
     places = np.concatenate(chosen)
     order = np.argsort(places, kind="stable")
     columns = _said(records, completion=places[order])
     return columns | {"weight": np.concatenate(chances)[order]} if weights else columns
-
-
-def _resampled(chances: NDArray[np.float64], count: int, rng: np.random.Generator) -> Places:
-    """Places of `count` draws a prompt by their chances; evenly spaced, so that each comes as often as it can."""
-    count = whole("resample", count, 1, what="rows a prompt, it")
-    steps = (np.arange(count) + rng.random((len(chances), 1))) / count
-    upto = np.cumsum(chances, axis=1)
-    return np.stack([np.searchsorted(row / row[-1], at, side="right") for row, at in zip(upto, steps, strict=True)])
 
 
 def pairs_for_dpo(records: Records, *, n: int | None = None, pairs: int | None = None, seed: int = 0) -> Columns:
@@ -110,10 +105,12 @@ def best_and_worst(records: Records, *, n: int) -> Columns:
     return columns | {"target": np.full(count, target), "beta": np.full(count, 1 / (2 * target))}
 
 
-def _pairs(records: Records, n: int, examples: Callable[[NDArray[np.float64]], tuple[Places, Places]]) -> Columns:
+def _pairs(records: Records, n: int, examples: Callable[[NDArray[np.float64]], Examples]) -> Columns:
     found = [np.zeros((0, 2), dtype=np.intp)]
     for rows in with_enough(records, n):
-        prompts, draws = examples(records.reward[rows])
+        prompts, draws, weights, targets = examples(records.reward[rows])
+        if weights is not None or targets is not None:
+            raise ValueError("pairs have weights or targets, for which there are no columns: take a method without")
         found.append(rows[prompts[:, None], draws])
     both = np.concatenate(found)
     if not len(both):

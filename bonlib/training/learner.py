@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -26,7 +26,17 @@ Indices = NDArray[np.intp]
 
 @dataclass(frozen=True)
 class TrainingMethod(ABC):
-    """A training method with its settings, which are the fields of the dataclass: a run is told apart by them."""
+    """A training method with its settings, which are the fields of the dataclass: a run is told apart by them.
+
+    Attributes:
+        late: fields that came late, with the value that is that of all runs before.
+    """
+
+    late: ClassVar[Mapping[str, Any]] = {}
+
+    def described(self) -> dict[str, Any]:
+        """Return all fields by name, without late ones at their old value: older runs keep their identity."""
+        return {name: value for name, value in asdict(self).items() if self.late.get(name, ...) != value}
 
     @property
     def asks_anchor(self) -> bool:
@@ -152,8 +162,12 @@ class Rounds:
     def _one(self, place: int) -> int:
         which, within = divmod(place, self.count)
         if which != self.round:
-            self.round, self.order = which, np.random.default_rng([self.seed, which]).permutation(self.count)
+            self.round, self.order = which, self.ordered(np.random.default_rng([self.seed, which]))
         return int(self.order[within])
+
+    def ordered(self, rng: np.random.Generator) -> Indices:
+        """Return the things of a round in a random order."""
+        return rng.permutation(self.count)
 
 
 def summed(log_probs: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -296,7 +296,7 @@ class TrainingRun:
         """What makes this run another than others."""
         return {
             "method": type(self.method).__name__,
-            **asdict(self.method),
+            **self.method.described(),
             "settings": self.settings.described(),
             "sampling": self.data.sampling.described(),
             "reference": self.reference.fingerprint,

@@ -28,7 +28,7 @@ def weights(model):
 
 def our_step(loaded, data, method, settings, rate=None):
     """Weights after one step of SGD on all examples, and the tokens of these."""
-    prompts, chosen = method.examples(data.rewards, seed=settings.seed)
+    prompts, chosen, *_ = method.examples(data.rewards, seed=settings.seed)
     method = method.balanced(data.draws.log_probs[prompts, chosen[:, 0]])
     places = [(p, d) for p, row in zip(prompts, chosen, strict=True) for d in row]
     batch = PromptTokens(loaded, data).batch(

@@ -79,7 +79,7 @@ def test_the_optimum_of_dpo_is_the_tilt_by_the_rewards_that_made_the_preferences
 
 def test_dpo_pairs_are_ordered_different_and_without_ties():
     rewards = np.array([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0], [0.0] * 7])
-    prompts, pairs = Dpo(0.1).examples(rewards, seed=0)
+    prompts, pairs, *_ = Dpo(0.1).examples(rewards, seed=0)
     assert len(pairs) == 12
     assert not prompts.any()
     assert len({tuple(sorted(pair)) for pair in pairs}) == 12

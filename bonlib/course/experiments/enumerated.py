@@ -202,14 +202,24 @@ class EnumeratedPrompts:
     def learn(self, method: OffPolicy, *, count: int, seed: int = 0) -> Objective:
         """Return the mean loss of an off-policy method over draws of the reference.
 
-        All pairs are too many to list (2·10⁸ a prompt), so each step draws fresh ones.
+        All pairs are too many to list (2·10⁸ a prompt), so each step draws fresh ones. Where single draws have targets,
+        the mean is over all there are, with the true targets.
 
         Args:
-            method: learns from the best and the worst of its n draws, or of 2 if it has no n.
-            count: such examples a prompt and step. A pair of one draw with itself, where all are tied, has no gradient
-                in a difference of log-probabilities.
+            method: learns from the best and the worst of its n draws, or of 2 if it has no n, or from targets.
+            count: such examples a prompt and step, of those that are drawn. A pair of one draw with itself, where all
+                are tied, has no gradient in a difference of log-probabilities.
             seed: of the draws.
         """
+        found = [known for outcomes in self.outcomes if (known := method.known(outcomes)) is not None]
+        if found:
+            chances, targets = (torch.from_numpy(np.concatenate(column)) for column in zip(*found, strict=True))
+            reference = self.ref_log_probs.view(-1, 1)
+
+            def exact(log_probs: Tensor, progress: float) -> Tensor:
+                return chances @ method.loss(log_probs.view(-1, 1), reference, targets) / len(found)
+
+            return exact
         n, calls = getattr(method, "n", 2), iter(range(1 << 62))
         if isinstance(method, Bonbon):
             best, _ = self.best_and_worst(method.n, 10_000, [seed])
@@ -238,13 +248,19 @@ class EnumeratedPrompts:
         """
         rng = np.random.default_rng(seed)
         stored = np.stack([rng.choice(len(o), count, p=o.probs) for o in self.outcomes])
-        prompts, draws = method.examples(np.take_along_axis(self.rewards.numpy(), stored, axis=1), seed=seed)
+        prompts, draws, weights, targets = method.examples(
+            np.take_along_axis(self.rewards.numpy(), stored, axis=1), seed=seed
+        )
         if not len(prompts):
             raise ValueError(f"count is {count}; {method} finds no example in so few draws: take more")
         at = torch.from_numpy(prompts[:, None]), torch.from_numpy(stored[prompts[:, None], draws])
         reference = self.ref_log_probs[at]
         method = method.balanced(reference[:, 0])
-        return lambda log_probs, progress: method.loss(log_probs[at], reference).mean()
+        told = None if targets is None else torch.from_numpy(targets)
+        if weights is None:
+            return lambda log_probs, progress: method.loss(log_probs[at], reference, told).mean()
+        shares = torch.from_numpy(weights / weights.sum())
+        return lambda log_probs, progress: shares @ method.loss(log_probs[at], reference, told)
 
 
 class Distillation:

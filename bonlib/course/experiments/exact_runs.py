@@ -126,7 +126,9 @@ class ExactRun:
     def identity(self) -> str:
         """A hash of all of it."""
         late = {"options": (), "decay": True}  # fields that runs made before them do not have
-        about = {name: value for name, value in asdict(self).items() if late.get(name, ...) != value}
+        entry = METHODS["dpo" if self.method == "ipo" else self.method]
+        told = {**asdict(self), "options": entry.told_apart(self.options)}
+        about = {name: value for name, value in told.items() if late.get(name, ...) != value}
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
 
     @property

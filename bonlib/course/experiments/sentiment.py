@@ -214,8 +214,10 @@ class Harness:
     def identity(self, run: Run) -> str:
         """Return a hash of all that the run's numbers depend on, but the code."""
         profile, sizes = self.profile, self.training
+        options = METHODS[run.method].told_apart(run.options)
         about = {
-            **{name: value for name, value in asdict(run).items() if name != "options" or value},  # it came late
+            **{name: value for name, value in asdict(run).items() if name != "options"},
+            **({"options": options} if options else {}),  # they came late
             "settings": self.settings(run).described(),
             "draws": sizes.draws,
             "cdf_samples": self.samples_behind(run),
