@@ -168,7 +168,7 @@ def _examples(
         raise ValueError(f"method is {method}, whose loss is told targets, which TRL does not know: train it here")
     if weights is not None:
         taken = resampled(weights, len(weights), np.random.default_rng(settings.seed))
-        prompts, chosen = prompts[taken], chosen[taken]
+        prompts, chosen = prompts[taken], chosen[taken]  # each as often as its weight says
     encoded = encode_prompts(tokenizer, 1 << 62, data.prompts, data.sampling.max_new_tokens)
     rows: list[Row] = []
     for prompt, places in zip(prompts.tolist(), chosen.tolist(), strict=True):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
 
 from bonlib.checks import check_log_probs, settle, whole
+from bonlib.estimates import best_of_n_weights
 from bonlib.exact import Array
 from bonlib.inference.best_of_n import best_of_n
 from bonlib.methods.registry import register
-from bonlib.training.off_policy import Examples, OffPolicy
+from bonlib.training.off_policy import Examples, OffPolicy, Picks, check_picks
 
 
 def nll(log_probs: Tensor) -> Tensor:
@@ -33,12 +36,21 @@ def nll(log_probs: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class BonSft(OffPolicy):
-    """Likelihood of best-of-N samples: of every N draws of a prompt, the best is learned (the forward KL)."""
+    """Likelihood of best-of-N samples (the forward KL).
+
+    Attributes:
+        n: number of draws N.
+        picks: what is learned of a prompt's draws: "groups", the best of every N; or "weights", each as often as it is
+            the best of N random ones of them, which has the same mean and less noise.
+    """
 
     n: int
+    picks: Picks = "groups"
+    late: ClassVar[Mapping[str, Any]] = {"picks": "groups"}
 
     def __post_init__(self) -> None:
         settle(self, n=whole("n", self.n, 1, what="the number of draws"))
+        check_picks(self.picks)
 
     @property
     def needs_draws(self) -> int:
@@ -46,7 +58,11 @@ class BonSft(OffPolicy):
         return self.n
 
     def examples(self, rewards: Array, *, seed: int) -> Examples:
-        """Return the best of each N draws."""
+        """Return the best of each N draws, or all that may be, with their weights."""
+        if self.picks == "weights":
+            weights = best_of_n_weights(rewards, self.n)
+            prompts, draws = np.nonzero(weights)
+            return Examples(prompts, draws[:, None], weights[prompts, draws])
         best = best_of_n(rewards, self.n)
         return Examples(np.repeat(np.arange(len(best)), best.shape[1]), best.reshape(-1, 1))
 
@@ -64,7 +80,7 @@ register(
     colour="#fbafe4",
     marker="X",
     grid=(2, 8, 32, 128, 512),
-    samples="the best of every N stored draws of the reference",
+    samples="the best of every N stored draws of the reference, or all by their chance to be it",
     objective="`nll`: −log πθ(best), the forward KL to best-of-N",
     source="Amini et al., app. H",
     place=7,

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from bonlib.cdf import snapped
 from bonlib.checks import number, settle, whole
+from bonlib.estimates import best_of_n_weights
 from bonlib.exact import Array
 from bonlib.inference.best_of_n import best_of_n
 from bonlib.methods.bon_sft import nll
 from bonlib.methods.dpo import pair_margin
 from bonlib.methods.registry import register
-from bonlib.training.off_policy import Examples, OffPolicy
+from bonlib.training.learner import Indices
+from bonlib.training.off_policy import Examples, OffPolicy, Picks, check_picks
 
 
 def bonbon_target(n: int) -> float:
@@ -61,6 +66,24 @@ def bonbon_loss(
     return sft_weight * nll(best) + (1 - sft_weight) * (margin - bonbon_target(n)) ** 2
 
 
+def lowest_beside(rewards: Array, n: int, rng: np.random.Generator) -> Indices:
+    """Return for each draw, (M,), the worst of n random ones of which it is the best; itself where all n tie.
+
+    Args:
+        rewards: of a prompt's draws, shape (M,).
+        n: number of draws, at most M.
+        rng: chooses the others.
+    """
+    keys, places = snapped(rewards), np.arange(len(rewards))
+    order = np.lexsort((rng.random(len(keys)), keys))  # ties at random
+    below, upto = (np.searchsorted(keys[order], keys, side) for side in ("left", "right"))
+    # The best of n is at the k-th place of all with this chance.
+    chances = np.append(0.0, np.cumsum(best_of_n_weights(places, n)))
+    k = np.searchsorted(chances, chances[upto] - rng.random(len(rewards)) * (chances[upto] - chances[below]))
+    lowest = [rng.choice(at - 1, n - 1, replace=False).min() if 1 < n <= at else at for at in k.tolist()]
+    return np.where(lowest < below, order[np.minimum(lowest, below)], places)
+
+
 @dataclass(frozen=True)
 class Bonbon(OffPolicy):
     """BoNBoN: likelihood of the best of N draws, and the log-ratio of best to worst brought to its target.
@@ -69,13 +92,18 @@ class Bonbon(OffPolicy):
         n: number of draws.
         sft_weight: share of the likelihood; None for the one with which both terms are equal at the reference, as its
             authors advise.
+        picks: of a prompt's draws, "groups" for the best and the worst of every n; "weights" for each as often as it is
+            the best of n random ones of them, with the worst of such n.
     """
 
     n: int
     sft_weight: float | None = None
+    picks: Picks = "groups"
+    late: ClassVar[Mapping[str, Any]] = {"picks": "groups"}
 
     def __post_init__(self) -> None:
         settle(self, n=whole("n", self.n, 1, what="the number of draws"))
+        check_picks(self.picks)
         if self.sft_weight is not None:
             what = "None is for equal terms, else it"
             settle(self, sft_weight=number("sft_weight", self.sft_weight, least=0, most=1, what=what))
@@ -86,20 +114,27 @@ class Bonbon(OffPolicy):
         return self.n
 
     def examples(self, rewards: Array, *, seed: int) -> Examples:
-        """Return the best and the worst of each N draws."""
+        """Return the best and the worst of each N draws, or all that may be the best, with a worst and weights."""
+        if self.picks == "weights":
+            rng, weights = np.random.default_rng(seed), best_of_n_weights(rewards, self.n)
+            worst = np.stack([lowest_beside(row, self.n, rng) for row in rewards])
+            prompts, draws = np.nonzero(weights)
+            return Examples(prompts, np.stack([draws, worst[prompts, draws]], axis=1), weights[prompts, draws])
         pairs = np.stack([best_of_n(rewards, self.n), best_of_n(-rewards, self.n)], axis=2)
         return Examples(np.repeat(np.arange(len(pairs)), pairs.shape[1]), pairs.reshape(-1, 2))
 
-    def balanced(self, ref_log_probs: ArrayLike) -> Bonbon:
+    def balanced(self, ref_log_probs: ArrayLike, weights: ArrayLike | None = None) -> Bonbon:
         """Return it with a weight, if it has none yet.
 
         Args:
             ref_log_probs: log π of the best draws it learns from, nats, of any shape.
+            weights: of these, of that shape; None for all alike.
         """
         if self.sft_weight is not None:
             return self
         gap = bonbon_target(self.n) ** 2  # the second term at the reference, whatever the pair
-        return replace(self, sft_weight=gap / (gap - float(np.asarray(ref_log_probs).mean())))
+        of_each = None if weights is None else np.asarray(weights)
+        return replace(self, sft_weight=gap / (gap - float(np.average(np.asarray(ref_log_probs), weights=of_each))))
 
     def loss(self, log_probs: Tensor, ref_log_probs: Tensor, targets: Tensor | None = None) -> Tensor:
         """Return a NLL(best) + (1−a) (Δθ − Δπ − t_n)²."""
@@ -117,7 +152,7 @@ register(
     colour="#56b4e9",
     marker="v",
     grid=(2, 8, 32, 128, 512),
-    samples="best and worst of the same N stored draws",
+    samples="best and worst of the same N stored draws, or all by their chance to be the best, each with such a worst",
     objective="`bonbon_loss`: a·NLL(best) + (1−a)(Δθ − Δπ − t_N)²",
     source="Gui et al.",
     place=6,

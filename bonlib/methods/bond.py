@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bonlib.checks import LOG_PROB_SLACK, check_log_probs, check_shapes, flag, number, settle, whole
+from bonlib.estimates import best_of_n_weights
 from bonlib.exact import Array
 from bonlib.methods.bon_sft import nll
 from bonlib.methods.registry import register
 from bonlib.models.reading import TokenBatch
 from bonlib.training.gradients import reinforce_loss
 from bonlib.training.learner import Indices, OngoingRun, summed
+from bonlib.training.off_policy import Picks, check_picks, resampled
 from bonlib.training.on_policy import DrawnShard, Judged, OnPolicy, OnPolicyLearner
 from bonlib.training.policy import Policy
 from bonlib.training.reward_cdf import LogCdf, SampledCdf
@@ -145,11 +147,15 @@ class Bond(Anchored):
             divergences is best-of-n itself.
         anchor_draws: responses of a moving anchor a prompt and step, for its reward CDF and its best-of-n. A reference
             that stays has the stored draws.
+        picks: how best-of-n responses are taken from these: "groups", each the best of n random ones; or "weights",
+            by their chances to be that, evenly spaced, so that each comes as often as it can.
     """
 
     n: int
     term_b: bool = False
     anchor_draws: int = 16
+    picks: Picks = "groups"
+    late: ClassVar[Mapping[str, Any]] = {"picks": "groups"}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -159,6 +165,7 @@ class Bond(Anchored):
             term_b=flag("term_b", self.term_b),
             anchor_draws=whole("anchor_draws", self.anchor_draws, 1),
         )
+        check_picks(self.picks)
         if self.asks_anchor and self.anchor_draws < self.n:
             raise ValueError(f"anchor_draws is {self.anchor_draws}; the best of {self.n} needs as many at least")
 
@@ -206,7 +213,7 @@ class BondShard(DrawnShard):
 class BondLearner(OnPolicyLearner[BondShard]):
     """Descends the Jeffreys divergence from best-of-n: of the reference, from stored draws, or of an anchor's."""
 
-    method: Any  # a Bond or a JBond: both have n and anchor_draws, as a field or for good
+    method: Any  # a Bond or a JBond: both have n, anchor_draws and picks, as a field or for good
 
     def __init__(self, method: Anchored, run: OngoingRun) -> None:
         super().__init__(method, run)
@@ -234,7 +241,11 @@ class BondLearner(OnPolicyLearner[BondShard]):
             cdf = SampledCdf(list(rows), np.stack(list(rows.values())))
         returns = self.method.returns(seen, cdf)
         rng = np.random.default_rng([settings.seed, step, place, 2])
-        best = best_of_subsets(rewards, self.method.n, settings.group, rng)
+        if self.method.picks == "weights":
+            weights = best_of_n_weights(rewards, self.method.n)
+            best = np.stack([resampled(row, settings.group, rng) for row in weights])
+        else:
+            best = best_of_subsets(rewards, self.method.n, settings.group, rng)
         learned = [answers[row][draw].tolist() for row, draws in enumerate(best) for draw in draws]
         batch, figures = self.tokens.batch([*judged.prompts] * 2, tokens + learned), self.figures(judged, returns)
         drifts = self.centred(judged.log_probs - seen.ref_log_probs)

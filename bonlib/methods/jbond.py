@@ -72,6 +72,7 @@ class JBond(Anchored):
     n: ClassVar[int] = 2
     asks_anchor: ClassVar[bool] = True
     anchor_draws: ClassVar[int] = 2
+    picks: ClassVar[str] = "groups"
     anchor_rate: float = field(default=0.02, kw_only=True)
 
     def returns(self, judged: Judged, cdf: LogCdf | None) -> Tensor:

@@ -100,7 +100,7 @@ def best_and_worst(records: Records, *, n: int) -> Columns:
     Source: Gui et al. 2024 (BoNBoN), Theorem 3.
     """
     n = whole("n", n, 2, what="the number of draws")
-    columns = _pairs(records, n, lambda rewards: Bonbon(n).examples(rewards, seed=0))
+    columns = _pairs(records, n, lambda rewards: Bonbon(n, picks="groups").examples(rewards, seed=0))
     target, count = bonbon_target(n), len(columns["prompt"])
     return columns | {"target": np.full(count, target), "beta": np.full(count, 1 / (2 * target))}
 

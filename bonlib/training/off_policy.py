@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self, get_args
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from bonlib.exact import Array, Outcomes
 from bonlib.training.learner import Indices, Learner, OngoingRun, PromptTokens, Rounds, Shard, TrainingMethod, summed
+
+Picks = Literal["groups", "weights"]
 
 
 class Examples(NamedTuple):
@@ -60,11 +62,12 @@ class OffPolicy(TrainingMethod):
         """
         return None
 
-    def balanced(self, ref_log_probs: ArrayLike) -> Self:
+    def balanced(self, ref_log_probs: ArrayLike, weights: ArrayLike | None = None) -> Self:
         """Return the method with what it takes from its examples, if it takes anything.
 
         Args:
             ref_log_probs: log π of the first draw of each example, nats, of any shape.
+            weights: of the examples, of that shape; None for all alike.
         """
         return self
 
@@ -81,6 +84,12 @@ class OffPolicy(TrainingMethod):
     def learner(self, run: OngoingRun) -> OffPolicyLearner:
         """Return what learns by this method."""
         return OffPolicyLearner(self, run)
+
+
+def check_picks(picks: Picks) -> None:
+    """Raise a ValueError unless the best of n draws are picked from groups, or by their weights."""
+    if picks not in get_args(Picks):
+        raise ValueError(f"picks is {picks!r}; it must be one of {', '.join(get_args(Picks))}")
 
 
 def resampled(weights: Array, count: int, rng: np.random.Generator) -> Indices:
@@ -118,7 +127,7 @@ class OffPolicyLearner(Learner[OffPolicyShard]):
         prompts, draws, weights, _ = self.examples
         if not len(prompts):
             raise ValueError(f"{method} finds no example in the draws: are all rewards of a prompt equal?")
-        self.method = method.balanced(self.draws.log_probs[prompts, draws[:, 0]])
+        self.method = method.balanced(self.draws.log_probs[prompts, draws[:, 0]], weights)
         seed = settings.seed
         self.rounds = Rounds(len(prompts), seed) if weights is None else WeightedRounds(weights, seed)
         self.responses = settings.prompts * settings.group

@@ -1,6 +1,7 @@
 """BoNBoN against quadrature, full enumeration and the two losses that it is made of."""
 
-from itertools import product
+from itertools import combinations, product
+from math import comb
 
 import mpmath
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bonlib.methods.bon_sft import nll
-from bonlib.methods.bonbon import Bonbon, bonbon_loss, bonbon_target
+from bonlib.methods.bonbon import Bonbon, bonbon_loss, bonbon_target, lowest_beside
 from bonlib.methods.dpo import ipo_loss
 
 LOG_PROB = st.floats(-50, 0)
@@ -74,6 +75,26 @@ def test_bonbon_learns_from_best_and_worst_of_the_same_draws():
     assert prompts.tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_each_draw_has_the_worst_of_n_of_which_it_is_the_best(n):
+    rewards = np.array([1.0, 3.0, 0.0, 1.0, 2.0, 1.0])
+    want = np.zeros((6, 6))
+    for subset in combinations(range(6), n):
+        values = rewards[list(subset)]
+        for best, worst in product(np.array(subset)[values == values.max()], np.array(subset)[values == values.min()]):
+            want[best, worst if values.min() < values.max() else best] += (
+                1 / ((values == values.max()).sum()) / ((values == values.min()).sum())
+            )
+    want /= comb(6, n)
+    rng, count = np.random.default_rng(0), 4000
+    drawn = np.stack([lowest_beside(rewards, n, rng) for _ in range(count)])
+    seen = np.stack([np.bincount(column, minlength=6) / count for column in drawn.T])
+    prompts, pairs, weights, _ = Bonbon(n, picks="weights").examples(rewards[None], seed=0)
+    np.testing.assert_allclose(np.bincount(pairs[:, 0], weights, minlength=6), want.sum(axis=1), atol=1e-14)
+    assert not prompts.any()
+    np.testing.assert_allclose(seen * want.sum(axis=1, keepdims=True), want, atol=0.012)
+
+
 def test_the_weight_that_is_not_given_makes_both_terms_equal_at_the_reference():
     best, worst = tensor([-3.0, -5.0]), tensor([-4.0, -2.0])
     method = Bonbon(4).balanced(best)
@@ -82,6 +103,7 @@ def test_the_weight_that_is_not_given_makes_both_terms_equal_at_the_reference():
     both = torch.stack([best, worst], dim=1)
     assert float(method.loss(both, both).mean()) == pytest.approx(2 * method.sft_weight * 4.0)
     assert Bonbon(4, 0.3).balanced(best) == Bonbon(4, 0.3)
+    assert Bonbon(4).balanced(best, [3.0, 1.0]) == Bonbon(4).balanced([-3.0, -3.0, -3.0, -5.0])
 
 
 WRONG = {

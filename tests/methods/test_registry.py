@@ -84,5 +84,16 @@ def test_a_name_is_given_once_and_an_unknown_one_is_named():
 def test_options_are_what_may_be_given_beside_the_number():
     assert METHODS["vbon"].options == []
     assert METHODS["dpo"].options == ["generations", "pairs", "identity"]
-    assert METHODS["bond-iterative"].options == ["jeffreys_weight", "regulariser", "n", "term_b", "anchor_draws"]
+    assert METHODS["bond-iterative"].options == ["jeffreys_weight", "regulariser", "n", "term_b", "anchor_draws", "picks"]
     assert METHODS["bond-iterative"].make(20, regulariser=0.5).regulariser == 0.5
+
+
+def test_a_late_field_leaves_older_runs_their_identity():
+    entry, old, new = METHODS["bon-sft"], ("picks", "groups"), ("picks", "weights")
+    assert entry.make(8).described() == entry.make(8, picks="groups").described() == {"n": 8}
+    assert entry.make(8, picks="weights").described() == {"n": 8, "picks": "weights"}
+    assert entry.told_apart(()) == entry.told_apart([old]) == ()
+    assert entry.told_apart([("other", 1), new]) == (("other", 1), new)
+    later = replace(entry, make=lambda n, picks="weights": entry.make(n, picks=picks))
+    assert later.told_apart(()) == later.told_apart([new]) == (new,)  # a new default is another run
+    assert later.told_apart([old]) == ()

@@ -255,7 +255,7 @@ class EnumeratedPrompts:
             raise ValueError(f"count is {count}; {method} finds no example in so few draws: take more")
         at = torch.from_numpy(prompts[:, None]), torch.from_numpy(stored[prompts[:, None], draws])
         reference = self.ref_log_probs[at]
-        method = method.balanced(reference[:, 0])
+        method = method.balanced(reference[:, 0], weights)
         told = None if targets is None else torch.from_numpy(targets)
         if weights is None:
             return lambda log_probs, progress: method.loss(log_probs[at], reference, told).mean()
