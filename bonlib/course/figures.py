@@ -28,6 +28,8 @@ COLOURS = {
     "Poisson n": "#cc78bc",
     "stopping": "#d55e00",
     "pessimism": "#7a5c99",
+    "WIND": METHODS["wind"].colour,
+    "InfAlign": METHODS["infalign-ctrl"].colour,
     "random-of-n": "#ca9161",
     "ipo": "#8a9a1b",
     "bound": "#222222",

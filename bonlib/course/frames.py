@@ -24,6 +24,8 @@ KNOBS: dict[str, tuple[str, str, list[float]]] = {  # family to its knob, how th
     "Poisson n": ("t", "t", [float(f"{4 * 10 ** (0.05 * place):.3g}") for place in range(-30, 49)]),
     "stopping": ("cost", "c", [float(f"{0.1 * 10 ** (0.05 * place):.3g}") for place in range(26, -31, -1)]),
     "pessimism": ("caution", "β_χ", [float(f"{0.5 * 10 ** (0.05 * place):.3g}") for place in range(32, -29, -1)]),
+    "WIND": ("duel", "β_w", [float(f"{0.25 * 10 ** (0.05 * place):.3g}") for place in range(32, -17, -1)]),
+    "InfAlign": ("pull", "β_i", [float(f"{0.5 * 10 ** (0.05 * place):.3g}") for place in range(32, -33, -1)]),
 }
 
 

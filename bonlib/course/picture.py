@@ -18,9 +18,11 @@ from bonlib.inference.pessimism import pessimistic_policy
 from bonlib.inference.rewind import rewind, rewind_at
 from bonlib.inference.soft_best_of_n import soft_best_of
 from bonlib.inference.stopping import reservation_value
+from bonlib.inference_aware import infalign_optimum, wind_optimum
 
 FAMILIES = ("best-of-n", "KL-RL", "soft best-of-n", "rewind")
-MORE = ("Poisson n", "stopping", "pessimism")  # of notebook 15
+MORE = ("Poisson n", "stopping", "pessimism", "WIND", "InfAlign")  # the first three of notebook 15, the others of 16
+OF_N = ("soft best-of-n", "InfAlign")  # families with a knob of their own beside N
 DPI = 100
 
 
@@ -29,13 +31,15 @@ class Knobs:
     """One setting of the knob of each family of policies.
 
     Attributes:
-        n: draws N of best-of-n and of soft best-of-n.
+        n: draws N of best-of-n and of soft best-of-n, and those that InfAlign's policy is trained for.
         beta: KL coefficient β of KL-RL, in units of reward.
         temperature: λ of soft best-of-n, in units of reward.
         acceptance: probability α that rewind-and-repeat accepts a draw.
         t: of the Poisson number, above 0, of draws.
         cost: c of a draw, in units of reward, by which it is decided when to stop.
         caution: β of pessimism, in units of reward.
+        duel: β of WIND, in units of win rate.
+        pull: β of InfAlign, in units of win rate.
     """
 
     n: float = 4
@@ -45,13 +49,15 @@ class Knobs:
     t: float = 4
     cost: float = 0.1
     caution: float = 0.5
+    duel: float = 0.25
+    pull: float = 0.5
 
     def policy(self, family: str, outcomes: Outcomes) -> Array:
         """Return the policy of `family` at this setting, probabilities of shape (K,)."""
         return _TABLE[family].policy(outcomes, self)
 
     def curve(self, family: str, outcomes: Outcomes) -> TradeOff:
-        """Return what the family reaches as its own knob turns; that of soft best-of-n is λ, at this N."""
+        """Return what the family reaches as its own knob turns; one that has N besides stays at this N."""
         entry = _TABLE[family]
 
         def turned(value: float) -> Array:
@@ -64,7 +70,7 @@ class Knobs:
         """Return the knob of `family` as it is written in the text."""
         entry = _TABLE[family]
         own = f"{entry.symbol} = {getattr(self, entry.knob):{entry.digits}}"
-        return f"N = {self.n:g}, {own}" if family == "soft best-of-n" else own
+        return f"N = {self.n:g}, {own}" if family in OF_N else own
 
     def draws(self, family: str, outcomes: Outcomes) -> str:
         """Return how many draws from the reference a response costs on average."""
@@ -138,6 +144,14 @@ _TABLE = {
         lambda outcomes: _scale(outcomes) * np.geomspace(30, 0.001, 40),
         lambda outcomes, knobs: f"{_proposals(outcomes, knobs.caution):.3g}",
     ),
+    "WIND": _Family(
+        "duel", "β_w", lambda outcomes, knobs: wind_optimum(outcomes, knobs.duel),
+        lambda _: np.geomspace(10, 0.03, 30), lambda *_: "1, once trained",
+    ),
+    "InfAlign": _Family(
+        "pull", "β_i", lambda outcomes, knobs: infalign_optimum(outcomes, round(knobs.n), knobs.pull),
+        lambda _: np.geomspace(100, 0.01, 40), lambda *_: "1, once trained",
+    ),
 }  # fmt: skip
 
 
@@ -210,7 +224,7 @@ class PoliciesPicture:
             )  # what coincides shows at the rims
             self._curves[name] = self._right.plot([], [], lw=width, ls=dash, **style)[0]
             marker = {
-                "marker": "os^Dvph"[place],
+                "marker": "os^DvphX<"[place],
                 "ms": max(13 - 2 * place, 5),
                 "mec": "white",
                 "zorder": 3 + place,
@@ -238,7 +252,7 @@ class PoliciesPicture:
             self._bars[name].set_verts(_rectangles(places - 0.4 + shift * width, policies[name], width * 0.9))
             kl, win = kl_divergence(policies[name], outcomes.probs), outcomes.win_rate(policies[name])
             self._points[name].set_data([kl], [win])
-            of_n = knobs.n if name == "soft best-of-n" else 0.0
+            of_n = knobs.n if name in OF_N else 0.0
             if self._drawn_curves.get(name) != (outcomes, of_n):
                 curve = knobs.curve(name, outcomes)
                 self._curves[name].set_data(curve.kl, curve.win_rate)

@@ -24,7 +24,7 @@ LOG_STEP = 0.01  # of sliders that are even in the logarithm, in decades
 
 
 class PolicyExplorer:
-    """Best-of-n, KL-RL, soft best-of-n and rewind-and-repeat under sliders, over outcomes that can be changed as well.
+    """Best-of-n, KL-RL and other families of policies under sliders, over outcomes that can be changed as well.
 
     Args:
         outcomes: reference and rewards to begin with, 2 to 30 outcomes.
@@ -51,10 +51,13 @@ class PolicyExplorer:
             "t": partial(log_slider, "t", start.t, 0.05, 200),
             "cost": partial(log_slider, "c", start.cost, 0.002, 5),
             "caution": partial(log_slider, "β_χ", start.caution, 0.02, 20),
+            "duel": partial(log_slider, "β_w", start.duel, 0.03, 10),
+            "pull": partial(log_slider, "β_i", start.pull, 0.01, 20),
         }
         wanted = {
             "best-of-n": ("n",), "KL-RL": ("beta",), "soft best-of-n": ("n", "temperature"), "rewind": ("acceptance",),
             "Poisson n": ("t",), "stopping": ("cost",), "pessimism": ("caution",),
+            "WIND": ("duel",), "InfAlign": ("n", "pull"),
         }  # fmt: skip
         used = {knob for family in families for knob in wanted[family]}
         self.knobs = {name: make() for name, make in sliders.items() if name in used}

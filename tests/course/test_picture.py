@@ -13,8 +13,9 @@ from bonlib.inference.pessimism import pessimistic_policy
 from bonlib.inference.rewind import rewind, rewind_at
 from bonlib.inference.soft_best_of_n import soft_best_of
 from bonlib.inference.stopping import StopAt, reservation_value
+from bonlib.inference_aware import infalign_optimum, wind_optimum
 
-KNOBS = Knobs(n=5, beta=0.7, temperature=0.3, acceptance=0.2, t=3, cost=0.2, caution=0.6)
+KNOBS = Knobs(n=5, beta=0.7, temperature=0.3, acceptance=0.2, t=3, cost=0.2, caution=0.6, duel=0.4, pull=0.3)
 
 
 def policies(model):
@@ -26,6 +27,8 @@ def policies(model):
         "Poisson n": TruncatedPoisson(3).law(model),
         "stopping": rewind(model, reservation_value(model.rewards, 0.2, model.probs)),
         "pessimism": pessimistic_policy(model, 0.6),
+        "WIND": wind_optimum(model, 0.4),
+        "InfAlign": infalign_optimum(model, 5, 0.3),
     }
 
 
@@ -77,7 +80,9 @@ def test_the_read_out_is_exact():
         assert row.reward == model.mean_reward(policy)
     ratio = pessimistic_policy(model, 0.6) / model.probs
     until = StopAt(10_000, float(reservation_value(model.rewards, 0.2, model.probs))).cost(model)
-    wanted = ["5", "1, once trained", "5", "5", f"{3 / (1 - np.exp(-3)):.3g}", f"{until:.3g}", f"{ratio.max():.3g}"]
+    trained = "1, once trained"
+    wanted = ["5", trained, "5", "5", f"{3 / (1 - np.exp(-3)):.3g}", f"{until:.3g}", f"{ratio.max():.3g}"]
+    wanted += [trained, trained]
     assert [row.draws for row in rows] == wanted
     table = readout_table(rows)
     for row in rows:

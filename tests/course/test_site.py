@@ -18,6 +18,7 @@ from bonlib.inference.draw_counts import TruncatedPoisson
 from bonlib.inference.pessimism import pessimistic_policy
 from bonlib.inference.rewind import rewind, rewind_at
 from bonlib.inference.stopping import reservation_value
+from bonlib.inference_aware import infalign_optimum, wind_optimum
 
 LINKS = Links({"win rate": "term-win-rate"}, papers(ROOT / "CITATION.cff"), {"kl_bound": "bonlib.bounds.kl_bound"})
 
@@ -214,6 +215,8 @@ def test_frames_are_what_bonlib_computes(name):
         "Poisson n": lambda t: TruncatedPoisson(t).law(outcomes),
         "stopping": lambda cost: rewind(outcomes, reservation_value(outcomes.rewards, cost, outcomes.probs)),
         "pessimism": partial(pessimistic_policy, outcomes),
+        "WIND": partial(wind_optimum, outcomes),
+        "InfAlign": partial(infalign_optimum, outcomes, 4),
     }
     for family, (_, _, places) in KNOBS.items():
         assert len(places) == len(shown[family]["rows"]) == len(shown[family]["policies"])

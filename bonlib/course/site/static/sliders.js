@@ -4,7 +4,7 @@
   const presets = JSON.parse(document.getElementById("frames").textContent);
   const root = document.getElementById("explorer");
   const at = {}; // family to the place of its slider
-  const hidden = new Set(["Poisson n", "stopping", "pessimism"]); // families that are not drawn
+  const hidden = new Set(["Poisson n", "stopping", "pessimism", "WIND", "InfAlign"]); // families that are not drawn
 
   function html(name, attributes = {}, text = "") {
     const node = document.createElement(name);
