@@ -84,7 +84,14 @@ def test_a_name_is_given_once_and_an_unknown_one_is_named():
 def test_options_are_what_may_be_given_beside_the_number():
     assert METHODS["vbon"].options == []
     assert METHODS["dpo"].options == ["generations", "pairs", "identity"]
-    assert METHODS["bond-iterative"].options == ["jeffreys_weight", "regulariser", "n", "term_b", "anchor_draws", "picks"]
+    assert METHODS["bond-iterative"].options == [
+        "jeffreys_weight",
+        "regulariser",
+        "n",
+        "term_b",
+        "anchor_draws",
+        "picks",
+    ]
     assert METHODS["bond-iterative"].make(20, regulariser=0.5).regulariser == 0.5
 
 

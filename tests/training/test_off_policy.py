@@ -2,19 +2,27 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from toy_training import SHORT, weights_of
+from toy_training import PROMPTS as TOY_PROMPTS
+from toy_training import SHORT, begin, weights_of
 
+from bonlib.methods.bon_regression import BonRegression
 from bonlib.methods.bon_sft import BonSft
 from bonlib.methods.bonbon import Bonbon
 from bonlib.methods.dpo import Dpo
+from bonlib.methods.qrpo import Qrpo
+from bonlib.training.off_policy import WeightedRounds
 from bonlib.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("one_accelerator")
 
 
-@pytest.mark.parametrize("method", [Dpo(0.1), Bonbon(4)], ids=["dpo", "bonbon"])
+METHODS = [Dpo(0.1), Bonbon(4), BonSft(4, "weights"), Bonbon(4, picks="weights"), BonRegression(4), Qrpo(0.1)]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=repr)
 def test_shards_do_not_change_what_off_policy_methods_learn(method, language_model, training_data, tmp_path):
     one = train(language_model, method, training_data, SHORT, tmp_path / "1", show=False)
     two = train(language_model, method, training_data, replace(SHORT, shards=2), tmp_path / "2", show=False)
@@ -23,6 +31,31 @@ def test_shards_do_not_change_what_off_policy_methods_learn(method, language_mod
     assert torch.dist(weights_of(one.policy), weights_of(two.policy)) < 0.01 * torch.dist(
         weights_of(one.policy), weights_of(language_model)
     )
+
+
+def test_each_example_comes_as_often_as_its_weight_says():
+    weights = np.array([0.5, 1.0, 2.5, 0.25, 3.75])
+    rounds = WeightedRounds(weights, seed=3)
+    often = np.array([np.bincount(rounds.at(5 * which, 5), minlength=5) for which in range(400)])
+    assert (abs(often - 5 * weights / 8) < 1).all()  # evenly spaced: of each the whole part, or one more
+    np.testing.assert_allclose(often.mean(axis=0), 5 * weights / 8, atol=0.1)
+    assert rounds.at(3, 9) == WeightedRounds(weights, seed=3).at(3, 9)
+
+
+def test_targets_go_with_their_draws(language_model, training_data, tmp_path):
+    learner = begin(language_model, training_data, tmp_path, BonRegression(4)).learner
+    prompts, draws, _, targets = BonRegression(4).examples(training_data.rewards, seed=0)
+    known = {}
+    for prompt, (draw,), target in zip(prompts, draws, targets, strict=True):
+        tokens = training_data.draws.responses[prompt].token_ids[draw]
+        known.setdefault((TOY_PROMPTS[prompt], *tokens[tokens >= 0]), []).append(target)
+    shard = learner.shard(2, 0)
+    for row, prompt in enumerate(shard.prompts):
+        tokens = shard.batch.responses[row][shard.batch.response_mask[row].bool()].tolist()
+        assert float(shard.targets[row]) in known[(prompt, *tokens)]
+    tokens = -torch.rand(shard.batch.responses.shape)
+    want = (tokens.double().sum(1) - shard.reference[:, 0] - shard.targets) ** 2
+    torch.testing.assert_close(learner.loss(shard, tokens, None), want.mean())
 
 
 def test_draws_that_do_not_suffice_are_named(language_model, training_data, tmp_path):
