@@ -13,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from bonlib.course.experiments.mean_gains import mean_gain
 from bonlib.course.making.enumerable import LENGTH, enumerate_log_probs, minimise, response_indices, responses
 from bonlib.draws.rewards import RewardModel
 from bonlib.exact import Array, Outcomes, Ties
@@ -161,16 +162,18 @@ class EnumeratedPrompts:
         cdf: LogCdf | None = None,
         easing: float = 0.0,
         seed: int = 0,
+        group: int = 0,
     ) -> Objective:
-        """Return −E_πθ[return] of an on-policy method, averaged over prompts, or what estimates its gradient.
+        """Return what has the gradient that an on-policy method follows, averaged over prompts, or an estimate of it.
 
         Args:
             method: its returns' own gradient is not used, which is right where its mean is zero, as for all here.
-            count: responses drawn from the policy a prompt and step, with a leave-one-out baseline, as the trainer
-                does it; None to sum over all there are.
+            count: responses drawn from the policy a prompt and step, with the method's advantages, as the trainer does
+                it; None to sum over all there are.
             cdf: what the method is told of the rewards' distribution; the truth if None.
             easing: share of the training over which the method's pull grows to its own, as in `TrainSettings`.
             seed: of the draws.
+            group: how many of them are compared with each other, a divisor of `count`; 0 for all.
         """
         generator, listed = torch.Generator().manual_seed(seed), responses()
         told = None
@@ -187,12 +190,24 @@ class EnumeratedPrompts:
                 drawn = torch.arange(len(listed)).expand_as(log_probs)
             else:
                 drawn = torch.multinomial(log_probs.detach().exp(), count, replacement=True, generator=generator)
-            gain, mine = _returns(now, self, log_probs, drawn, told), log_probs.gather(1, drawn).flatten()
             if count is None:
-                return -(mine.exp() * gain).sum() / len(log_probs)
-            return reinforce_loss(mine, leave_one_out(gain, group=count)).mean()
+                gain = self._mean_gains(now, log_probs, group)
+                gain = _returns(now, self, log_probs, drawn, told).view_as(log_probs) if gain is None else gain
+                return -(log_probs.exp() * gain).sum() / len(log_probs)
+            judged, known = _judged(self, log_probs, drawn, told, group=group or count)
+            advantages = now.advantages(judged, now.returns(judged, known))
+            return reinforce_loss(log_probs.gather(1, drawn).flatten(), advantages).mean()
 
         return objective
+
+    def _mean_gains(self, method: OnPolicy, log_probs: Tensor, group: int) -> Tensor | None:
+        """What each response gains if what the policy draws beside it matters, (P, 27³); None if it does not."""
+        now = log_probs.detach()
+        policies = (o.rebase((p / p.sum()).numpy()) for o, p in zip(self.outcomes, now.exp(), strict=True))
+        gains = [gain for policy in policies if (gain := mean_gain(method, policy, group)) is not None]
+        if not gains:
+            return None
+        return torch.from_numpy(np.stack(gains)) - method.kl_coefficient * (now - self.ref_log_probs)
 
     def imitate(self, n: float) -> Objective:
         """Return the cross-entropy with best-of-n, E_πn[−log πθ]: BoN-SFT on all samples there are."""
@@ -339,13 +354,24 @@ def _returns(
     told: Sequence[Tensor] | None = None,
     pairs: Tensor | None = None,
 ) -> Tensor:
-    """What responses are worth, flat, by their places (P, B) and the CDF they are told of, F and F≤, (P, 27³) each."""
+    """What responses are worth, flat."""
+    return method.returns(*_judged(seen, log_probs, drawn, told, pairs))
+
+
+def _judged(
+    seen: EnumeratedPrompts,
+    log_probs: Tensor,
+    drawn: Tensor,
+    told: Sequence[Tensor] | None = None,
+    pairs: Tensor | None = None,
+    group: int = 0,
+) -> tuple[Judged, LogCdf]:
+    """Responses, flat, by their places (P, B), and the CDF they are told of, F and F≤, (P, 27³) each."""
     tables = (log_probs.detach(), seen.ref_log_probs, seen.rewards, *(told or (seen.log_strict_cdf, seen.log_cdf)))
     mine, reference, rewards, strict, weak = (table.gather(1, drawn).flatten() for table in tables)
     names = [prompt for prompt in seen.prompts for _ in range(drawn.shape[1])]
     texts = np.array(responses(), dtype=object)[drawn.flatten().numpy()]
-    judged = Judged(names, texts, mine, reference, rewards, pairs)
-    return method.returns(judged, _Known(strict.numpy(), weak.numpy()))
+    return Judged(names, texts, mine, reference, rewards, pairs, group), _Known(strict.numpy(), weak.numpy())
 
 
 class _Known(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -34,13 +34,16 @@ from bonlib.course.experiments.on_top import best_of_k
 from bonlib.course.experiments.optima import FAMILIES, optimum
 from bonlib.course.experiments.results import RESULTS, add_run, done_runs, provenance
 from bonlib.course.runner import commit_of_workbook
-from bonlib.exact import Array, kl_divergence
+from bonlib.exact import Array, Outcomes, kl_divergence
 from bonlib.methods import METHODS
 
 TABLE = RESULTS / "exact_ends.parquet"
 EXACT_STEPS, STEPS = 200, 150  # by exact gradients; from draws
 DRAWS = 8192  # of a prompt in a whole run, stored ones or the policy's own
 SEEDS = 5
+FILTERED = 4  # draws of which policy filtration keeps one, as it is trained elsewhere
+# What `equal_beta` says of their ends: a minute's work for WIND and policy filtration.
+BETAS = {"letters": {"wind": 0.16685, "infalign-ctrl": 0.22168, "max-at-k": 4.4275, "pf": 2.9988}}
 PAIRS: Options = (("generations", 2048), ("pairs", 16_384))  # of DPO and IPO: 6 draws a prompt are theirs elsewhere
 
 
@@ -58,7 +61,8 @@ def run_end(run: ExactRun, curve: Curve | None = None) -> dict[str, Any]:
     prompts, method, begun = world(run.reward), method_of(run), time.process_time()
     log_probs = trained(run, curve)
     assert isinstance(log_probs, torch.Tensor)  # it is a model from the trainer only
-    found = _judged(log_probs, [optimum(method, outcomes, run.steps) for outcomes in prompts.outcomes], run.reward)
+    optima = [optimum(method, outcomes, run.steps, run.group) for outcomes in prompts.outcomes]
+    found = _judged(log_probs, optima, run.reward)
     return {**asdict(run), **found, "processor_seconds": time.process_time() - begun}
 
 
@@ -80,10 +84,10 @@ def _judged(log_probs: torch.Tensor, optima: Sequence[Array | None], reward: str
     return found | {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
-def run_family(name: str, reward: str = "letters") -> dict[str, Any]:
-    """Return the row of one of `FAMILIES`: its member that is on average as far from the reference as best-of-N."""
-    outcomes, begun = world(reward).outcomes, time.process_time()
-    family, goal = FAMILIES[name], sum(kl_divergence(o.best_of(N), o.probs) for o in outcomes)
+def equal_beta(family: Callable[[Outcomes, float], Array], reward: str = "letters") -> float:
+    """Return the β whose policy is, on average over prompts, as far from the reference as best-of-N."""
+    outcomes = world(reward).outcomes
+    goal = sum(kl_divergence(o.best_of(N), o.probs) for o in outcomes)
 
     def excess(log_beta: float) -> float:
         return sum(kl_divergence(family(o, math.exp(log_beta)), o.probs) for o in outcomes) - goal
@@ -91,8 +95,14 @@ def run_family(name: str, reward: str = "letters") -> dict[str, Any]:
     high = math.log(50)
     while excess(high - 0.5) < 0:
         high -= 0.5
-    beta = float(f"{math.exp(brentq(excess, high - 0.5, high, xtol=1e-6)):.5g}")  # the same on every machine
-    optima = [family(o, beta) for o in outcomes]
+    return float(f"{math.exp(brentq(excess, high - 0.5, high, xtol=1e-6)):.5g}")  # the same on every machine
+
+
+def run_family(name: str, reward: str = "letters") -> dict[str, Any]:
+    """Return the row of one of `FAMILIES`: its member that is on average as far from the reference as best-of-N."""
+    begun, family = time.process_time(), FAMILIES[name]
+    beta = equal_beta(family, reward)
+    optima = [family(o, beta) for o in world(reward).outcomes]
     log_probs = torch.from_numpy(np.stack(optima)).clamp(min=TINY).log()
     about = {"method": name, "reward": reward, "policy": "table", "training": "optimum", "beta": beta}
     return about | _judged(log_probs, optima, reward) | {"processor_seconds": time.process_time() - begun}
@@ -100,17 +110,18 @@ def run_family(name: str, reward: str = "letters") -> dict[str, Any]:
 
 def grid(reward: str = "letters") -> Iterator[ExactRun]:
     """Yield the runs: optima, tables, networks by exact gradients, and networks from draws, seed by seed."""
+    entered = [*contestants(reward), *((method, beta, ()) for method, beta in BETAS.get(reward, {}).items())]
     for kind, policy, training, steps in (
         ("optimum", "table", "optimum", EXACT_STEPS),
         ("table", "table", "exact", 2 * EXACT_STEPS),
         ("network", "network", "exact", EXACT_STEPS),
     ):
-        for method, beta, options in contestants(reward):
+        for method, beta, options in entered:
             run = _run(method, reward, policy, training, beta, options, steps)
-            if kind != "optimum" or optimum(method_of(run), world(reward).outcomes[0], steps) is not None:
+            if kind != "optimum" or optimum(method_of(run), world(reward).outcomes[0], steps, run.group) is not None:
                 yield run
     for seed in range(SEEDS):
-        for method, beta, options in contestants(reward):
+        for method, beta, options in entered:
             if method != "jbond":  # which has no end
                 yield _from_draws(method, reward, beta, options, seed)
 
@@ -120,6 +131,8 @@ def _from_draws(method: str, reward: str, beta: float | None, options: Options, 
     if method in ("ipo", "dpo"):
         options = PAIRS
     training, count = ("stored", DRAWS) if stored else ("samples", DRAWS // STEPS)
+    if method == "pf":
+        count -= count % FILTERED
     return _run(method, reward, "network", training, beta, options, STEPS, count, seed)
 
 
@@ -149,6 +162,7 @@ def _run(
         seed=seed,
         options=options,
         decay=not moves,  # it would stop what has no end, or another in each round
+        group=FILTERED if method == "pf" else 0,
     )
 
 

@@ -88,6 +88,7 @@ class ExactRun:
         seed: of draws.
         options: fields of the method that differ from its own, as pairs.
         decay: whether the learning rate falls.
+        group: draws that are compared with each other; 0 for all of a prompt and step.
     """
 
     method: str
@@ -103,6 +104,7 @@ class ExactRun:
     seed: int = 0
     options: Options = ()
     decay: bool = True
+    group: int = 0
 
     def __post_init__(self) -> None:
         known = {
@@ -125,7 +127,7 @@ class ExactRun:
     @property
     def identity(self) -> str:
         """A hash of all of it."""
-        late = {"options": (), "decay": True}  # fields that runs made before them do not have
+        late = {"options": (), "decay": True, "group": 0}  # fields that runs made before them do not have
         entry = METHODS["dpo" if self.method == "ipo" else self.method]
         told = {**asdict(self), "options": entry.told_apart(self.options)}
         about = {name: value for name, value in told.items() if late.get(name, ...) != value}
@@ -220,7 +222,7 @@ def trained(run: ExactRun, curve: Curve | None = None) -> torch.Tensor | LoadedM
     """
     prompts = world(run.reward)
     if run.training == "optimum":
-        found = [optimum(method_of(run), outcomes, run.steps) for outcomes in prompts.outcomes]
+        found = [optimum(method_of(run), outcomes, run.steps, run.group) for outcomes in prompts.outcomes]
         optima = [probs for probs in found if probs is not None]
         if len(optima) < len(found):
             raise ValueError(f"training is 'optimum'; {run.method} has none that is known: train it")
@@ -281,7 +283,7 @@ def _objective(run: ExactRun, prompts: EnumeratedPrompts, policy: torch.nn.Modul
         rng = np.random.default_rng([run.seed, run.m])
         samples = np.stack([rng.choice(o.rewards, run.m, p=o.probs / o.probs.sum()) for o in prompts.outcomes])
         cdf = SampledCdf(PROMPTS, samples, run.smoothing)  # type: ignore[arg-type]
-    return prompts.ascend(method, count=count, cdf=cdf, easing=0.5, seed=run.seed)
+    return prompts.ascend(method, count=count, cdf=cdf, easing=0.5, seed=run.seed, group=run.group)
 
 
 def run_all(

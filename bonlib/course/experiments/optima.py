@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.optimize import brentq
 from scipy.special import softmax, wrightomega
 
+from bonlib.course.experiments.mean_gains import resting_point
 from bonlib.exact import Array, Outcomes
 from bonlib.inference.draw_counts import lifted_reward
 from bonlib.inference_aware import best_of_optimum, infalign_optimum, wind_optimum
@@ -17,27 +19,31 @@ from bonlib.methods.bon_sft import BonSft
 from bonlib.methods.bonbon import Bonbon, bonbon_target
 from bonlib.methods.bond import Bond
 from bonlib.methods.dpo import Dpo
+from bonlib.methods.filtration import Filtered
+from bonlib.methods.infalign import InfAlignCtrl, ctrl_reward
 from bonlib.methods.kl_rl import KlRl
+from bonlib.methods.max_at_k import MaxAtK
 from bonlib.methods.vbon import Vbon
 from bonlib.methods.vbon_bound import VbonBound
+from bonlib.methods.wind import Wind
 
-FAMILIES: dict[str, Callable[[Outcomes, float], Array]] = {  # by the coefficient β of their KL; k = 4, t = 10
-    "wind": wind_optimum,
+FAMILIES: dict[str, Callable[[Outcomes, float], Array]] = {  # that no method here is trained for, by β; k = 4
     "infalign": lambda outcomes, beta: infalign_optimum(outcomes, 4, beta),
-    "infalign-ctrl": lambda outcomes, beta: _tilted(outcomes, np.exp(10 * (outcomes.calibrated_reward - 1)), beta),
-    "max-at-k": lambda outcomes, beta: best_of_optimum(outcomes, 4, beta),
-    "qrpo": lambda outcomes, beta: _tilted(outcomes, beta * lifted_reward(outcomes, 1 / beta), beta),
+    "lifted": lambda outcomes, beta: _tilted(outcomes, beta * lifted_reward(outcomes, 1 / beta), beta),
 }
 BONBON_STEPS = 1000  # until its optimum has settled; 20 do for n = 8
 
 
-def optimum(method: Any, outcomes: Outcomes, steps: int) -> Array | None:
+def optimum(method: Any, outcomes: Outcomes, steps: int, group: int = 0) -> Array | None:
     """Return the optimum of a method's objective over all policies, probabilities of shape (K,).
+
+    Of WIND, a game, it is the equilibrium. Policy filtration maximises nothing; its mean update is nothing there.
 
     Args:
         method: as a run trains it; none is known of others than are listed here.
         outcomes: reference and rewards.
         steps: of the run, for an anchor that moves.
+        group: draws of which policy filtration keeps some.
 
     Returns:
         The optimum; None where there is none (DPO without noise in its pairs, J-BOND) or none is known.
@@ -56,6 +62,15 @@ def optimum(method: Any, outcomes: Outcomes, steps: int) -> Array | None:
             return _jeffreys(method, outcomes)
         case KlRl() if type(method) is KlRl:  # those that build on it have other optima
             return outcomes.tilt(method.beta)
+        case Wind():
+            return wind_optimum(outcomes, method.beta)
+        case InfAlignCtrl():
+            transformed = ctrl_reward(torch.tensor(outcomes.calibrated_reward), exponent=method.exponent)
+            return _tilted(outcomes, transformed.numpy(), method.beta)
+        case MaxAtK():
+            return best_of_optimum(outcomes, method.k, method.beta)
+        case Filtered() if group:
+            return resting_point(method, outcomes, group)
         case Bonbon() if method.sft_weight and method.n > 1:
             return _bonbon(method.n, method.sft_weight, outcomes)
         case Dpo() if method.identity:
