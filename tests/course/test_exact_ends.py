@@ -17,6 +17,7 @@ from bonlib.course.experiments.exact_runs import ExactRun, N, method_of, referen
 from bonlib.course.experiments.optima import FAMILIES, optimum
 from bonlib.course.making.enumerable import PROMPTS, letter_sentiment, vowel_count
 from bonlib.exact import Outcomes, kl_divergence
+from bonlib.methods.bon_regression import BonRegression
 from bonlib.methods.bon_sft import BonSft
 from bonlib.methods.bonbon import Bonbon, bonbon_target
 from bonlib.methods.bond import Bond
@@ -26,6 +27,7 @@ from bonlib.methods.infalign import InfAlignCtrl
 from bonlib.methods.jbond import JBond
 from bonlib.methods.kl_rl import KlRl
 from bonlib.methods.max_at_k import MaxAtK
+from bonlib.methods.qrpo import Qrpo
 from bonlib.methods.vbon import Vbon
 from bonlib.methods.vbon_bound import VbonBound
 from bonlib.methods.wind import Wind
@@ -113,6 +115,26 @@ def test_the_end_of_bonbon_by_listing_all_draws(n, weight):
     own = optimum(Bonbon(n, sft_weight=weight), FIVE, 1)
     assert loss(np.log(own)) == pytest.approx(searched.fun, abs=1e-12)
     np.testing.assert_allclose(own, softmax(searched.x), atol=1e-5)
+
+
+REGRESSIONS = [BonRegression(4), BonRegression(4, "reference"), Qrpo(0.2), Qrpo(0.2, lifted=True)]
+
+
+@pytest.mark.parametrize("method", REGRESSIONS, ids=repr)
+def test_the_ends_of_regressions_by_search(method):
+    chances, targets = map(torch.tensor, method.known(FIVE))
+    start = torch.from_numpy(FIVE.log_probs.copy())[:, None]
+
+    def loss(logits):
+        log_p = torch.from_numpy(log_softmax(logits))[:, None]
+        return float(chances @ method.loss(log_p, start, targets))
+
+    searched = minimize(loss, FIVE.log_probs, method="BFGS", options={"gtol": 1e-10})
+    own = optimum(method, FIVE, 1)
+    assert loss(np.log(own)) <= searched.fun + 1e-12
+    np.testing.assert_allclose(own, softmax(searched.x), atol=1e-5)
+    if getattr(method, "lifted", False):
+        np.testing.assert_allclose(own, FAMILIES["lifted"](FIVE, method.beta), atol=1e-14)
 
 
 def test_what_has_no_end_has_no_optimum(prompts):

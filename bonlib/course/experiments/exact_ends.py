@@ -42,8 +42,17 @@ EXACT_STEPS, STEPS = 200, 150  # by exact gradients; from draws
 DRAWS = 8192  # of a prompt in a whole run, stored ones or the policy's own
 SEEDS = 5
 FILTERED = 4  # draws of which policy filtration keeps one, as it is trained elsewhere
-# What `equal_beta` says of their ends: a minute's work for WIND and policy filtration.
-BETAS = {"letters": {"wind": 0.16685, "infalign-ctrl": 0.22168, "max-at-k": 4.4275, "pf": 2.9988}}
+# Of methods that are not in `contestants`: what `equal_beta` says of their ends, a minute's work for some of them.
+BETAS: dict[str, dict[str, float | None]] = {
+    "letters": {
+        "wind": 0.16685,
+        "infalign-ctrl": 0.22168,
+        "max-at-k": 4.4275,
+        "pf": 2.9988,
+        "qrpo": 0.10626,
+        "bon-regression": None,
+    }
+}
 PAIRS: Options = (("generations", 2048), ("pairs", 16_384))  # of DPO and IPO: 6 draws a prompt are theirs elsewhere
 
 
@@ -110,7 +119,7 @@ def run_family(name: str, reward: str = "letters") -> dict[str, Any]:
 
 def grid(reward: str = "letters") -> Iterator[ExactRun]:
     """Yield the runs: optima, tables, networks by exact gradients, and networks from draws, seed by seed."""
-    entered = [*contestants(reward), *((method, beta, ()) for method, beta in BETAS.get(reward, {}).items())]
+    entered = [*contestants(reward), *((method, beta, ()) for method, beta in BETAS[reward].items())]
     for kind, policy, training, steps in (
         ("optimum", "table", "optimum", EXACT_STEPS),
         ("table", "table", "exact", 2 * EXACT_STEPS),

@@ -15,6 +15,7 @@ from bonlib.course.experiments.mean_gains import resting_point
 from bonlib.exact import Array, Outcomes
 from bonlib.inference.draw_counts import lifted_reward
 from bonlib.inference_aware import best_of_optimum, infalign_optimum, wind_optimum
+from bonlib.methods.bon_regression import BonRegression
 from bonlib.methods.bon_sft import BonSft
 from bonlib.methods.bonbon import Bonbon, bonbon_target
 from bonlib.methods.bond import Bond
@@ -23,6 +24,7 @@ from bonlib.methods.filtration import Filtered
 from bonlib.methods.infalign import InfAlignCtrl, ctrl_reward
 from bonlib.methods.kl_rl import KlRl
 from bonlib.methods.max_at_k import MaxAtK
+from bonlib.methods.qrpo import Qrpo, log_partition
 from bonlib.methods.vbon import Vbon
 from bonlib.methods.vbon_bound import VbonBound
 from bonlib.methods.wind import Wind
@@ -51,7 +53,7 @@ def optimum(method: Any, outcomes: Outcomes, steps: int, group: int = 0) -> Arra
     match method:
         case VbonBound():
             return _up_to_term_b(outcomes, method.n)
-        case Vbon() | BonSft():
+        case Vbon() | BonSft() | BonRegression():
             return outcomes.best_of(method.n)
         case Bond() if method.anchor_rate == 1 and not method.regulariser:  # each round from where the last one ended
             rounds = -(-steps // method.anchor_every)
@@ -73,6 +75,8 @@ def optimum(method: Any, outcomes: Outcomes, steps: int, group: int = 0) -> Arra
             return resting_point(method, outcomes, group)
         case Bonbon() if method.sft_weight and method.n > 1:
             return _bonbon(method.n, method.sft_weight, outcomes)
+        case Qrpo():
+            return _least_squares(outcomes, method)
         case Dpo() if method.identity:
             return outcomes.tilt(method.beta, "calibrated")
     return None
@@ -84,6 +88,23 @@ def _tilted(outcomes: Outcomes, rewards: Array, beta: float) -> Array:
 
 def _up_to_term_b(outcomes: Outcomes, n: float) -> Array:
     return outcomes.tilt(1 / (n - 1), "log_cdf") if n > 1 else outcomes.probs
+
+
+def _least_squares(outcomes: Outcomes, method: Qrpo) -> Array:
+    """The minimiser of E_π (x − t)², x = log p/π: with a price c on its sum x + c e^x = t, c above 0 where ties lift t.
+
+    A policy that obeyed x = t would then sum to more than one.
+    """
+    _, rewards = method.known(outcomes)
+    t = rewards / method.beta - log_partition(method.beta)
+
+    def policy(log_price: float) -> Array:
+        return np.asarray(outcomes.probs * np.exp(t - wrightomega(t + log_price)))
+
+    free = outcomes.probs * np.exp(t)
+    if free.sum() > 1 + 1e-13:
+        free = policy(float(brentq(lambda log_price: policy(log_price).sum() - 1, -40, 40, xtol=1e-13)))
+    return np.asarray(free / free.sum())
 
 
 def _jeffreys(method: Bond, outcomes: Outcomes) -> Array:
