@@ -50,12 +50,14 @@ class TokenBatch:
         responses: (B, T) the responses' tokens, padded on the right.
         response_mask: (B, T) 1 for a token, 0 for padding.
         pad_id: token to fill up with.
+        instead: (B, T, K) tokens that might stand in the place of each, if a policy is asked for these.
     """
 
     prompts: Sequence[Sequence[int]]
     responses: Tensor
     response_mask: Tensor
     pad_id: int
+    instead: Tensor | None = None
 
     @cached_property
     def lengths(self) -> list[int]:

@@ -71,9 +71,15 @@ class Policy(torch.nn.Module):
             torch.nn.init.zeros_(self.value_head.bias)
 
     def forward(self, batch: TokenBatch) -> tuple[Tensor, Tensor | None]:
-        """Return log-probabilities of the response tokens and values before them, each (B, T), 0 in padding."""
+        """Return log-probabilities of the response tokens and values before them, each (B, T), 0 in padding.
+
+        A batch with tokens `instead` gets the log-probabilities of these, (B, T, K).
+        """
         logits, states = response_logits(self.model, batch, states=self.value_head is not None)
         real = batch.response_mask.bool()
+        if batch.instead is not None:
+            asked = logits.log_softmax(-1).gather(1, batch.instead[real])
+            return asked.new_zeros(batch.instead.shape).index_put((real,), asked), None
         nll = torch.nn.functional.cross_entropy(logits, batch.responses[real], reduction="none")
         log_probs = torch.zeros(real.shape, device=nll.device).masked_scatter(real, -nll)
         if self.value_head is None or states is None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import logsumexp
 from torch import Tensor
 from torch.nn import functional
 
@@ -19,7 +17,8 @@ from bonlib.draws.store import Draws
 from bonlib.exact import Array
 from bonlib.models.decoding import padded
 from bonlib.models.loaded import LoadedModel
-from bonlib.models.reading import TokenBatch, response_logits
+from bonlib.models.reading import TokenBatch, response_states, token_batch
+from bonlib.models.ways import inner
 from bonlib.training.learner import PromptTokens
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)  # of a prompt's rewards: F is relative to them
@@ -41,10 +40,10 @@ class PrefixRecipe:
     """
 
     draws: int = 64
-    prefixes: int = 24
+    prefixes: int = 25
     held_out: float = 0.0625
     width: int = 256
-    steps: int = 1500
+    steps: int = 2500
     batch_size: int = 2048
     learning_rate: float = 1e-3
     seed: int = 0
@@ -60,15 +59,16 @@ class PrefixRecipe:
 class PrefixValues(torch.nn.Module):
     """log E[F≤^(n−1)] of a prompt and the first tokens of a response, from what a `PrefixReader` knows of them.
 
-    In best-of-n, as in the optimum of vBoN's L, the next token has the log-ratio to the reference by which this value
-    rises with it.
+    In the optimum of vBoN's L, and in best-of-n where no rewards tie, the next token has the log-ratio to the reference
+    by which this value rises with it.
 
     Args:
         features: what is known of each prefix, (E, width), for their means and spreads.
         width: of the hidden layers.
-    """
 
-    explained: float = float("nan")  # share of the variance of F≤^(n−1) on prompts held out
+    Attributes:
+        explained: share of the variance of F≤^(n−1) on prompts held out, by the number of tokens.
+    """
 
     def __init__(self, features: Tensor, width: int) -> None:
         super().__init__()
@@ -84,6 +84,7 @@ class PrefixValues(torch.nn.Module):
             torch.nn.GELU(),
             torch.nn.Linear(width, 1),
         )
+        self.explained: dict[int, float] = {}
 
     def forward(self, features: Tensor) -> Tensor:
         """Return log E[F≤^(n−1)], at most 0, of features (…, width)."""
@@ -91,70 +92,77 @@ class PrefixValues(torch.nn.Module):
 
 
 class PrefixReader:
-    """What is known of prefixes: what the layers of the reference end with there, and those of the reward model.
+    """What is known of prefixes: where the layers of the judge end there, and how the prompt's rewards are spread.
 
-    A reward model that is a causal classifier over the same tokens has read for the reward already; without one, the
-    values may explain next to nothing, which `PrefixValues.explained` tells.
+    A reward model that is a causal classifier over the same tokens has read for the reward already. In the place of
+    any other the reference reads, from which the values may explain next to nothing: `PrefixValues.explained` tells.
 
     Args:
         reference: the model that drew.
         reward_model: the judge.
-        rewards: of stored draws, (P, M).
         prompts: P of them.
+        rewards: of stored draws, (P, M).
     """
 
     def __init__(self, reference: LoadedModel, reward_model: RewardModel, prompts: Sequence[str], rewards: Array):
-        self.reference, self.judge = reference.model, None
-        judge = getattr(reward_model, "loaded", None)
+        judge, self.model = getattr(reward_model, "loaded", None), reference.model
         if isinstance(judge, LoadedModel) and judge.tokenizer.get_vocab() == reference.tokenizer.get_vocab():
-            self.judge = judge.model.base_model if _is_causal(judge.model.base_model, judge.device) else None
+            self.model = judge.model if _is_causal(judge) else reference.model
         spread = max(float(rewards.std()), 1e-12)
         told = (np.quantile(rewards, QUANTILES, axis=1).T - rewards.mean()) / spread
         self.told = dict(zip(prompts, torch.from_numpy(told).float(), strict=True))
 
     @torch.no_grad()
-    def read(self, prompts: Sequence[str], batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        """Return log π of the response tokens, (B, T), and what is known before each of them, (B, T, width)."""
-        logits, states = response_logits(self.reference, batch, states=True)
-        assert states is not None
-        real = batch.response_mask.bool()
-        nll = functional.cross_entropy(logits, batch.responses[real], reduction="none")
-        log_probs = torch.zeros(real.shape, device=nll.device).masked_scatter(real, -nll)
-        length = (torch.arange(real.shape[1], device=nll.device) / 32).expand(real.shape)[..., None]
-        told = torch.stack([self.told[prompt] for prompt in prompts]).to(nll.device)[:, None]
-        known = [states, told.expand(-1, real.shape[1], -1), length, torch.log1p(length)]
-        if self.judge is not None:
-            known.append(_states(self.judge, batch))
-        return log_probs, torch.cat([each.float() for each in known], dim=2)
+    def along(self, prompts: Sequence[str], batch: TokenBatch) -> Tensor:
+        """Return what is known before each token of the responses and after the last one, (B, T + 1, width)."""
+        own = [row[:length].tolist() for row, length in zip(batch.responses, batch.lengths, strict=True)]
+        texts, device = (
+            [[*prompt, *row] for prompt, row in zip(batch.prompts, own, strict=True)],
+            batch.responses.device,
+        )
+        ids, mask = padded(texts, batch.pad_id, device)
+        said = inner(self.model).base_model(ids, attention_mask=mask).last_hidden_state
+        begins = torch.tensor([len(prompt) - 1 for prompt in batch.prompts], device=device)
+        lengths = torch.arange(batch.responses.shape[1] + 1, device=device)
+        at = (begins[:, None] + lengths).clamp(max=ids.shape[1] - 1)
+        return self._known(prompts, said.gather(1, at[..., None].expand(-1, -1, said.shape[-1])), lengths)
+
+    @torch.no_grad()
+    def next(self, prompts: Sequence[str], batch: TokenBatch) -> Tensor:
+        """Return what would be known with each token `instead` of a response's own, (B, T, K, width), 0 in padding."""
+        assert batch.instead is not None
+        real, count = batch.response_mask.bool(), batch.instead.shape[2]
+        own, texts = batch.responses.tolist(), list[list[int]]()
+        for prompt, row, length in zip(batch.prompts, own, batch.lengths, strict=True):
+            texts += [[*prompt, *row[:taken]] for taken in range(length) for _ in range(count)]
+        tokens = [[token] for token in batch.instead[real].flatten().tolist()]
+        states = response_states(
+            self.model, token_batch(texts, tokens, pad_id=batch.pad_id, device=batch.responses.device)
+        )
+        said = states.new_zeros(*batch.instead.shape, states.shape[1])
+        said = said.index_put((real,), states.view(-1, count, states.shape[1]))
+        lengths = torch.arange(1, real.shape[1] + 1, device=real.device)
+        return self._known(prompts, said, lengths[:, None])
+
+    def _known(self, prompts: Sequence[str], said: Tensor, lengths: Tensor) -> Tensor:
+        """What layers said, (B, …, H), with the spread of the prompt's rewards and the number of tokens, (…)."""
+        told = torch.stack([self.told[prompt] for prompt in prompts]).to(said.device)
+        told = told.view(len(told), *[1] * (said.ndim - 2), -1).expand(*said.shape[:-1], -1)
+        length = (lengths / 32).expand(said.shape[:-1])[..., None]
+        return torch.cat([said.float(), told, length, torch.log1p(length)], dim=-1)
 
 
 @torch.no_grad()
-def _is_causal(model: Any, device: torch.device) -> bool:
+def _is_causal(judge: LoadedModel) -> bool:
     """Whether what a model says of the first tokens stays when the last one changes."""
+    model, device = inner(judge.model).base_model, judge.device
     first, second = (model(torch.tensor([[2, 3, 4, last]], device=device)).last_hidden_state for last in (5, 6))
     return bool(torch.allclose(first[:, :3], second[:, :3], rtol=1e-3, atol=1e-4))
-
-
-def _states(model: Any, batch: TokenBatch) -> Tensor:
-    """What a causal model's layers end with before each token of the responses, (B, T, H)."""
-    own = [row[:length].tolist() for row, length in zip(batch.responses, batch.lengths, strict=True)]
-    ids, mask = padded(
-        [[*prompt, *row] for prompt, row in zip(batch.prompts, own, strict=True)], batch.pad_id, batch.responses.device
-    )
-    said = model(ids, attention_mask=mask).last_hidden_state
-    begins = torch.tensor([len(prompt) - 1 for prompt in batch.prompts], device=ids.device)
-    at = (begins[:, None] + torch.arange(batch.responses.shape[1], device=ids.device)).clamp(max=ids.shape[1] - 1)
-    return said.gather(1, at[..., None].expand(-1, -1, said.shape[-1]))
 
 
 def response_values(rewards: Array, n: float) -> Array:
     """Return (n−1) log F≤ of stored draws, shape (P, M), from their rewards, by the posterior mean: none is −∞."""
     return np.stack([(n - 1) * EmpiricalCdf(row).log_weak(row) for row in rewards])
-
-
-def prompt_values(values: Array) -> Array:
-    """Return log E[F≤^(n−1)] of prompts, shape (P,), from `response_values`: −log n, or more where rewards tie."""
-    return np.asarray(logsumexp(values, axis=1) - np.log(values.shape[1]))
 
 
 def fit_prefix_values(
@@ -181,24 +189,32 @@ def fit_prefix_values(
     n, recipe = number("n", n, least=1, what="the number of draws"), recipe or PrefixRecipe()
     rng, each = np.random.default_rng(recipe.seed), min(recipe.draws, rewards.shape[1])
     worth = torch.from_numpy(response_values(rewards, n)).exp().float()
-    features, targets, owner = [], [], []
+    features, targets, owner, lengths = [], [], [], []
     for place, (prompt, responses) in enumerate(zip(draws.prompts, draws.responses, strict=True)):
         batch = tokens.batch([prompt] * each, [responses.token_ids[draw].tolist() for draw in range(each)])
-        _, known = reader.read([prompt] * each, batch)
-        real = batch.response_mask.cpu().bool()
+        known = reader.along([prompt] * each, batch).cpu()
+        real = functional.pad(batch.response_mask.cpu().bool(), (1, 0), value=True)
         order = torch.from_numpy(rng.random(real.shape)).masked_fill(~real, 2.0).argsort(1)
         taken = torch.zeros_like(real).scatter(1, order[:, : recipe.prefixes], True) & real
-        features.append(known.cpu()[taken].half())
+        features.append(known[taken].half())
         targets.append(worth[place, :each, None].expand(taken.shape)[taken])
+        lengths.append(taken.nonzero()[:, 1])
         owner.append(torch.full((len(targets[-1]),), place))
-    return _fitted(torch.cat(features), torch.cat(targets), torch.cat(owner), len(draws.prompts), recipe, tokens.device)
+    fitted = torch.cat(features), torch.cat(targets), torch.cat(lengths)
+    return _fitted(*fitted, torch.cat(owner), len(draws.prompts), recipe, tokens.device)
 
 
 def _fitted(
-    features: Tensor, targets: Tensor, owner: Tensor, prompts: int, recipe: PrefixRecipe, device: torch.device
+    features: Tensor,
+    targets: Tensor,
+    lengths: Tensor,
+    owner: Tensor,
+    prompts: int,
+    recipe: PrefixRecipe,
+    device: torch.device,
 ) -> PrefixValues:
     begins = prompts - int(recipe.held_out * prompts)  # those from there on are held out
-    learned, held = (owner < begins).nonzero()[:, 0], (owner >= begins).nonzero()[:, 0]
+    learned, held = (owner < begins).nonzero()[:, 0], owner >= begins
     generator = torch.Generator().manual_seed(recipe.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -214,23 +230,8 @@ def _fitted(
             (-(target * said + (1 - target) * other).mean()).backward()
             optimiser.step()
     values.eval().requires_grad_(False)
-    if len(held):
-        said, target = values(features[held].to(device)).exp().cpu(), targets[held]
-        values.explained = float(1 - (said - target).square().mean() / target.var().clamp(min=1e-12))
+    for length in sorted(set(lengths[held].tolist())):
+        here = held & (lengths == length)
+        said, target = values(features[here].to(device)).exp().cpu(), targets[here]
+        values.explained[length] = float(1 - (said - target).square().mean() / target.var(correction=0).clamp(1e-12))
     return values
-
-
-def rises(values: Tensor, batch: TokenBatch, begins: Tensor, ends: Tensor) -> Tensor:
-    """Return by how much the value rises with each token, (B, T), 0 in padding.
-
-    Args:
-        values: before each token, (B, T).
-        batch: the responses.
-        begins: the value of each prompt, (B,).
-        ends: the value of each whole response, (n−1) log F≤, (B,).
-    """
-    mask, at = batch.response_mask.bool(), torch.arange(len(values), device=values.device)
-    known = functional.pad(values, (0, 1))
-    known[:, 0] = begins.to(known)
-    known[at, mask.sum(1)] = ends.to(known)
-    return (known[:, 1:] - known[:, :-1]) * mask
