@@ -6,18 +6,20 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 from scipy.special import digamma
 from scipy.stats import rankdata
 from torch import Tensor
 
 from bonlib.cdf import snapped
-from bonlib.checks import check_finite, check_log_probs, check_shapes, settle, whole
+from bonlib.checks import check_finite, check_log_probs, check_shapes, number, settle, whole
 from bonlib.estimates import best_of_n_weights
 from bonlib.exact import Array, Outcomes
+from bonlib.methods.bon_sft import nll
 from bonlib.methods.registry import register
 from bonlib.training.off_policy import Examples, OffPolicy
 
-Sampling = Literal["half", "reference"]
+Sampling = Literal["best", "half", "reference"]
 
 
 def bon_regression_loss(log_probs: Tensor, ref_log_probs: Tensor, log_ratios: Tensor) -> Tensor:
@@ -64,19 +66,30 @@ def log_ratios_to_best_of_n(rewards: Array, n: int) -> Array:
 
 @dataclass(frozen=True)
 class BonRegression(OffPolicy):
-    """The log-ratio of policy to reference by least squares, at stored draws, to that of best-of-n.
+    """The log-ratio of policy to reference by least squares to that of best-of-n, and the likelihood of best-of-n.
+
+    Both are least at best-of-n, whatever draws are learned from. Squares alone say nothing of responses that no draw
+    is, and leave too much probability to poor ones; likelihood takes it from all of them, good ones too.
 
     Attributes:
         n: number of draws of best-of-n.
-        sampling: which draws of a prompt are learned from: "reference" for all alike; "half" for half of the time by
-            their chance to be the best of n, so that good responses are not outnumbered.
+        sampling: which draws of a prompt are learned from: "best", each as often as it is the best of n random ones;
+            "reference", all alike; "half", half of the time each. Poor draws, which come with the reference, have
+            targets that are far off and badly known.
+        likelihood: weight of −log πθ over best-of-n, beside the square.
     """
 
     n: int
-    sampling: Sampling = "half"
+    sampling: Sampling = "best"
+    likelihood: float = 1.0
 
     def __post_init__(self) -> None:
-        settle(self, n=whole("n", self.n, 1, what="the number of draws"))
+        what = "the weight of the likelihood"
+        settle(
+            self,
+            n=whole("n", self.n, 1, what="the number of draws"),
+            likelihood=number("likelihood", self.likelihood, least=0, what=what),
+        )
         if self.sampling not in get_args(Sampling):
             raise ValueError(f"sampling is {self.sampling!r}; it must be one of {', '.join(get_args(Sampling))}")
 
@@ -86,26 +99,30 @@ class BonRegression(OffPolicy):
         return self.n
 
     def examples(self, rewards: Array, *, seed: int) -> Examples:
-        """Return all draws, with the log-ratio of best-of-n."""
-        p, m = rewards.shape
-        weights = None
-        if self.sampling == "half":
-            weights = (1 / m + best_of_n_weights(rewards, self.n)).ravel() / 2
-        targets = log_ratios_to_best_of_n(rewards, self.n).ravel()
-        return Examples(np.repeat(np.arange(p), m), np.tile(np.arange(m), p)[:, None], weights, targets)
+        """Return all draws that may come, with their weights and the log-ratio of best-of-n."""
+        weights = self._mixed(np.full(rewards.shape, 1 / rewards.shape[1]), best_of_n_weights(rewards, self.n))
+        prompts, draws = np.nonzero(weights)
+        targets = log_ratios_to_best_of_n(rewards, self.n)[prompts, draws]
+        return Examples(prompts, draws[:, None], weights[prompts, draws], targets)
+
+    def _mixed(self, reference: Array, best: Array) -> Array:
+        """What is learned from, by chances under the reference and under best-of-n."""
+        return {"best": best, "half": (reference + best) / 2, "reference": reference}[self.sampling]
 
     def known(self, outcomes: Outcomes) -> tuple[Array, Array]:
         """Return how often each outcome is learned from, and the true log π_n/π."""
-        best, possible = outcomes.best_of(self.n), outcomes.probs > 0
-        log_ratios = np.zeros(len(outcomes))
+        possible, log_ratios = outcomes.probs > 0, np.zeros(len(outcomes))
         log_ratios[possible] = outcomes.log_best_of(self.n)[possible] - outcomes.log_probs[possible]
-        return (outcomes.probs + best) / 2 if self.sampling == "half" else outcomes.probs, log_ratios
+        return self._mixed(outcomes.probs, outcomes.best_of(self.n)), log_ratios
 
     def loss(self, log_probs: Tensor, ref_log_probs: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Return (log πθ − log π − log π_n/π)²."""
+        """Return (log πθ − log π − log π_n/π)² − weight · log πθ, the latter by how much oftener best-of-n has it."""
         if targets is None:
             raise ValueError("targets is None; BoN regression has one for each example")
-        return bon_regression_loss(log_probs[:, 0], ref_log_probs[:, 0], targets)
+        square = bon_regression_loss(log_probs[:, 0], ref_log_probs[:, 0], targets)
+        ratio = targets.exp()
+        oftener = {"best": torch.ones_like(ratio), "half": 2 * ratio / (1 + ratio), "reference": ratio}[self.sampling]
+        return square + self.likelihood * oftener * nll(log_probs[:, 0])
 
 
 register(
@@ -117,8 +134,8 @@ register(
     colour="#7878ff",
     marker=">",
     grid=(2, 8, 32, 128, 512),
-    samples="stored draws, half of the time all alike and half by their chance to be the best of N",
-    objective="`bon_regression_loss`: (log πθ − log π − log π̂_N/π)²",
+    samples="stored draws, by their chance to be the best of N",
+    objective="`bon_regression_loss`: (log πθ − log π − log π̂_N/π)², and `nll`: −log πθ",
     source="this workbook, after Matrenok et al. (QRPO)",
     place=15,
 )

@@ -61,16 +61,13 @@ class Method:
         names = [each.name for each in fields(self.make(self.grid[0]))]
         return [name for name in names if name not in (self.setting, *self.decides)]
 
-    def told_apart(self, options: Iterable[tuple[str, Any]]) -> tuple[tuple[str, Any], ...]:
-        """Return options as runs are told apart by them: with a late field, said or not, unless at its old value.
+    def as_stored(self, options: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+        """Return options, with late fields that they do not name at their old value: stored runs mean what they did.
 
         Args:
-            options: fields that are given by name, as pairs.
+            options: fields that a run is given by name, as pairs.
         """
-        usual, given = self.make(self.grid[0]), dict(options)
-        late = {name: given.get(name, getattr(usual, name)) for name in usual.late}
-        others = [(name, value) for name, value in given.items() if name not in late]
-        return (*others, *((name, value) for name, value in late.items() if value != usual.late[name]))
+        return {**self.make(self.grid[0]).late, **dict(options)}
 
 
 def register(**about: Any) -> None:

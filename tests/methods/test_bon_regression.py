@@ -1,5 +1,7 @@
 """BoN regression against best-of-n: where it ends whatever is learned from, its normalisation, its targets."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -9,30 +11,34 @@ from scipy.special import softmax
 
 from bonlib.cdf import EmpiricalCdf
 from bonlib.exact import Outcomes
-from bonlib.methods.bon_regression import BonRegression, bon_regression_loss, log_ratios_to_best_of_n
+from bonlib.methods.bon_regression import BonRegression, Sampling, bon_regression_loss, log_ratios_to_best_of_n
+from bonlib.methods.bon_sft import BonSft
 
 W = Outcomes([0.30, 0.25, 0.20, 0.15, 0.10], [0, 1, 1, 2, 3])
 MODELS = pytest.mark.parametrize("model", [MODEL, TIED, W], ids=["no ties", "ties", "W"])
 
 
+LAWS = get_args(Sampling)
+TOLD = [(BonRegression(4, law, weight), None) for law in LAWS for weight in (0.0, 1.0)]
+OTHERS = [np.full(5, 0.2), np.random.default_rng(0).dirichlet(np.ones(5))]  # what the squares may be summed by
+
+
 @MODELS
-@pytest.mark.parametrize("law", ["reference", "half", "uniform", "odd"])
-def test_the_minimum_is_best_of_n_whatever_is_learned_from(model, law):
-    _, log_ratios = BonRegression(4).known(model)
-    odd = np.random.default_rng(0).dirichlet(np.ones(5))
-    chances = {"uniform": np.full(5, 0.2), "odd": odd}.get(law)
-    if chances is None:
-        chances, _ = BonRegression(4, law).known(model)
+@pytest.mark.parametrize(("method", "chances"), [*TOLD, *((BonRegression(4, "best", 0), law) for law in OTHERS)])
+def test_the_minimum_is_best_of_n_whatever_is_learned_from(model, method, chances):
+    own, log_ratios = method.known(model)
+    weights = tensor(own if chances is None else chances)
 
     def loss(logits):
         mine = tensor(logits).requires_grad_()
-        value = tensor(chances) @ bon_regression_loss(mine.log_softmax(0), tensor(model.log_probs), tensor(log_ratios))
+        both = mine.log_softmax(0)[:, None], tensor(model.log_probs)[:, None]
+        value = weights @ method.loss(*both, tensor(log_ratios))
         (gradient,) = torch.autograd.grad(value, mine)
         return value.item(), gradient.numpy()
 
     found = minimize(loss, np.zeros(5), jac=True, method="BFGS", options={"gtol": 1e-12})
-    assert found.fun < 1e-16
-    np.testing.assert_allclose(softmax(found.x), model.best_of(4), atol=1e-8)
+    assert found.fun == pytest.approx(-method.likelihood * model.best_of(4) @ model.log_best_of(4), abs=1e-14)
+    np.testing.assert_allclose(softmax(found.x), model.best_of(4), atol=1e-7 if method.likelihood else 1e-8)
 
 
 @MODELS
@@ -79,14 +85,17 @@ def _mean_ratio(m, n):
     return np.exp((n - 1) * (digamma(np.arange(1, m + 1)) - digamma(m + 1))).mean()
 
 
-def test_half_of_the_weight_is_that_of_best_of_n():
+def test_draws_come_by_their_chance_to_be_the_best_and_half_of_the_time_alike():
     rewards = np.array([[3.0, 1.0, 2.0, 1.0], [0.0, 0.0, 0.0, 5.0]])
-    prompts, draws, weights, targets = BonRegression(2).examples(rewards, seed=0)
+    prompts, draws, weights, targets = BonRegression(2, "half").examples(rewards, seed=0)
     assert prompts.tolist() == [0] * 4 + [1] * 4
     assert draws[:, 0].tolist() == [0, 1, 2, 3] * 2
     np.testing.assert_allclose(weights[:4], np.array([3 / 6, 1 / 12, 2 / 6, 1 / 12]) / 2 + 1 / 8)
     assert targets[0] == targets[:4].max()
-    assert BonRegression(2, "reference").examples(rewards, seed=0).weights is None
+    assert BonRegression(2, "reference").examples(rewards, seed=0).weights.tolist() == [0.25] * 8
+    best, alone = (method.examples(rewards[:1], seed=0) for method in (BonRegression(2), BonSft(2, "weights")))
+    assert best.draws.tolist() == alone.draws.tolist()  # those of the likelihood alone
+    assert best.weights.tolist() == alone.weights.tolist()
 
 
 WRONG = {
@@ -94,6 +103,7 @@ WRONG = {
     "log_ratios holds a number that is not finite": lambda: bon_regression_loss(ONE, ONE, ONE * np.inf),
     "log_probs holds 1": lambda: bon_regression_loss(-ONE, ONE, ONE),
     "n is 2.5": lambda: BonRegression(2.5),
+    "likelihood is -1": lambda: BonRegression(2, likelihood=-1),
     "sampling is 'all'": lambda: BonRegression(2, "all"),
     "targets is None": lambda: BonRegression(2).loss(ONE[:, None], ONE[:, None]),
 }

@@ -128,9 +128,7 @@ class ExactRun:
     def identity(self) -> str:
         """A hash of all of it."""
         late = {"options": (), "decay": True, "group": 0}  # fields that runs made before them do not have
-        entry = METHODS["dpo" if self.method == "ipo" else self.method]
-        told = {**asdict(self), "options": entry.told_apart(self.options)}
-        about = {name: value for name, value in told.items() if late.get(name, ...) != value}
+        about = {name: value for name, value in asdict(self).items() if late.get(name, ...) != value}
         return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
 
     @property
@@ -256,11 +254,11 @@ def method_of(run: ExactRun) -> Any:
         return JBond(**dict(run.options))
     entry = METHODS["dpo" if run.method == "ipo" else run.method]
     if entry.setting == "n":
-        method = entry.make(**{"n": N, **dict(run.options)})
+        method = entry.make(**{"n": N, **entry.as_stored(run.options)})
         return _balanced(method, run.reward) if isinstance(method, Bonbon) else method
     if run.beta is None:
         raise ValueError("beta is None; this method needs one, such as matching_beta returns")
-    return entry.make(run.beta, **({"identity": True} if run.method == "ipo" else {}), **dict(run.options))
+    return entry.make(run.beta, **({"identity": True} if run.method == "ipo" else {}), **entry.as_stored(run.options))
 
 
 def _balanced(method: Bonbon, reward: str) -> Bonbon:

@@ -81,7 +81,8 @@ class Run:
             ValueError: if it has no such option, or one is out of range.
         """
         self.check_names()
-        return METHODS[self.method].make(self._value, **dict(self.options))
+        entry = METHODS[self.method]
+        return entry.make(self._value, **entry.as_stored(self.options))
 
     def check_names(self) -> None:
         """Raise a ValueError if the method has no option of a name in `options`."""
@@ -214,10 +215,8 @@ class Harness:
     def identity(self, run: Run) -> str:
         """Return a hash of all that the run's numbers depend on, but the code."""
         profile, sizes = self.profile, self.training
-        options = METHODS[run.method].told_apart(run.options)
         about = {
-            **{name: value for name, value in asdict(run).items() if name != "options"},
-            **({"options": options} if options else {}),  # they came late
+            **{name: value for name, value in asdict(run).items() if name != "options" or value},  # it came late
             "settings": self.settings(run).described(),
             "draws": sizes.draws,
             "cdf_samples": self.samples_behind(run),
