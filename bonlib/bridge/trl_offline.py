@@ -62,7 +62,7 @@ def bon_sft_trainer(
     from trl import SFTConfig, SFTTrainer
 
     _check(options)
-    _, rows = _examples(BonSft(n), data, settings, tokenizer)
+    _, rows = _examples(BonSft(n, "groups"), data, settings, tokenizer)
     learned = [{"input_ids": prompt + best, "labels": [NOTHING] * len(prompt) + best} for prompt, (best,), _ in rows]
     args = paced(SFTConfig, settings, folder, settings.prompts * settings.group, **{"max_length": None, **options})
     return SFTTrainer(

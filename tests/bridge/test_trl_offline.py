@@ -1,7 +1,9 @@
 """BoN-SFT and pairs by TRL: one step is ours, on the tokens that were drawn; and what TRL's own losses are instead."""
 
+from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from toy_training import SHORT
@@ -10,6 +12,7 @@ from bonlib.bridge.trl_offline import bon_sft_trainer, pair_trainer
 from bonlib.methods.bon_sft import BonSft
 from bonlib.methods.bonbon import Bonbon
 from bonlib.methods.dpo import Dpo
+from bonlib.methods.qrpo import Qrpo
 from bonlib.models.loaded import load_language_model
 from bonlib.training.learner import PromptTokens
 from bonlib.training.policy import Policy
@@ -60,6 +63,25 @@ def test_a_step_on_pairs_is_ours(method, language_model, training_data, tmp_path
     assert moved > 5e-5
 
 
+def test_each_pair_comes_as_often_as_its_weight_says(language_model, training_data, tmp_path):
+    method = Bonbon(4, 0.3, "weights")
+    trainer = pair_trainer(
+        language_model.model.config.name_or_path, method, training_data, STEP, tmp_path,
+        tokenizer=language_model.tokenizer, **QUIET,
+    )  # fmt: skip
+    prompts, draws, weights, _ = method.examples(training_data.rewards, seed=STEP.seed)
+    places = zip(prompts, draws[:, 0], strict=True)
+    best = [training_data.draws.responses[p].token_ids[d].tolist() for p, d in places]
+    often, wanted = Counter(), Counter()
+    for row in trainer.train_dataset:
+        often[str(row["chosen_ids"])] += 1
+    for row, weight in zip(best, weights, strict=True):
+        wanted[str([token for token in row if token >= 0])] += weight * len(weights) / weights.sum()
+    assert often.total() == len(weights)
+    assert max(abs(often[row] - count) for row, count in wanted.items()) < 0.1 * len(weights)
+    assert np.corrcoef([[often[row], count] for row, count in wanted.items()], rowvar=False)[0, 1] > 0.95
+
+
 def test_a_step_of_bon_sft_is_ours_but_for_the_mean_length(language_model, training_data, tmp_path):
     settings = replace(STEP, prompts=4, group=16)
     trainer = bon_sft_trainer(
@@ -69,9 +91,9 @@ def test_a_step_of_bon_sft_is_ours_but_for_the_mean_length(language_model, train
     trainer.model.eval()
     trainer.model.train = lambda mode=True: trainer.model  # dropout, which SFTTrainer leaves on
     trainer.train()
-    _, tokens, responses = our_step(language_model, training_data, BonSft(4), settings)
+    _, tokens, responses = our_step(language_model, training_data, BonSft(4, "groups"), settings)
     shorter = settings.learning_rate * responses / tokens
-    ours, _, _ = our_step(language_model, training_data, BonSft(4), settings, rate=shorter)
+    ours, _, _ = our_step(language_model, training_data, BonSft(4, "groups"), settings, rate=shorter)
     assert responses == 64
     assert (ours - weights(trainer.model)).abs().max() < 4e-7
     assert (ours - weights(language_model.model)).abs().max() > 1e-3
@@ -107,6 +129,8 @@ def test_what_does_not_fit_is_named(language_model, training_data, tmp_path):
     folder, given = language_model.model.config.name_or_path, {"tokenizer": language_model.tokenizer}
     with pytest.raises(ValueError, match="learns from single responses"):
         pair_trainer(folder, BonSft(4), training_data, STEP, tmp_path, **given)
+    with pytest.raises(ValueError, match=r"method is Qrpo\(.*targets, which TRL does not know"):
+        pair_trainer(folder, Qrpo(0.5), training_data, STEP, tmp_path, **given)
     with pytest.raises(ValueError, match=r"data has 64 scored draws a prompt; .*learns from 100"):
         bon_sft_trainer(folder, 100, training_data, STEP, tmp_path, **given)
     equal = replace(training_data, rewards=0 * training_data.rewards)

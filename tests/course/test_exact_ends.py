@@ -16,6 +16,7 @@ from bonlib.course.experiments.enumerated import Distillation, EnumeratedPrompts
 from bonlib.course.experiments.exact_runs import ExactRun, N, method_of, reference, trained, world
 from bonlib.course.experiments.optima import FAMILIES, optimum
 from bonlib.course.making.enumerable import PROMPTS, letter_sentiment, vowel_count
+from bonlib.estimates import best_of_n_weights
 from bonlib.exact import Outcomes, kl_divergence
 from bonlib.methods.bon_regression import BonRegression
 from bonlib.methods.bon_sft import BonSft
@@ -147,7 +148,15 @@ def test_what_has_no_end_has_no_optimum(prompts):
 PAIRS = Dpo(0.5, generations=64, pairs=500)
 
 
-@pytest.mark.parametrize("method", [BonSft(4), Bonbon(4), PAIRS, replace(PAIRS, identity=True)], ids=repr)
+STORED = [
+    *(BonSft(4, picks) for picks in ("groups", "weights")),
+    *(Bonbon(4, picks=picks) for picks in ("groups", "weights")),
+    *(PAIRS, replace(PAIRS, identity=True)),
+    *REGRESSIONS,
+]
+
+
+@pytest.mark.parametrize("method", STORED, ids=repr)
 def test_stored_draws_are_learned_from_as_the_method_chooses_them(prompts, method):
     policy, start = TabularPolicy(prompts.ref_log_probs), prompts.ref_log_probs
     objective, other = (prompts.learn_stored(method, count=512, seed=seed) for seed in (1, 2))
@@ -157,6 +166,13 @@ def test_stored_draws_are_learned_from_as_the_method_chooses_them(prompts, metho
     train_exactly(policy, objective, steps=20, learning_rate=0.1)
     assert objective(policy().detach(), 1.0) < begun
     assert prompts.judge(policy(), 4).win_rate[0] > 0.5
+
+
+def test_each_stored_draw_counts_by_its_weight(prompts):
+    outcomes, log_p = prompts.outcomes[0], prompts.log_best_of(2).clamp(min=-40).log_softmax(1)
+    stored = np.random.default_rng(3).choice(len(outcomes), 300, p=outcomes.probs)
+    want = -best_of_n_weights(outcomes.rewards[stored], 4) @ log_p[0, stored].numpy()
+    assert float(prompts.learn_stored(BonSft(4, "weights"), count=300, seed=3)(log_p, 0.0)) == pytest.approx(want)
 
 
 def test_stored_draws_without_an_example_are_refused(prompts):

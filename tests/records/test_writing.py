@@ -8,7 +8,8 @@ import pytest
 
 from bonlib.estimates import best_of_n_weights
 from bonlib.inference.best_of_n import best_of_n
-from bonlib.methods.bonbon import bonbon_target
+from bonlib.methods.bonbon import Bonbon, bonbon_target
+from bonlib.records import exports
 from bonlib.records.reading import read
 from bonlib.records.writing import KINDS, export
 
@@ -102,6 +103,12 @@ def test_pairs_for_dpo(tmp_path, records, table):
         export(tied, "dpo", path)
     tied = records_of(tmp_path, [{**row, "reward": float(at == 5)} for at, row in enumerate(table[:16])])
     assert export(tied, "dpo", path, n=8, pairs=28) == 7
+
+
+def test_pairs_with_weights_are_refused(records):
+    method = Bonbon(3, picks="weights")
+    with pytest.raises(ValueError, match="pairs have weights or targets"):
+        exports._pairs(records, 3, lambda rewards: method.examples(rewards, seed=0))
 
 
 def test_best_and_worst_for_bonbon(tmp_path, records):
