@@ -150,7 +150,7 @@ _TABLE = {
     ),
     "InfAlign": _Family(
         "pull", "β_i", lambda outcomes, knobs: infalign_optimum(outcomes, round(knobs.n), knobs.pull),
-        lambda _: np.geomspace(100, 0.01, 40), lambda *_: "1, once trained",
+        lambda _: np.geomspace(100, 1e-5, 50), lambda *_: "1, once trained",
     ),
 }  # fmt: skip
 
