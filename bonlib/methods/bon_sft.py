@@ -40,12 +40,12 @@ class BonSft(OffPolicy):
 
     Attributes:
         n: number of draws N.
-        picks: what is learned of a prompt's draws: "groups", the best of every N; or "weights", each as often as it is
-            the best of N random ones of them, which has the same mean and less noise.
+        picks: what is learned of a prompt's draws: "weights", each as often as it is the best of N random ones of them;
+            or "groups", the best of every N, which has the same mean and more noise.
     """
 
     n: int
-    picks: Picks = "groups"
+    picks: Picks = "weights"
     late: ClassVar[Mapping[str, Any]] = {"picks": "groups"}
 
     def __post_init__(self) -> None:
@@ -58,7 +58,7 @@ class BonSft(OffPolicy):
         return self.n
 
     def examples(self, rewards: Array, *, seed: int) -> Examples:
-        """Return the best of each N draws, or all that may be, with their weights."""
+        """Return all draws that may be the best of N, with their weights, or the best of each N."""
         if self.picks == "weights":
             weights = best_of_n_weights(rewards, self.n)
             prompts, draws = np.nonzero(weights)
@@ -80,7 +80,7 @@ register(
     colour="#fbafe4",
     marker="X",
     grid=(2, 8, 32, 128, 512),
-    samples="the best of every N stored draws of the reference, or all by their chance to be it",
+    samples="stored draws of the reference by their chance to be the best of N, or the best of every N",
     objective="`nll`: −log πθ(best), the forward KL to best-of-N",
     source="Amini et al., app. H",
     place=7,

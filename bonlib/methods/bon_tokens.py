@@ -162,7 +162,7 @@ register(
     algorithm="offline",
     label="BoN by tokens",
     colour="#d62728",
-    marker="d",
+    marker="$T$",
     grid=(2, 8, 32, 128, 512),
     samples="stored draws, half of them best of N; at each of their prefixes 16 next tokens, judged by a value of "
     "prefixes that is fitted to the stored draws",

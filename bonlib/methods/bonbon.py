@@ -92,13 +92,13 @@ class Bonbon(OffPolicy):
         n: number of draws.
         sft_weight: share of the likelihood; None for the one with which both terms are equal at the reference, as its
             authors advise.
-        picks: of a prompt's draws, "groups" for the best and the worst of every n; "weights" for each as often as it is
-            the best of n random ones of them, with the worst of such n.
+        picks: of a prompt's draws, "weights" for each as often as it is the best of n random ones of them, with the
+            worst of such n; "groups" for the best and the worst of every n.
     """
 
     n: int
     sft_weight: float | None = None
-    picks: Picks = "groups"
+    picks: Picks = "weights"
     late: ClassVar[Mapping[str, Any]] = {"picks": "groups"}
 
     def __post_init__(self) -> None:
@@ -114,7 +114,7 @@ class Bonbon(OffPolicy):
         return self.n
 
     def examples(self, rewards: Array, *, seed: int) -> Examples:
-        """Return the best and the worst of each N draws, or all that may be the best, with a worst and weights."""
+        """Return all that may be the best of N draws, with a worst and weights, or the best and the worst of each N."""
         if self.picks == "weights":
             rng, weights = np.random.default_rng(seed), best_of_n_weights(rewards, self.n)
             worst = np.stack([lowest_beside(row, self.n, rng) for row in rewards])
@@ -152,7 +152,7 @@ register(
     colour="#56b4e9",
     marker="v",
     grid=(2, 8, 32, 128, 512),
-    samples="best and worst of the same N stored draws, or all by their chance to be the best, each with such a worst",
+    samples="stored draws by their chance to be the best of N, with the worst of such N; or best and worst of every N",
     objective="`bonbon_loss`: a·NLL(best) + (1−a)(Δθ − Δπ − t_N)²",
     source="Gui et al.",
     place=6,

@@ -147,14 +147,14 @@ class Bond(Anchored):
             divergences is best-of-n itself.
         anchor_draws: responses of a moving anchor a prompt and step, for its reward CDF and its best-of-n. A reference
             that stays has the stored draws.
-        picks: how best-of-n responses are taken from these: "groups", each the best of n random ones; or "weights",
-            by their chances to be that, evenly spaced, so that each comes as often as it can.
+        picks: how best-of-n responses are taken from these: "weights", by their chances to be the best of n random
+            ones, evenly spaced from the worst to the best; or "groups", each the best of n of them, with more noise.
     """
 
     n: int
     term_b: bool = False
     anchor_draws: int = 16
-    picks: Picks = "groups"
+    picks: Picks = "weights"
     late: ClassVar[Mapping[str, Any]] = {"picks": "groups"}
 
     def __post_init__(self) -> None:
@@ -242,8 +242,10 @@ class BondLearner(OnPolicyLearner[BondShard]):
         returns = self.method.returns(seen, cdf)
         rng = np.random.default_rng([settings.seed, step, place, 2])
         if self.method.picks == "weights":
-            weights = best_of_n_weights(rewards, self.method.n)
-            best = np.stack([resampled(row, settings.group, rng) for row in weights])
+            order, weights = np.argsort(rewards, axis=1), best_of_n_weights(rewards, self.method.n)
+            ranked = np.take_along_axis(weights, order, axis=1)
+            spaced = np.stack([resampled(row, settings.group, rng) for row in ranked])
+            best = np.take_along_axis(order, spaced, axis=1)
         else:
             best = best_of_subsets(rewards, self.method.n, settings.group, rng)
         learned = [answers[row][draw].tolist() for row, draws in enumerate(best) for draw in draws]
@@ -296,7 +298,8 @@ register(
     colour="#4b0092",
     marker="p",
     grid=(2, 4, 8, 32, 128),
-    samples="4 responses a prompt from the policy, and 4 best of N random stored draws; M stored draws for F̂",
+    samples="4 responses a prompt from the policy, and 4 stored draws by their chance to be the best of N; "
+    "M stored draws for F̂",
     objective="`jeffreys_loss`: (1−w) `nll`(best) + w (N−1) `reinforce_loss`, with `bond_return`: "
     "log F̂≤ − (log πθ − log π)/(N−1)",
     source="Sessa et al., Eqs. 11–15",

@@ -17,7 +17,7 @@ def test_nll_and_the_forward_divergence_have_best_of_n_as_optimum():
 
 
 def test_it_learns_from_the_best_of_every_n_draws():
-    prompts, best, *_ = BonSft(3).examples(np.array([[3.0, 1.0, 2.0, 5.0, 9.0, 7.0], [0.0] * 6]), seed=0)
+    prompts, best, *_ = BonSft(3, "groups").examples(np.array([[3.0, 1.0, 2.0, 5.0, 9.0, 7.0], [0.0] * 6]), seed=0)
     assert prompts.tolist() == [0, 0, 1, 1]
     assert best[:2].tolist() == [[0], [4]]
 

@@ -70,7 +70,7 @@ def test_bonbon_is_a_weighted_mean_of_likelihood_and_ipo(pair, n, weight):
 
 def test_bonbon_learns_from_best_and_worst_of_the_same_draws():
     rewards = np.array([[3.0, 1.0, 2.0, 5.0, 9.0, 7.0]])
-    prompts, pairs, *_ = Bonbon(3).examples(rewards, seed=0)
+    prompts, pairs, *_ = Bonbon(3, picks="groups").examples(rewards, seed=0)
     assert pairs.tolist() == [[0, 1], [4, 3]]
     assert prompts.tolist() == [0, 0]
 

@@ -10,12 +10,14 @@ import torch
 from five_responses import MODEL, TIED, N, tables, tensor
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import rankdata
 from toy_training import PROMPTS as TOY_PROMPTS
 from toy_training import begin
 
 from bonlib.course.experiments import exact_runs
 from bonlib.course.experiments.enumerated import Distillation, EnumeratedPrompts, TabularPolicy, train_exactly
 from bonlib.course.making.enumerable import PROMPTS
+from bonlib.estimates import best_of_n_weights
 from bonlib.methods.bond import Bond, best_of_subsets, bond_return, iterative_bond, jeffreys_loss
 from bonlib.methods.jbond import JBond
 from bonlib.methods.vbon import vbon_return
@@ -111,6 +113,33 @@ def test_over_many_subsets_the_best_have_the_probabilities_of_best_of_n():
     best = best_of_subsets(np.arange(6.0)[None], 2, 20_000, np.random.default_rng(0))
     want = [rank / 15 for rank in range(6)]  # without replacement: C(rank, 1)/C(6, 2)
     np.testing.assert_allclose(np.bincount(best[0], minlength=6) / 20_000, want, atol=0.01)
+
+
+def test_picks_by_weights_have_the_same_mean_and_less_noise(language_model, training_data, tmp_path):
+    places = {  # which draw a response to a prompt is, where no two are the same
+        (prompt, *row[row >= 0].tolist()): place
+        for prompt, responses in zip(TOY_PROMPTS, training_data.draws.responses, strict=True)
+        for place, row in enumerate(responses.token_ids)
+    }
+    quantiles = rankdata(training_data.rewards, axis=1) / 64
+    want = (best_of_n_weights(training_data.rewards, 8) * quantiles).sum(axis=1)
+    noise = {}
+    for picks in ("weights", "groups"):
+        learner = begin(language_model, training_data, tmp_path / picks, Bond(8, picks=picks), group=4).learner
+        means = []
+        for step in range(40):
+            shard = learner.shard(step, 0)
+            found = [
+                quantiles[TOY_PROMPTS.index(prompt), places[(prompt, *row[mask.bool()].tolist())]]
+                for prompt, row, mask in zip(
+                    shard.prompts, shard.batch.responses[16:], shard.batch.response_mask[16:], strict=True
+                )
+            ]
+            rows = [TOY_PROMPTS.index(prompt) for prompt in shard.prompts[::4]]
+            means.extend(np.array(found).reshape(4, 4).mean(axis=1) - want[rows])
+        assert np.mean(means) == pytest.approx(0, abs=4 * np.std(means) / len(means) ** 0.5)
+        noise[picks] = np.var(means)
+    assert noise["weights"] < 0.7 * noise["groups"]
 
 
 @pytest.mark.parametrize("method", [JBond(anchor_rate=0.25), iterative_bond(2, anchor_draws=6)], ids=["ema", "copy"])

@@ -8,9 +8,10 @@ import torch
 from toy_training import SHORT, weights_of
 
 from bonlib import methods
+from bonlib.course.experiments.exact_runs import ExactRun, method_of
+from bonlib.course.experiments.sentiment import Run
 from bonlib.methods import METHODS, get_method
 from bonlib.methods.registry import register
-from bonlib.training.off_policy import OffPolicy
 from bonlib.training.on_policy import OnPolicy
 from bonlib.training.trainer import TrainingRun
 
@@ -37,7 +38,7 @@ def test_no_two_methods_look_alike(field):
 def test_every_method_has_what_tables_and_sweeps_ask_for(name):
     entry = get_method(name)
     method = settings_of(entry)
-    assert isinstance(method, OffPolicy if entry.algorithm == "offline" else OnPolicy)
+    assert isinstance(method, OnPolicy) == (entry.algorithm != "offline")
     assert all(asdict(entry.make(value)) for value in entry.grid)
     assert set(entry.decides or [entry.setting]) | set(entry.options) == set(asdict(method))
     assert (replace(BRIEF, **entry.training).ppo is not None) == (entry.algorithm == "ppo")
@@ -102,3 +103,5 @@ def test_a_late_field_leaves_older_runs_their_identity():
     assert entry.as_stored(()) == dict([old])  # whatever the method's own value is by now
     assert entry.as_stored([("other", 1), new]) == {"other": 1, "picks": "weights"}
     assert METHODS["vbon"].as_stored([("other", 1)]) == {"other": 1}
+    assert Run("bon-sft", 8, 0).make() == method_of(ExactRun("bon-sft")) == entry.make(8, picks="groups")
+    assert Run("bon-sft", 8, 0, options=(new,)).make() == entry.make(8, picks="weights")

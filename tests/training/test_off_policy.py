@@ -19,7 +19,7 @@ from bonlib.training.trainer import train
 pytestmark = pytest.mark.usefixtures("one_accelerator")
 
 
-METHODS = [Dpo(0.1), Bonbon(4), BonSft(4, "weights"), Bonbon(4, picks="weights"), BonRegression(4), Qrpo(0.1)]
+METHODS = [Dpo(0.1), Bonbon(4), Bonbon(4, picks="groups"), BonSft(4), BonRegression(4), Qrpo(0.1)]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
