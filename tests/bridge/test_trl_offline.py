@@ -15,6 +15,7 @@ from bonlib.methods.dpo import Dpo
 from bonlib.methods.qrpo import Qrpo
 from bonlib.models.loaded import load_language_model
 from bonlib.training.learner import PromptTokens
+from bonlib.training.off_policy import resampled
 from bonlib.training.policy import Policy
 
 pytestmark = [
@@ -31,7 +32,10 @@ def weights(model):
 
 def our_step(loaded, data, method, settings, rate=None):
     """Weights after one step of SGD on all examples, and the tokens of these."""
-    prompts, chosen, *_ = method.examples(data.rewards, seed=settings.seed)
+    prompts, chosen, often, _ = method.examples(data.rewards, seed=settings.seed)
+    if often is not None:
+        taken = resampled(often, len(often), np.random.default_rng(settings.seed))
+        prompts, chosen = prompts[taken], chosen[taken]
     method = method.balanced(data.draws.log_probs[prompts, chosen[:, 0]])
     places = [(p, d) for p, row in zip(prompts, chosen, strict=True) for d in row]
     batch = PromptTokens(loaded, data).batch(
@@ -46,7 +50,7 @@ def our_step(loaded, data, method, settings, rate=None):
     return weights(policy), int(batch.response_mask.sum()), len(places)
 
 
-@pytest.mark.parametrize("method", [Bonbon(4), Dpo(0.5), Dpo(0.05, identity=True)], ids=lambda m: str(m)[:30])
+@pytest.mark.parametrize("method", [Bonbon(4), Bonbon(4, picks="groups"), Dpo(0.5), Dpo(0.05, identity=True)], ids=repr)
 def test_a_step_on_pairs_is_ours(method, language_model, training_data, tmp_path):
     pairs = len(method.examples(training_data.rewards, seed=0)[0])
     settings = replace(STEP, prompts=2, group=pairs, learning_rate=1e-4)
