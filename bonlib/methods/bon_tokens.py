@@ -137,7 +137,9 @@ class BonTokensLearner(Learner[NextTokensShard]):
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         chosen = some_of(log_probs, batch.responses[real], self.method.choices, generator)
         batch = replace(batch, instead=_placed(chosen, real))
-        values = self.values(self.reader.next(names, batch))
+        with torch.autocast(self.reference.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            known = self.reader.next(names, batch)
+        values = self.values(known)
         return NextTokensShard(batch, names, _placed(log_probs.gather(1, chosen), real), figures={}, values=values)
 
     def _one(self, row: int, rng: np.random.Generator) -> int:

@@ -110,6 +110,9 @@ def test_what_is_known_of_next_tokens_is_what_is_known_along_responses_with_them
     batch = tokens.batch(prompts, [[5, 6, 7, -1], [5, 6, 7, 8]])
     instead = torch.tensor([[[5, 9], [6, 3], [7, 4], [0, 0]], [[5, 2], [6, 9], [7, 7], [8, 3]]])
     following = reader.next(prompts, replace(batch, instead=instead))
+    assert reader.branches
+    reader.branches = False  # as for a model that cannot read them so
+    torch.testing.assert_close(reader.next(prompts, replace(batch, instead=instead)), following, rtol=1e-3, atol=1e-4)
     along = reader.along(prompts, batch)
     torch.testing.assert_close(following[1, :, 0], along[1, 1:], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(following[0, :3, 0], along[0, 1:4], rtol=1e-3, atol=1e-4)
