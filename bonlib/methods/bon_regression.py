@@ -81,7 +81,7 @@ class BonRegression(OffPolicy):
 
     n: int
     sampling: Sampling = "best"
-    likelihood: float = 0.5
+    likelihood: float = 1.0
 
     def __post_init__(self) -> None:
         what = "the weight of the likelihood"
