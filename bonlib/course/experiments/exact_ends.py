@@ -53,6 +53,7 @@ BETAS: dict[str, dict[str, float | None]] = {
         "bon-regression": None,
     }
 }
+WEIGHTED = ("bon-sft", "bonbon")  # that learn from all stored draws by their weights, beside groups
 PAIRS: Options = (("generations", 2048), ("pairs", 16_384))  # of DPO and IPO: 6 draws a prompt are theirs elsewhere
 
 
@@ -130,7 +131,7 @@ def grid(reward: str = "letters") -> Iterator[ExactRun]:
             if kind != "optimum" or optimum(method_of(run), world(reward).outcomes[0], steps, run.group) is not None:
                 yield run
     for seed in range(SEEDS):
-        for method, beta, options in entered:
+        for method, beta, options in (*entered, *((method, None, (("picks", "weights"),)) for method in WEIGHTED)):
             if method != "jbond":  # which has no end
                 yield _from_draws(method, reward, beta, options, seed)
 

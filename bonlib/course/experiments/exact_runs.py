@@ -58,7 +58,7 @@ MS = (8, 64, 512)
 SMOOTHINGS = get_args(Smoothing)
 PAIRWISE = ("bonbon", "ipo", "dpo")  # there are too many pairs to list: they have samples only
 # With which a method ends closest to best-of-N after a short exact training; of two within 5 % the smaller.
-LEARNING_RATES = {"vbon": 6e-3, "vbon-bound": 6e-3, "ipo": 6e-3, "dpo": 2e-3}
+LEARNING_RATES = {"vbon": 6e-3, "vbon-bound": 6e-3, "ipo": 6e-3, "dpo": 2e-3, "bon-regression": 6e-3}
 LEARNING_RATE = 18e-3  # of the others; J-BOND, which has no end, has BOND's
 TINY = 1e-300  # in the place of a probability of 0, whose logarithm nothing can be multiplied by
 BOND_STEPS, BOND_EVERY = 300, 50  # of the runs step by step; from one copy of the policy to the anchor to the next
@@ -419,4 +419,6 @@ def label(method: str, beta: float | None, options: str = "") -> str:
         return f"DPO, β = {beta:g}"
     if method == "bond" and options:
         return "BOND with B" if options == "term_b=True" else METHODS["bond-iterative"].label
+    if options == "picks=weights":
+        return f"{METHODS[method].label}, weights"
     return {"ipo": "IPO", "kl-rl-rloo": "KL-RL"}.get(method) or METHODS[method].label  # of KL-RL there is one here
