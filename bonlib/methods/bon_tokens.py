@@ -126,8 +126,8 @@ class BonTokensLearner(Learner[NextTokensShard]):
     def shard(self, step: int, place: int) -> NextTokensShard:
         """Take stored draws, and find out what other next tokens would promise at each of their prefixes."""
         settings, rng = self.settings, np.random.default_rng([self.settings.seed, step, place])
-        count = settings.prompts // settings.shards
-        rows = np.repeat(self.rounds.at(step * settings.prompts + place * count, count), settings.group)
+        count = self.responses // settings.shards
+        rows = self.rounds.at(step * self.responses + place * count, count)
         draws = [self._one(row, rng) for row in rows]
         names = [self.draws.prompts[row] for row in rows]
         stored = [self.draws.responses[row].token_ids[draw].tolist() for row, draw in zip(rows, draws, strict=True)]

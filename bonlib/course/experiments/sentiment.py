@@ -49,7 +49,8 @@ class Run:
         method: a key of `bonlib.methods.registry.METHODS`.
         value: of its setting, which its entry in `METHODS` names.
         seed: of training.
-        sweep: which table it belongs to: "sentiment", "cdf", "budget", "bond", "learning_rates" or "tldr".
+        sweep: which table it belongs to: "sentiment", "cdf", "budget", "frontier", "bond", "learning_rates" or
+            "tldr".
         cdf: "samples" for a CDF counted on samples, "exponential" for a curve fitted to that, "learned" for a quantile
             model.
         m: samples behind it.
@@ -278,13 +279,14 @@ class Harness:
         return evaluate(policy, self.setting.reference, self.setting.reward_model, self.test)
 
     def divergences(self, run: Run, policy: LoadedModel, evaluation: Evaluation, test: TestSet) -> dict[str, float]:
-        """Return what is measured of BOND besides: quantiles, and if the target stays, KLs to and from it."""
-        method = run.make()
-        if not isinstance(method, Bond | JBond):
-            return {}
-        found = {"log_quantile": log_quantiles(evaluation, test)}
-        if isinstance(method, Bond) and not method.asks_anchor and self.compares:
-            found["reverse_kl"], found["forward_kl"] = divergences(policy, evaluation, test, method.n)
+        """Return the KLs to and from best-of-n where that is the target and stays, and of BOND the quantiles besides."""
+        method, found = run.make(), {}
+        if isinstance(method, Bond | JBond):
+            found["log_quantile"] = log_quantiles(evaluation, test)
+        n = getattr(method, "n", None)
+        draws = 0 if test.rewards is None or not self.compares else test.rewards.shape[1]
+        if n and not method.asks_anchor and 2 * n <= draws:
+            found["reverse_kl"], found["forward_kl"] = divergences(policy, evaluation, test, n)
         row: dict[str, float] = {}
         for name, table in found.items():
             mean, error = mean_over_prompts(table.mean(axis=1))
