@@ -279,7 +279,7 @@ class Harness:
         return evaluate(policy, self.setting.reference, self.setting.reward_model, self.test)
 
     def divergences(self, run: Run, policy: LoadedModel, evaluation: Evaluation, test: TestSet) -> dict[str, float]:
-        """Return the KLs to and from best-of-n where that is the target and stays, and of BOND the quantiles besides."""
+        """Return the KLs to and from best-of-n, where that is the target and stays; of BOND the quantiles as well."""
         method, found = run.make(), {}
         if isinstance(method, Bond | JBond):
             found["log_quantile"] = log_quantiles(evaluation, test)
