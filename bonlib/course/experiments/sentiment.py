@@ -283,10 +283,10 @@ class Harness:
         method, found = run.make(), {}
         if isinstance(method, Bond | JBond):
             found["log_quantile"] = log_quantiles(evaluation, test)
-        n = getattr(method, "n", None)
+        n = getattr(method, "n", 0)
         draws = 0 if test.rewards is None or not self.compares else test.rewards.shape[1]
-        if n and not method.asks_anchor and 2 * n <= draws:
-            found["reverse_kl"], found["forward_kl"] = divergences(policy, evaluation, test, n)
+        if n and n == int(n) and not method.asks_anchor and 2 * n <= draws:
+            found["reverse_kl"], found["forward_kl"] = divergences(policy, evaluation, test, int(n))
         row: dict[str, float] = {}
         for name, table in found.items():
             mean, error = mean_over_prompts(table.mean(axis=1))
