@@ -93,19 +93,8 @@ def budget_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
 
 
 def frontier_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
-    """Return the runs of notebook 16 that tell what brings BoN by tokens nearer to best-of-N, here at N = 16."""
-    steps = profile.training.steps
-    tried: list[tuple[int, dict[str, Any], dict[str, Any]]] = [
-        *((seed, {"steps": 2 * steps}, {}) for seed in profile.training.seeds),
-        (0, {}, {}),
-        (0, {}, {"choices": 2}),
-        (0, {}, {"best": 0.0}),
-    ]
-    return [
-        Run(method, 16, seed, "frontier", changes=tuple(changes.items()), options=tuple(options.items()))
-        for seed, changes, options in tried
-        for method in methods or ("bon-tokens",)
-    ]
+    """Return the runs of notebook 16 that tell how near values of prefixes bring a policy: BoN by tokens at two N."""
+    return [Run(method, n, 0, "frontier") for n in (8, 16) for method in _imitators(methods, "bon-tokens")]
 
 
 def bond_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
