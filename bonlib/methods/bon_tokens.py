@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from bonlib.estimates import best_of_n_weights
 from bonlib.methods.registry import register
 from bonlib.models.reading import response_logits
 from bonlib.training.learner import Learner, OngoingRun, PromptTokens, Rounds, Shard, TrainingMethod
-from bonlib.training.prefix_values import PrefixReader, PrefixRecipe, fit_prefix_values
+from bonlib.training.prefix_values import PrefixReader, PrefixRecipe, PrefixValues, fit_prefix_values
 
 
 def next_token_loss(log_probs: Tensor, ref_log_probs: Tensor, values: Tensor) -> Tensor:
@@ -119,8 +120,12 @@ class BonTokensLearner(Learner[NextTokensShard]):
         self.responses = run.settings.prompts * run.settings.group
         self.chances = best_of_n_weights(self.rewards, method.n)
         self.reader = PrefixReader(run.reference, run.data.reward_model, self.draws.prompts, self.rewards)
-        recipe = PrefixRecipe(draws=method.value_draws, steps=method.value_steps)
-        self.values = fit_prefix_values(self.reader, self.tokens, self.draws, self.rewards, method.n, recipe)
+
+    @cached_property
+    def values(self) -> PrefixValues:
+        """The values, fitted when the first step asks for them: a finished run is loaded without."""
+        recipe = PrefixRecipe(draws=self.method.value_draws, steps=self.method.value_steps)
+        return fit_prefix_values(self.reader, self.tokens, self.draws, self.rewards, self.method.n, recipe)
 
     @torch.no_grad()
     def shard(self, step: int, place: int) -> NextTokensShard:

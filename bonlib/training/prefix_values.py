@@ -119,10 +119,8 @@ class PrefixReader:
     def along(self, prompts: Sequence[str], batch: TokenBatch) -> Tensor:
         """Return what is known before each token of the responses and after the last one, (B, T + 1, width)."""
         own = [row[:length].tolist() for row, length in zip(batch.responses, batch.lengths, strict=True)]
-        texts, device = (
-            [[*prompt, *row] for prompt, row in zip(batch.prompts, own, strict=True)],
-            batch.responses.device,
-        )
+        texts = [[*prompt, *row] for prompt, row in zip(batch.prompts, own, strict=True)]
+        device = batch.responses.device
         ids, mask = padded(texts, batch.pad_id, device)
         said = inner(self.model).base_model(ids, attention_mask=mask).last_hidden_state
         begins = torch.tensor([len(prompt) - 1 for prompt in batch.prompts], device=device)
@@ -251,6 +249,7 @@ def fit_prefix_values(
     return _fitted(*fitted, torch.cat(owner), len(draws.prompts), recipe, tokens.device)
 
 
+@torch.enable_grad()  # a learner asks for values while it takes no gradients
 def _fitted(
     features: Tensor,
     targets: Tensor,
