@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +81,13 @@ def flag(name: str, value: object) -> bool:
     if not isinstance(given, bool):
         raise ValueError(f"{name} is {given!r}; it must be True or False")
     return given
+
+
+def one_of(name: str, value: Any, choices: Iterable[str]) -> Any:
+    """Return a word that is one of those, or raise a ValueError that names them."""
+    if value not in (known := tuple(choices)):
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
+    return value
 
 
 def literal(text: str) -> Any:

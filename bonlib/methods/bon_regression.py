@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from bonlib.cdf import snapped
-from bonlib.checks import check_finite, check_log_probs, check_shapes, number, settle, whole
+from bonlib.checks import check_finite, check_log_probs, check_shapes, number, one_of, settle, whole
 from bonlib.estimates import best_of_n_weights
 from bonlib.exact import Array, Outcomes
 from bonlib.methods.bon_sft import nll
@@ -90,8 +90,7 @@ class BonRegression(OffPolicy):
             n=whole("n", self.n, 1, what="the number of draws"),
             likelihood=number("likelihood", self.likelihood, least=0, what=what),
         )
-        if self.sampling not in get_args(Sampling):
-            raise ValueError(f"sampling is {self.sampling!r}; it must be one of {', '.join(get_args(Sampling))}")
+        one_of("sampling", self.sampling, get_args(Sampling))
 
     @property
     def needs_draws(self) -> int:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 from torch import Tensor
 
-from bonlib.checks import check_log_probs, settle, whole
+from bonlib.checks import check_log_probs, one_of, settle, whole
 from bonlib.estimates import best_of_n_weights
 from bonlib.exact import Array
 from bonlib.inference.best_of_n import best_of_n
 from bonlib.methods.registry import register
-from bonlib.training.off_policy import Examples, OffPolicy, Picks, check_picks
+from bonlib.training.off_policy import Examples, OffPolicy, Picks
 
 
 def nll(log_probs: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class BonSft(OffPolicy):
 
     def __post_init__(self) -> None:
         settle(self, n=whole("n", self.n, 1, what="the number of draws"))
-        check_picks(self.picks)
+        one_of("picks", self.picks, get_args(Picks))
 
     @property
     def needs_draws(self) -> int:

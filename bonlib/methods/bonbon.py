@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bonlib.cdf import snapped
-from bonlib.checks import number, settle, whole
+from bonlib.checks import number, one_of, settle, whole
 from bonlib.estimates import best_of_n_weights
 from bonlib.exact import Array
 from bonlib.inference.best_of_n import best_of_n
@@ -20,7 +20,7 @@ from bonlib.methods.bon_sft import nll
 from bonlib.methods.dpo import pair_margin
 from bonlib.methods.registry import register
 from bonlib.training.learner import Indices
-from bonlib.training.off_policy import Examples, OffPolicy, Picks, check_picks
+from bonlib.training.off_policy import Examples, OffPolicy, Picks
 
 
 def bonbon_target(n: int) -> float:
@@ -103,7 +103,7 @@ class Bonbon(OffPolicy):
 
     def __post_init__(self) -> None:
         settle(self, n=whole("n", self.n, 1, what="the number of draws"))
-        check_picks(self.picks)
+        one_of("picks", self.picks, get_args(Picks))
         if self.sft_weight is not None:
             what = "None is for equal terms, else it"
             settle(self, sft_weight=number("sft_weight", self.sft_weight, least=0, most=1, what=what))

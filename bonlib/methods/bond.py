@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bonlib.checks import LOG_PROB_SLACK, check_log_probs, check_shapes, flag, number, settle, whole
+from bonlib.checks import LOG_PROB_SLACK, check_log_probs, check_shapes, flag, number, one_of, settle, whole
 from bonlib.estimates import best_of_n_weights
 from bonlib.exact import Array
 from bonlib.methods.bon_sft import nll
@@ -20,7 +20,7 @@ from bonlib.methods.registry import register
 from bonlib.models.reading import TokenBatch
 from bonlib.training.gradients import reinforce_loss
 from bonlib.training.learner import Indices, OngoingRun, summed
-from bonlib.training.off_policy import Picks, check_picks, resampled
+from bonlib.training.off_policy import Picks, resampled
 from bonlib.training.on_policy import DrawnShard, Judged, OnPolicy, OnPolicyLearner
 from bonlib.training.policy import Policy
 from bonlib.training.reward_cdf import LogCdf, SampledCdf
@@ -165,7 +165,7 @@ class Bond(Anchored):
             term_b=flag("term_b", self.term_b),
             anchor_draws=whole("anchor_draws", self.anchor_draws, 1),
         )
-        check_picks(self.picks)
+        one_of("picks", self.picks, get_args(Picks))
         if self.asks_anchor and self.anchor_draws < self.n:
             raise ValueError(f"anchor_draws is {self.anchor_draws}; the best of {self.n} needs as many at least")
 

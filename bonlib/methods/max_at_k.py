@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from bonlib.checks import settle, whole
+from bonlib.checks import one_of, settle, whole
 from bonlib.methods.kl_rl import KlRl, kl_rl_return
 from bonlib.methods.registry import register
 from bonlib.training.gradients import in_groups, leave_one_out
@@ -56,8 +56,7 @@ def max_at_k_weights(rewards: Tensor, *, k: int, estimator: Estimator = "loo-1")
 
     Source: Walder and Karkhanis 2025 (PKPO); at group = k "loo-1" is Tang et al. 2025.
     """
-    if estimator not in get_args(Estimator):
-        raise ValueError(f"estimator is {estimator!r}; it must be one of {', '.join(get_args(Estimator))}")
+    one_of("estimator", estimator, get_args(Estimator))
     size = _size(rewards, k, estimator == "loo")
     ordered, places = rewards.sort(dim=1)
     weights = ordered @ rewards.new_tensor(_by_place(size, k, estimator)).T
@@ -136,8 +135,7 @@ class MaxAtK(KlRl):
     def __post_init__(self) -> None:
         super().__post_init__()
         settle(self, k=whole("k", self.k, 1, what="the number of draws"))
-        if self.estimator not in get_args(Estimator):
-            raise ValueError(f"estimator is {self.estimator!r}; it must be one of {', '.join(get_args(Estimator))}")
+        one_of("estimator", self.estimator, get_args(Estimator))
 
     @property
     def needs_group(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Self, get_args
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -84,12 +84,6 @@ class OffPolicy(TrainingMethod):
     def learner(self, run: OngoingRun) -> OffPolicyLearner:
         """Return what learns by this method."""
         return OffPolicyLearner(self, run)
-
-
-def check_picks(picks: Picks) -> None:
-    """Raise a ValueError unless the best of n draws are picked from groups, or by their weights."""
-    if picks not in get_args(Picks):
-        raise ValueError(f"picks is {picks!r}; it must be one of {', '.join(get_args(Picks))}")
 
 
 def resampled(weights: Array, count: int, rng: np.random.Generator) -> Indices:
