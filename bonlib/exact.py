@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import softmax
 
-from bonlib.checks import as_numbers, settle
+from bonlib.checks import as_numbers, one_of, settle
 
 Array = NDArray[np.float64]
 Ties = Literal["first", "order"]
@@ -187,9 +187,7 @@ class Outcomes:
                 f"beta is {beta}; the KL coefficient must be positive (its limit 0 keeps the best outcome)"
             )
         rewards = {"raw": self.rewards, "calibrated": self.calibrated_reward, "log_cdf": self.log_cdf}
-        if reward not in rewards:
-            raise ValueError(f"reward is {reward!r}; it must be one of {', '.join(rewards)}")
-        return softmax(self.log_probs + self._advantage(rewards[reward]) / beta)
+        return softmax(self.log_probs + self._advantage(rewards[one_of("reward", reward, rewards)]) / beta)
 
     def rebase(self, p: ArrayLike) -> Outcomes:
         """Return the same outcomes and rewards with policy `p`, shape (K,), as the reference to draw from.

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bonlib.checks import one_of
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -413,9 +415,7 @@ def get_profile(name: str) -> Profile:
     Raises:
         ValueError: if there is none of that name.
     """
-    if name not in PROFILES:
-        raise ValueError(f"profile is {name!r}; it must be one of {', '.join(PROFILES)}")
-    return PROFILES[name]
+    return PROFILES[one_of("profile", name, PROFILES)]
 
 
 def known_sizes(sizes: Imdb | Summaries) -> dict[str, Any]:

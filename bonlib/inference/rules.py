@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bonlib.checks import as_numbers, enter, settle, shown, whole
+from bonlib.checks import as_numbers, enter, one_of, settle, shown, whole
 from bonlib.exact import Array, Outcomes
 
 RULES: dict[str, RuleEntry] = {}  # in the order in which tables list them
@@ -143,9 +143,7 @@ def make_rule(name: str, **settings: Any) -> Rule:
     Raises:
         ValueError: if there is none of that name, or a field is missing, unknown or out of range.
     """
-    if name not in RULES:
-        raise ValueError(f"rule is {name!r}; it must be one of {', '.join(RULES)}")
-    make = RULES[name].make
+    make = RULES[one_of("rule", name, RULES)].make
     fields = signature(make).parameters
     takes = ", ".join(fields) + "".join(f", and of the draws {each}" for each in needs_of(make))
     if unknown := [each for each in settings if each not in fields]:

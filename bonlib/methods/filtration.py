@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bonlib.checks import one_of
 from bonlib.methods.kl_rl import KlRl, kl_rl_return
 from bonlib.methods.registry import register
 from bonlib.training.gradients import leave_one_out, standing
@@ -29,15 +30,14 @@ def filter_weights(group: int, kept: Kept) -> Tensor:
 
     Source: Zhang et al. 2024 (PF-PPO).
     """
+    one_of("kept", kept, get_args(Kept))
     weights = torch.zeros(group, dtype=torch.float64)
     if kept == "best":
         weights[0] = 1
     elif kept == "best-worst":
         weights[0] = weights[-1] = 0.5
-    elif kept == "best-random":
-        weights[0], weights[1:] = 0.5, 0.5 / (group - 1)
     else:
-        raise ValueError(f"kept is {kept!r}; it must be one of {', '.join(get_args(Kept))}")
+        weights[0], weights[1:] = 0.5, 0.5 / (group - 1)
     return weights
 
 

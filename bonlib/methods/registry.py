@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from bonlib.checks import enter
+from bonlib.checks import enter, one_of
 from bonlib.training.learner import TrainingMethod
 
 METHODS: dict[str, Method] = {}  # in the order in which tables list them
@@ -85,6 +85,4 @@ def get_method(name: str) -> Method:
     Raises:
         ValueError: if there is none of that name.
     """
-    if name not in METHODS:
-        raise ValueError(f"method is {name!r}; it must be one of {', '.join(METHODS)}")
-    return METHODS[name]
+    return METHODS[one_of("method", name, METHODS)]

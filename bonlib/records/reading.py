@@ -8,7 +8,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bonlib.checks import shown
+from bonlib.checks import one_of, shown
 from bonlib.draws.rows import numbered_lines
 from bonlib.records.columns import BadRowError, column_of, listed
 from bonlib.records.formats import FORMATS
@@ -66,8 +66,8 @@ def read(
         "length": length, "answer": answer, "correct": correct,
     }  # fmt: skip
     given = {field: column for field, column in columns.items() if column is not None}
-    if format is not None and format not in FORMATS:
-        raise ValueError(f"format is {format!r}; it must be one of {', '.join(FORMATS)}")
+    if format is not None:
+        one_of("format", format, FORMATS)
     lower = [field for field in ("reward", "gold") if given.get(field, "").startswith("-")]
     given |= {field: given[field].removeprefix("-") for field in lower}
     found = Gathered(lower=[given[field].partition(",")[0] for field in lower])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bonlib.checks import shown
+from bonlib.checks import one_of, shown
 from bonlib.draws.segments import replace_file
 from bonlib.records.exports import Columns, best_and_worst, best_for_sft, log_cdf, pairs_for_dpo, scored, scored_lists
 from bonlib.records.records import Records
@@ -85,8 +85,7 @@ def export(
     Raises:
         ValueError: if the kind is none, it does not take an option, one is out of range, or the file cannot hold it.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
+    one_of("kind", kind, KINDS)
     options = {"n": n, "weights": weights, "resample": resample, "pairs": pairs, "seed": seed}
     given = {name: value for name, value in options.items() if value is not None}
     takes = dict(list(signature(KINDS[kind].columns).parameters.items())[1:])

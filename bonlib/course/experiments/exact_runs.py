@@ -20,7 +20,7 @@ import torch
 from scipy.optimize import brentq
 
 from bonlib.cdf import Smoothing
-from bonlib.checks import NotFiniteError
+from bonlib.checks import NotFiniteError, one_of
 from bonlib.course.experiments.enumerated import (
     Distillation,
     EnumeratedPrompts,
@@ -115,8 +115,7 @@ class ExactRun:
             "smoothing": SMOOTHINGS if self.m else ("",),
         }
         for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(values)}")
+            one_of(name, getattr(self, name), values)
         if self.m and self.training == "trainer":
             raise ValueError(f"m is {self.m}; the trainer's runs here have the true F: leave m out")
         if self.training == "trainer" and METHODS[self.method].algorithm != "rloo":

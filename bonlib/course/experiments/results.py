@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from bonlib.checks import one_of
 from bonlib.course.runner import ROOT
 from bonlib.draws.segments import replace_file
 
@@ -57,8 +58,8 @@ def add_run(path: Path, run: str, row: Mapping[str, Any], **parts: Sequence[Mapp
     """
     from filelock import FileLock
 
-    if unknown := parts.keys() - set(PARTS):
-        raise ValueError(f"part is {min(unknown)!r}; it must be one of {', '.join(PARTS)}")
+    for part in parts:
+        one_of("part", part, PARTS)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         table = pd.DataFrame([{"run": run, **row, **parts}])

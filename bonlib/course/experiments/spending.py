@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from bonlib.checks import one_of
 from bonlib.course.experiments.results import RESULTS, add_run, done_runs, options_text, provenance
 from bonlib.course.experiments.sentiment import TEXTS_KEPT
 from bonlib.course.experiments.setting import Setting, imdb_setting
@@ -139,9 +140,7 @@ def _prompts(rows: pd.DataFrame) -> list[str]:
 
 def file_of(world: str) -> Path:
     """Return the file of a world's draws; a ValueError says which worlds there are."""
-    if world not in WORLDS:
-        raise ValueError(f"world is {world!r}; it must be one of {', '.join(WORLDS)}")
-    return FOLDER / f"judged_{world}.parquet"
+    return FOLDER / f"judged_{one_of('world', world, WORLDS)}.parquet"
 
 
 def load_world(name: str) -> World:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from bonlib.bridge.trl import VbonReward, vbon_config, vbon_trainer
+from bonlib.checks import one_of
 from bonlib.course.experiments.exact_runs import FEW, ExactRun, N, loop_settings, reference, run_exactly, world
 from bonlib.course.experiments.results import RESULTS, add_run, claim, done_runs, provenance, read_rows
 from bonlib.course.making.enumerable import LENGTH, PROMPTS, letter_sentiment
@@ -61,8 +62,7 @@ class TrlRun:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.trainer not in LABELS:
-            raise ValueError(f"trainer is {self.trainer!r}; it must be one of {', '.join(LABELS)}")
+        one_of("trainer", self.trainer, LABELS)
 
     @property
     def identity(self) -> str:
