@@ -18,11 +18,11 @@ from bonlib.training.prefix_values import PrefixReader, PrefixRecipe, PrefixValu
 
 
 def next_token_loss(log_probs: Tensor, ref_log_probs: Tensor, values: Tensor) -> Tensor:
-    """Return −Σ_a w_a log [πθ(a)/πθ(S)] over each set S of next tokens, shape (…), where w ∝ π e^V sums to one in S.
+    """Return Σ_a w_a log [w_a πθ(S)/πθ(a)] over each set S of next tokens, shape (…), where w ∝ π e^V sums to one in S.
 
     V(a) is log E[F≤^(n−1)] over the ways in which the reference goes on after a. In the optimum of vBoN's L, which is
-    best-of-n where no rewards tie, the next token has the law π e^V, normalised. So that policy minimises the loss for
-    every way to choose the sets, and the chance of a set, which nobody has to know, drops out.
+    best-of-n where no rewards tie, the next token has the law π e^V, normalised. So that policy has no loss, however
+    the sets are chosen, and the chance of a set, which nobody has to know, drops out.
 
     Args:
         log_probs: log πθ of the tokens of each set after its prefix, shape (…, K).
@@ -40,7 +40,8 @@ def next_token_loss(log_probs: Tensor, ref_log_probs: Tensor, values: Tensor) ->
             f"{tuple(values.shape)}; all must be (…, K)"
         )
     check_finite(log_probs=log_probs, ref_log_probs=ref_log_probs, values=values)
-    return -((ref_log_probs + values).softmax(-1) * log_probs.log_softmax(-1)).sum(-1)
+    aim = (ref_log_probs + values).log_softmax(-1)
+    return (aim.exp() * (aim - log_probs.log_softmax(-1))).sum(-1)
 
 
 def some_of(log_probs: Tensor, taken: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -177,7 +178,7 @@ register(
     grid=(2, 8, 32, 128, 512),
     samples="stored draws, half of them best of N; at each of their prefixes 16 next tokens, judged by a value of "
     "prefixes that is fitted to the stored draws",
-    objective="`next_token_loss`: cross-entropy with π e^V over the next tokens, V = log E[F≤^(N−1)]",
+    objective="`next_token_loss`: KL from π e^V over the next tokens, V = log E[F≤^(N−1)]",
     source="derived here",
     place=17,
 )

@@ -59,6 +59,7 @@ def test_the_loss_is_least_at_that_law_whatever_tokens_are_compared(chosen):
     loss = next_token_loss(asked.log_softmax(-1)[:, chosen], reference[:, chosen], values[:, chosen])
     (slope,) = torch.autograd.grad(loss.sum(), asked)
     assert slope.abs().max() < 1e-15
+    assert loss.abs().max() < 1e-15
     other = torch.from_numpy(np.log(rng.dirichlet(np.ones(3), 5)))
     assert (next_token_loss(other[:, chosen], reference[:, chosen], values[:, chosen]) >= loss - 1e-15).all()
 
