@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bonlib.course.experiments.prefixes import followed, known_shares, measured
+from bonlib.course.experiments.prefixes import Prefixes, followed, known_shares, lengths_told, values_followed
 from bonlib.course.experiments.sentiment import Harness
 from bonlib.course.profiles import get_profile
 from bonlib.exact import Outcomes, kl_divergence
@@ -43,9 +43,9 @@ def test_figures_of_a_policy_by_its_ratios_at_the_reference_s_draws():
 
 
 def test_it_measures_what_the_bundled_models_say():
-    fit = PrefixRecipe(draws=24, steps=200, batch_size=512)
-    rows = dict(measured(Harness(get_profile("quick")), 6, lengths=(16,), recipe=fit))
-    assert 0 < rows["after 16"]["told"] < rows["after 16"]["decided"] < 1
-    assert rows["followed"]["best_win_rate"] > 0.8
-    assert 0.5 < rows["followed"]["win_rate"] < 1
-    assert rows["followed"]["kl"] > 0
+    prefixes = Prefixes(Harness(get_profile("quick")), 6, PrefixRecipe(draws=24, steps=200, batch_size=512))
+    told, policy = lengths_told(prefixes, 16), values_followed(prefixes)
+    assert 0 < told["told"] < told["decided"] < 1
+    assert policy["best_win_rate"] > 0.8
+    assert 0.5 < policy["win_rate"] < 1
+    assert policy["kl"] > 0

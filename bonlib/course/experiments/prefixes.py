@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import ArrayLike
 from tqdm.auto import tqdm
 
 from bonlib.cdf import EmpiricalCdf
-from bonlib.course.experiments.results import RESULTS, add_run, provenance
+from bonlib.course.experiments.results import RESULTS, add_run, done_runs, provenance
 from bonlib.course.experiments.sentiment import Harness
 from bonlib.course.profiles import get_profile
 from bonlib.course.runner import commit_of_workbook
@@ -33,6 +34,8 @@ CONTINUED = 64  # ways in which the reference goes on after one
 FOLLOWED = 32  # draws a prompt that the policy of the values is measured on
 NEXT = 64  # next tokens that it is normalised by
 REPLICATES = 200
+# As many draws a prompt as BoN by tokens reads; and 512 · 25, as many responses as 200 steps of training learn from.
+RECIPES = (PrefixRecipe(), PrefixRecipe(draws=25), PrefixRecipe(draws=25, seed=1))
 
 
 def known_shares(said: ArrayLike, worth: ArrayLike) -> dict[str, float]:
@@ -162,27 +165,34 @@ class Prefixes:
         return (risen * real).sum(1).double().numpy(), targets, wins
 
 
-def measured(
-    harness: Harness, prompts: int, lengths: Sequence[int] = LENGTHS, recipe: PrefixRecipe | None = None
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Measure what prefixes tell, and what follows from the values; each row with the name of the run that it is."""
-    prefixes = Prefixes(harness, prompts, recipe)
-    about = {"profile": harness.profile.name, "n": N, "train_prompts": len(harness.prompts)}
-    for length in tqdm(lengths, desc="lengths", leave=False):
-        said, worth = prefixes.going_on(length, torch.Generator().manual_seed(length))
-        figures = with_errors(known_shares, said, worth)
-        yield f"after {length}", about | {"tokens": length, "prompts": len(said), **figures}
-    generator = torch.Generator().manual_seed(0)
-    rows = [prefixes.weights(place, generator) for place in tqdm(range(prompts), desc="prompts", leave=False)]
-    yield "followed", about | {"prompts": prompts, **with_errors(followed, *map(np.array, zip(*rows, strict=True)))}
+def lengths_told(prefixes: Prefixes, length: int) -> dict[str, Any]:
+    """Measure what the first so many tokens decide, and what the values tell of that."""
+    said, worth = prefixes.going_on(length, torch.Generator().manual_seed(length))
+    return {"tokens": length, "prompts": len(said), **with_errors(known_shares, said, worth)}
+
+
+def values_followed(prefixes: Prefixes) -> dict[str, Any]:
+    """Measure the policy π e^V, normalised over next tokens."""
+    places, generator = range(len(prefixes.prompts)), torch.Generator().manual_seed(0)
+    rows = [prefixes.weights(place, generator) for place in tqdm(places, desc="prompts", leave=False)]
+    return {"prompts": len(rows), **with_errors(followed, *map(np.array, zip(*rows, strict=True)))}
 
 
 def main() -> None:
-    """Measure with the profile `laptop`, into `data/results/prefixes.parquet`."""
-    harness = Harness(get_profile("laptop"))
-    made = provenance(harness.setting.reference.device, commit_of_workbook())
-    for name, row in measured(harness, len(harness.test.prompts) // 2):
-        add_run(RESULTS / "prefixes.parquet", name, row | made)
+    """Measure with the profile `laptop`, into `data/results/prefixes.parquet`; what it has is not measured again."""
+    table, harness = RESULTS / "prefixes.parquet", Harness(get_profile("laptop"))
+    about = {"profile": harness.profile.name, "n": N, "train_prompts": len(harness.prompts)}
+    about |= provenance(harness.setting.reference.device, commit_of_workbook())
+    for recipe in RECIPES:
+        fit = f"{recipe.draws} draws, seed {recipe.seed}"
+        tasks: dict[str, Callable[[Prefixes], dict[str, Any]]] = {f"followed, {fit}": values_followed}
+        if recipe is RECIPES[0]:
+            tasks |= {f"after {length}": partial(lengths_told, length=length) for length in LENGTHS}
+        tasks = {name: task for name, task in tasks.items() if name not in done_runs(table)}
+        if tasks:
+            prefixes = Prefixes(harness, len(harness.test.prompts) // 2, recipe)
+            for name, task in tasks.items():
+                add_run(table, name, {**about, "draws": recipe.draws, "seed": recipe.seed, **task(prefixes)})
 
 
 if __name__ == "__main__":
