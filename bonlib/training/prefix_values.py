@@ -133,9 +133,13 @@ class PrefixReader:
         """Return what would be known with each token `instead` of a response's own, (B, T, K, width), 0 in padding."""
         if self.branches is None:
             one = _part(batch, slice(0, 1))
-            self.branches = takes(inner(self.model).base_model, "position_ids") and bool(
-                torch.allclose(_next_apart(self.model, one), _next_as_branches(self.model, one), rtol=1e-2, atol=1e-2)
-            )
+            # In the model's own precision: to bfloat16 the two ways are too far apart, though neither is wrong.
+            with torch.autocast(batch.responses.device.type, enabled=False):
+                self.branches = takes(inner(self.model).base_model, "position_ids") and bool(
+                    torch.allclose(
+                        _next_apart(self.model, one), _next_as_branches(self.model, one), rtol=1e-2, atol=1e-2
+                    )
+                )
         if self.branches:
             parts = [_part(batch, slice(at, at + ROWS)) for at in range(0, len(batch.prompts), ROWS)]
             said = torch.cat([_next_as_branches(self.model, part) for part in parts])
