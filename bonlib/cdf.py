@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import least_squares
 from scipy.special import digamma
 
-from bonlib.checks import number
+from bonlib.checks import number, one_of
 from bonlib.exact import Array
 
 Counts = NDArray[np.intp]
@@ -79,10 +79,7 @@ class EmpiricalCdf:
         floor: float = 1.0,
         rounding: float = ROUNDING,
     ) -> None:
-        if smoothing not in ("posterior", "add_one", "add_half", "clamp", "none"):
-            raise ValueError(
-                f"smoothing is {smoothing!r}; it must be 'posterior', 'add_one', 'add_half', 'clamp' or 'none'"
-            )
+        one_of("smoothing", smoothing, ("posterior", "add_one", "add_half", "clamp", "none"))
         if not (prior[0] > 0 and prior[1] >= 0 and floor > 0):
             raise ValueError(f"prior is {prior} and floor {floor}; a and floor must be positive, b not negative")
         self.smoothing, self.prior, self.floor = smoothing, prior, floor

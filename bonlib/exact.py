@@ -163,8 +163,7 @@ class Outcomes:
         return policy
 
     def _selection(self, n: float, ties: Ties) -> tuple[float, Ladder]:
-        if ties not in ("first", "order"):
-            raise ValueError(f"ties is {ties!r}; it must be 'first' or 'order'")
+        one_of("ties", ties, ("first", "order"))
         return float(as_n(n)), self.ladder if ties == "first" else self._ladder_in_order
 
     def tilt(self, beta: float, reward: TiltReward = "raw") -> Array:

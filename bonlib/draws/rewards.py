@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from bonlib.checks import flag, number, plain, shown, whole
+from bonlib.checks import flag, number, one_of, plain, shown, whole
 from bonlib.models.classifiers import classifier_outputs
 from bonlib.models.loaded import LoadedModel
 from bonlib.models.responses import Responses
@@ -196,8 +196,7 @@ class SentimentReward(ClassifierReward):
     def __init__(
         self, loaded: LoadedModel, *, output: Literal["probability", "logit"] = "probability", batch_size: int = 256
     ) -> None:
-        if output not in ("probability", "logit"):
-            raise ValueError(f"output is {output!r}; it must be 'probability' or 'logit'")
+        one_of("output", output, ("probability", "logit"))
         _check_loaded(loaded)
         labels = {index: label.lower() for index, label in loaded.model.config.id2label.items()}
         positive = [index for index, label in labels.items() if label.startswith("pos")]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bonlib.checks import LOG_PROB_SLACK, flag, shown, strings, whole
+from bonlib.checks import LOG_PROB_SLACK, flag, one_of, shown, strings, whole
 from bonlib.draws.http import Server, ServerError, as_server
 from bonlib.draws.samplers import SamplingSettings, row_seeds
 from bonlib.models.responses import UNKNOWN, UNKNOWN_END, Responses, concatenate
@@ -62,10 +62,10 @@ class ServedSampler:
         seeded: bool | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        if kind not in (None, "vllm", "llamacpp", "transformers", "openai"):
-            raise ValueError(f"kind is {kind!r}; it must be 'vllm', 'llamacpp', 'transformers' or 'openai'")
-        if log_probs not in (None, "model", "law", "none"):
-            raise ValueError(f"log_probs is {log_probs!r}; it must be 'model', 'law' or 'none'")
+        if kind is not None:
+            one_of("kind", kind, ("vllm", "llamacpp", "transformers", "openai"))
+        if log_probs is not None:
+            one_of("log_probs", log_probs, ("model", "law", "none"))
         if system and not chat:
             raise ValueError(f"system is {shown(system)}; only a conversation begins with it: give chat=True")
         self.server, self.chat, self.system = as_server(server), flag("chat", chat), system

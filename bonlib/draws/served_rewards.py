@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bonlib.checks import shown, whole
+from bonlib.checks import one_of, shown, whole
 from bonlib.draws.http import Server, ServerError, as_server
 from bonlib.draws.rewards import Rewards, checked_rewards
 from bonlib.draws.samplers import Sampler, SamplingSettings
@@ -56,8 +56,7 @@ class ServedReward:
         batch_size: int = 32,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        if kind not in ("json", "classify", "score"):
-            raise ValueError(f"kind is {kind!r}; it must be 'json', 'classify' or 'score'")
+        one_of("kind", kind, ("json", "classify", "score"))
         self.server, self.model, self.kind, self.extra = as_server(server), model, kind, dict(extra or {})
         self.label = None if label is None else whole("label", label)
         self.batch_size = whole("batch_size", batch_size, 1)

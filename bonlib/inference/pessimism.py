@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import brentq
 from scipy.special import xlogy
 
-from bonlib.checks import number, settle, whole
+from bonlib.checks import number, one_of, settle, whole
 from bonlib.exact import Array, Outcomes, as_n
 from bonlib.inference.cases import all_cases
 from bonlib.inference.rules import Choice, OfN, all_spent, checked_like, checked_rewards, register
@@ -93,8 +93,7 @@ def pessimistic_best_of(outcomes: Outcomes, n: int, beta: float, fallback: Fallb
     Source: Huang et al. 2025; the law is derived here.
     """
     n = whole("n", n, 1)
-    if fallback not in ("fresh", "last"):
-        raise ValueError(f"fallback is {fallback!r}; it must be 'fresh' or 'last'")
+    one_of("fallback", fallback, ("fresh", "last"))
     policy = pessimistic_policy(outcomes, beta)
     none = (1 - 1 / _largest_ratio(outcomes, policy)) ** (n if fallback == "fresh" else n - 1)
     return (1 - none) * policy + none * outcomes.probs

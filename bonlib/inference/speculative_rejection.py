@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bonlib.checks import number, settle, whole
+from bonlib.checks import number, one_of, settle, whole
 from bonlib.exact import Array
 from bonlib.inference.rules import Choice, all_spent, checked_like, checked_rewards, register
 from bonlib.inference.steering import Spending, Ties, among_best, checked_checkpoints
@@ -40,8 +40,7 @@ class SpeculativeRejection:
     needs: ClassVar[tuple[str, ...]] = ("partial",)
 
     def __post_init__(self) -> None:
-        if self.ties not in ("exact", "cut"):
-            raise ValueError(f"ties is {self.ties!r}; it must be 'exact' or 'cut'")
+        one_of("ties", self.ties, ("exact", "cut"))
         settle(
             self,
             n=whole("n", self.n, 1),

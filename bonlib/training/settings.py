@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bonlib.checks import flag, number, settle, strings, whole
+from bonlib.checks import flag, number, one_of, settle, strings, whole
 from bonlib.draws.rewards import RewardModel, check_reward_model
 from bonlib.draws.samplers import SamplingSettings
 from bonlib.draws.store import Draws
@@ -100,8 +100,7 @@ class TrainSettings:
             settle(self, **{name: number(name, getattr(self, name), above=0)})
         settle(self, decay=flag("decay", self.decay))
         settle(self, easing=number("easing", self.easing, least=0, most=1, what="a share of the steps, it"))
-        if self.precision not in ("no", "bf16"):
-            raise ValueError(f"precision is {self.precision!r}; it must be 'no' or 'bf16'")
+        one_of("precision", self.precision, ("no", "bf16"))
         if not (self.ppo is None or isinstance(self.ppo, Ppo)):
             raise ValueError(f"ppo is {self.ppo!r}; it must be a Ppo(...), or None for REINFORCE")
         if self.prompts % self.shards:

@@ -337,7 +337,7 @@ def test_the_model_is_the_only_one_or_named():
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match="kind is 'tgi'; it must be 'vllm'"):
+    with pytest.raises(ValueError, match="kind is 'tgi'; it must be one of vllm"):
         ServedSampler("http://one/v1", kind="tgi")
     with pytest.raises(ValueError, match="log_probs is 'all'"):
         ServedSampler("http://one/v1", log_probs="all")

@@ -209,7 +209,7 @@ def test_a_judge_is_known_by_model_question_and_how_it_is_read():
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match="kind is 'tei'; it must be 'json'"):
+    with pytest.raises(ValueError, match="kind is 'tei'; it must be one of json"):
         ServedReward("http://one", kind="tei")
     with pytest.raises(ValueError, match=r"template is 'How good'; it must be a text with \{prompt\} and \{response\}"):
         Judge(Oracle(str), "How good")

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from bonlib.checks import number, settle, whole
+from bonlib.checks import number, one_of, settle, whole
 from bonlib.course.experiments.bundled import scored_draws
 from bonlib.course.experiments.results import RESULTS, add_run, claim, done_runs, options_text, provenance
 from bonlib.course.experiments.setting import Setting, imdb_setting
@@ -69,8 +69,7 @@ class Run:
 
     def __post_init__(self) -> None:
         get_method(self.method)
-        if self.cdf not in ("samples", "exponential", "learned"):
-            raise ValueError(f"cdf is {self.cdf!r}; it must be 'samples', 'exponential' or 'learned'")
+        one_of("cdf", self.cdf, ("samples", "exponential", "learned"))
         m = None if self.m is None else whole("m", self.m, 1, what="the number of samples behind a CDF")
         value = float(number(METHODS[self.method].setting, self.value))  # 8 and 8.0 are one run
         settle(self, value=value, seed=whole("seed", self.seed), m=m)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bonlib.checks import one_of
 from bonlib.course.experiments.judging import Condition, Judgement, Judges, copied
 from bonlib.course.experiments.results import RESULTS, add_run, claim, done_runs, provenance, read_rows
 from bonlib.course.experiments.sentiment import TEXTS_KEPT, Harness, Run
@@ -156,8 +157,7 @@ class SummaryHarness(Harness):
 
     def _tests(self, distribution: str) -> list[Document]:
         profile, count = self.profile, self.sizes.test_prompts
-        if distribution not in DISTRIBUTIONS:
-            raise ValueError(f"distribution is {distribution!r}; it must be one of {', '.join(DISTRIBUTIONS)}")
+        one_of("distribution", distribution, DISTRIBUTIONS)
         if profile.posts != "aclsum":
             inside, revision = distribution == "in", profile.posts_revision
             return list(load_reddit("test", relationships=inside, source=profile.posts, revision=revision)[:count])
