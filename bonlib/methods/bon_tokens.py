@@ -69,7 +69,6 @@ class BonTokens(TrainingMethod):
         choices: next tokens at each prefix.
         best: share of the stored draws, whose prefixes are learned at, that are best-of-n responses, by the weights of
             `best_of_n_weights`; the others are any draws.
-        epochs: gradient steps on the same draws, whose next tokens are judged once.
         value_draws: stored draws a prompt that the values are fitted to, as far as there are so many.
         value_steps: of that fit.
     """
@@ -77,7 +76,6 @@ class BonTokens(TrainingMethod):
     n: int
     choices: int = 16
     best: float = 0.5
-    epochs: int = 1
     value_draws: int = PrefixRecipe.draws
     value_steps: int = PrefixRecipe.steps
 
@@ -87,7 +85,6 @@ class BonTokens(TrainingMethod):
             n=whole("n", self.n, 1, what="the number of draws"),
             choices=whole("choices", self.choices, 2, what="the number of next tokens"),
             best=number("best", self.best, least=0, most=1, what="a share of the draws, it"),
-            epochs=whole("epochs", self.epochs, 1, what="the number of gradient steps"),
             value_draws=whole("value_draws", self.value_draws, 2),
             value_steps=whole("value_steps", self.value_steps, 1),
         )
@@ -118,7 +115,6 @@ class BonTokensLearner(Learner[NextTokensShard]):
 
     def __init__(self, method: BonTokens, run: OngoingRun) -> None:
         self.method, self.settings, self.reference = method, run.settings, run.reference
-        self.epochs = method.epochs
         self.tokens = PromptTokens(run.reference, run.data)
         self.draws, self.rewards, self.learned_from = run.data.scored_draws(method.needs_draws, method)
         self.rounds = Rounds(len(self.draws.prompts), run.settings.seed)

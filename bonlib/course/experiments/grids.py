@@ -93,8 +93,13 @@ def budget_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
 
 
 def frontier_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
-    """Return the runs of notebook 16 that tell how near values of prefixes bring a policy: BoN by tokens at N = 8."""
-    return [Run(method, 8, 0, "frontier") for method in _imitators(methods, "bon-tokens")]
+    """Return the runs of notebook 16 on what longer training brings: BoN by tokens at N = 16, twice the steps."""
+    changes = (("steps", 2 * profile.training.steps),)
+    return [
+        Run(method, 16, seed, "frontier", changes=changes)
+        for seed in profile.training.seeds
+        for method in _imitators(methods, "bon-tokens")
+    ]
 
 
 def bond_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
