@@ -145,8 +145,12 @@ class BonTokensLearner(Learner[NextTokensShard]):
         batch = replace(batch, instead=_placed(chosen, real))
         with torch.autocast(self.reference.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             known = self.reader.next(names, batch)
-        values = self.values(known)
-        return NextTokensShard(batch, names, _placed(log_probs.gather(1, chosen), real), figures={}, values=values)
+        values, reference = self.values(known), _placed(log_probs.gather(1, chosen), real)
+        shard = NextTokensShard(batch, names, reference, figures={}, values=values)
+        shard.figures = {
+            "asked": float(self.loss(shard, reference, None))
+        }  # of the reference: all there is to learn
+        return shard
 
     def _one(self, row: int, rng: np.random.Generator) -> int:
         chances = self.chances[row] if rng.random() < self.method.best else None

@@ -149,6 +149,7 @@ def test_it_learns_and_resumes(language_model, training_data, tmp_path):
             return np.mean([float(run.learner.loss(shard, run.policy(shard.batch)[0], None)) for shard in shards])
 
     begun, done = loss(), run.go()
+    assert begun == pytest.approx(np.mean([shard.figures["asked"] for shard in shards]), abs=1e-6)
     assert loss() < begun - 0.01
     assert torch.dist(weights_of(done.policy), weights_of(again.go().policy)) == 0
 
