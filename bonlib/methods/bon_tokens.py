@@ -147,9 +147,7 @@ class BonTokensLearner(Learner[NextTokensShard]):
             known = self.reader.next(names, batch)
         values, reference = self.values(known), _placed(log_probs.gather(1, chosen), real)
         shard = NextTokensShard(batch, names, reference, figures={}, values=values)
-        shard.figures = {
-            "asked": float(self.loss(shard, reference, None))
-        }  # of the reference: all there is to learn
+        shard.figures = {"asked": float(self.loss(shard, reference, None))}  # of the reference: all there is to learn
         return shard
 
     def _one(self, row: int, rng: np.random.Generator) -> int:

@@ -79,7 +79,6 @@ def test_a_piece_of_work_is_claimed_once_and_let_go_of_after_an_error(tmp_path):
         ("sentiment", grids.grid),
         ("cdf", grids.cdf_grid),
         ("budget", grids.budget_grid),
-        ("frontier", grids.frontier_grid),
         ("bond", grids.bond_grid),
         ("tldr", summarisation.grid),
     ],

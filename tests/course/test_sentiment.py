@@ -14,7 +14,6 @@ from bonlib.course.experiments.grids import (
     bond_grid,
     budget_grid,
     cdf_grid,
-    frontier_grid,
     grid,
     rate_grid,
     setting_values,
@@ -85,7 +84,7 @@ def test_the_grids_cover_what_the_notebooks_compare():
     assert set(counts[list(stored)]) == {10}  # five values and two seeds
     assert [run.m for run in cdf_grid(laptop)][:6] == [2, 8, 32, 128, 512, 32]
     assert len(rate_grid(laptop)) == len(METHODS) * len(RATES)
-    everything = [make(laptop) for make in (grid, cdf_grid, rate_grid, budget_grid, bond_grid, frontier_grid)]
+    everything = [make(laptop) for make in (grid, cdf_grid, rate_grid, budget_grid, bond_grid)]
     identities = [Harness(laptop).identity(run) for runs in everything for run in runs]
     assert len(set(identities)) == len(identities)
 

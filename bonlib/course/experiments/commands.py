@@ -14,7 +14,7 @@ from bonlib.commands import assignments, checked, examples, folder, train_on
 from bonlib.methods import METHODS, get_method
 
 FIELD = "a field of TrainSettings, or of the method"
-SWEEPS = ("learning_rates", "sentiment", "cdf", "budget", "frontier", "bond", "tldr", "exact")
+SWEEPS = ("learning_rates", "sentiment", "cdf", "budget", "bond", "tldr", "exact")
 
 MEANINGS = {
     "n": "number of draws N to imitate",
@@ -107,7 +107,6 @@ def train_command(
             "learning_rates": grids.rate_grid,
             "cdf": grids.cdf_grid,
             "budget": grids.budget_grid,
-            "frontier": grids.frontier_grid,
             "bond": grids.bond_grid,
             "tldr": tldr_grid,
         }[sweep]

@@ -92,16 +92,6 @@ def budget_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
     ]
 
 
-def frontier_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
-    """Return the runs of notebook 16 on what longer training brings: BoN by tokens at N = 16, twice the steps."""
-    changes = (("steps", 2 * profile.training.steps),)
-    return [
-        Run(method, 16, seed, "frontier", changes=changes)
-        for seed in profile.training.seeds
-        for method in _imitators(methods, "bon-tokens")
-    ]
-
-
 def bond_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
     """Return the runs of notebooks 09 and 10 beyond those of 07: one setting changed at a time, for every seed.
 

@@ -49,8 +49,7 @@ class Run:
         method: a key of `bonlib.methods.registry.METHODS`.
         value: of its setting, which its entry in `METHODS` names.
         seed: of training.
-        sweep: which table it belongs to: "sentiment", "cdf", "budget", "frontier", "bond", "learning_rates" or
-            "tldr".
+        sweep: which table it belongs to: "sentiment", "cdf", "budget", "bond", "learning_rates" or "tldr".
         cdf: "samples" for a CDF counted on samples, "exponential" for a curve fitted to that, "learned" for a quantile
             model.
         m: samples behind it.
