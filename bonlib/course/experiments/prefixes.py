@@ -81,7 +81,7 @@ def followed(log_weights: ArrayLike, targets: ArrayLike, wins: ArrayLike) -> dic
     }
 
 
-def with_errors(measure: Any, *tables: Array) -> dict[str, float]:
+def with_errors(measure: Callable[..., dict[str, float]], *tables: Array) -> dict[str, float]:
     """Return what `measure` says of tables whose rows are prompts, with bootstrap errors over these."""
     rng, count = np.random.default_rng(0), len(tables[0])
     row = measure(*tables)
@@ -108,11 +108,8 @@ class Prefixes:
         test = harness.test
         assert test.draws is not None
         assert test.rewards is not None
-        self.prompts, self.own, self.opponents = (
-            test.prompts[:prompts],
-            test.rewards[:prompts],
-            test.opponents[:prompts],
-        )
+        self.prompts, self.own = test.prompts[:prompts], test.rewards[:prompts]
+        self.opponents = test.opponents[:prompts]
         self.rows = [[row[row >= 0].tolist() for row in each.token_ids] for each in test.draws.responses[:prompts]]
         self.tokens = PromptTokens(self.reference, TrainingData(self.prompts, self.judge, self.sampling))
         self.reader = PrefixReader(self.reference, self.judge, self.prompts, self.own)
