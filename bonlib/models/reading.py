@@ -252,22 +252,34 @@ def _only(model: Any, rows: Tensor, columns: Tensor, length: int) -> Iterator[di
         hook.remove()
 
 
-def response_states(model: Any, batch: TokenBatch) -> Tensor:
-    """Return what the layers of a classifier on a causal model end with at each last token, (B, H); gradients flow."""
-    return _response_states(model, batch, proven(model, "states", begin=min(batch.sizes), length=max(batch.sizes)))
+def response_states(model: Any, batch: TokenBatch, *, along: bool = False) -> Tensor:
+    """Return what the layers of a causal model, or of a classifier on one, end with; gradients flow.
+
+    Args:
+        model: a `transformers` model, or one with an adapter.
+        batch: what it reads.
+        along: whether to return it before each token and after the last, (B, T + 1, H), anything in padding; else at
+            each last token, (B, H).
+    """
+    ways = proven(model, "states", begin=min(batch.sizes), length=max(batch.sizes))
+    return _response_states(model, batch, ways, along)
 
 
-def _response_states(model: Any, batch: TokenBatch, ways: Ways) -> Tensor:
+def _response_states(model: Any, batch: TokenBatch, ways: Ways, along: bool = False) -> Tensor:
     layout, found = (batch.together if "rows" in ways else None) or batch.apart, None
+    columns = layout.last[:, None]
+    if along:
+        lengths = batch.response_mask.sum(1, keepdim=True)
+        columns = torch.cat([layout.before, columns], 1).scatter(1, lengths, columns)
     with _run_by(model, ways):
         for rows, ids, special in _passes(model, layout, ways):
             here = torch.isin(layout.rows, rows)
             states = inner(model).base_model(ids, **special).last_hidden_state
-            states = states[torch.searchsorted(rows, layout.rows[here]), layout.last[here]]
-            found = states.new_zeros(len(here), states.shape[1]) if found is None else found
+            states = states[torch.searchsorted(rows, layout.rows[here])[:, None], columns[here]]
+            found = states.new_zeros(len(here), *states.shape[1:]) if found is None else found
             found = found.index_put((here,), states)
     assert found is not None
-    return found
+    return found if along else found[:, 0]
 
 
 def response_log_probs(

@@ -118,15 +118,8 @@ class PrefixReader:
     @torch.no_grad()
     def along(self, prompts: Sequence[str], batch: TokenBatch) -> Tensor:
         """Return what is known before each token of the responses and after the last one, (B, T + 1, width)."""
-        own = [row[:length].tolist() for row, length in zip(batch.responses, batch.lengths, strict=True)]
-        texts = [[*prompt, *row] for prompt, row in zip(batch.prompts, own, strict=True)]
-        device = batch.responses.device
-        ids, mask = padded(texts, batch.pad_id, device)
-        said = inner(self.model).base_model(ids, attention_mask=mask).last_hidden_state
-        begins = torch.tensor([len(prompt) - 1 for prompt in batch.prompts], device=device)
-        lengths = torch.arange(batch.responses.shape[1] + 1, device=device)
-        at = (begins[:, None] + lengths).clamp(max=ids.shape[1] - 1)
-        return self._known(prompts, said.gather(1, at[..., None].expand(-1, -1, said.shape[-1])), lengths)
+        said = response_states(self.model, batch, along=True)
+        return self._known(prompts, said, torch.arange(said.shape[1], device=said.device))
 
     @torch.no_grad()
     def next(self, prompts: Sequence[str], batch: TokenBatch) -> Tensor:

@@ -48,9 +48,9 @@ def test_a_prompt_that_is_there_once_for_several_responses_changes_nothing(langu
     together = token_batch(prompts, responses, pad_id=1, device=torch.device("cpu"))
     assert together.together.ids.shape == (2, 30 + 8)
     logits = response_logits(model, together).logits
-    states = response_states(model, together)
+    states, along = response_states(model, together), response_states(model, together, along=True)
     begin = 0
-    for prompt, response, state in zip(prompts, responses, states, strict=True):
+    for prompt, response, state, path in zip(prompts, responses, states, along, strict=True):
         alone = token_batch([prompt], [response], pad_id=1, device=torch.device("cpu"))
         assert alone.together is None
         found, begin = logits[begin : begin + len(response)], begin + len(response)
@@ -58,6 +58,8 @@ def test_a_prompt_that_is_there_once_for_several_responses_changes_nothing(langu
         whole = model(torch.tensor([prompt + response]), output_hidden_states=True)
         torch.testing.assert_close(found, whole.logits[0, len(prompt) - 1 : -1], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(state, whole.hidden_states[-1][0, -1], atol=1e-5, rtol=1e-4)
+        path = path[: len(response) + 1]
+        torch.testing.assert_close(path, whole.hidden_states[-1][0, len(prompt) - 1 :], atol=1e-5, rtol=1e-4)
 
 
 def test_gradients_are_those_of_separate_texts(language_model):

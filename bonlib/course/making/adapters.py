@@ -381,6 +381,7 @@ def write_card(
     figures: Mapping[str, float],
     data: str = DATA,
     samples: Sequence[str] = (),
+    limits: str = "its summaries read well and are often wrong",
 ) -> None:
     """Write the model card of an adapter from its recipe.json and what was measured.
 
@@ -391,11 +392,12 @@ def write_card(
         figures: measured, by name.
         data: what it was trained on, a sentence.
         samples: of what it writes.
+        limits: what it is not good at.
     """
     recipe = json.loads((folder / "recipe.json").read_text())
     config = json.loads((folder / "adapter_config.json").read_text())
     settings = {name: value for name, value in recipe.items() if name not in ("minutes", "machine", "base", "targets")}
-    below, hub_name = BASES[recipe["base"]]
+    below, hub_name = BASES.get(recipe["base"], ("in bfloat16", recipe["base"]))
     rows = [
         ("task", purpose),
         ("data", data),
@@ -409,9 +411,7 @@ def write_card(
             (name.replace("_", " "), f"{value:,}" if isinstance(value, int) else f"{value:.3f}")
             for name, value in figures.items()
         ),
-        (
-            "limits",
-            "made on two CPU cores for teaching: its summaries read well and are often wrong; use it for no paper",
-        ),
+        *((f"sample {place}", text) for place, text in enumerate(samples, 1)),
+        ("limits", f"made on two CPU cores for teaching: {limits}; use it for no paper"),
     ]
     (folder / "README.md").write_text(card(folder.name, "peft", rows, base=hub_name))

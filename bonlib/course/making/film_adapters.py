@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,8 @@ def describe_reference(folder: Path) -> None:
     drawn = TransformersSampler(reference).sample(prompts, SamplingSettings(40), seed=0)
     samples = [f"**{prompt}**{text}" for prompt, text in zip(prompts, drawn.texts.tolist(), strict=True)]
     purpose = "Continues the openings of movie reviews in readable English: a reference policy of the workbook."
-    write_card(folder, purpose, "pretrain imdb-smollm2", figures, DATA, samples=samples)
+    limits = "its English reads well, and what it says of a film is made up"
+    write_card(folder, purpose, "pretrain imdb-smollm2", figures, DATA, samples, limits)
 
 
 @dataclass(frozen=True)
@@ -187,14 +188,12 @@ def describe_judge(folder: Path) -> None:
     """Measure a judge of sentiment with one output, the log-odds, on reviews of unseen films, and write its card."""
     reviews = load_reviews("unseen_films")
     found = judge_accuracy(load_classifier(folder), reviews)
-    logits, labels = _log_odds(folder, reviews)
-    found |= {
-        f"calibration error {name.removeprefix('accuracy ')}": calibration_error(*pair)
-        for name, pair in {"first 256 tokens": (logits, labels)}.items()
-    }
+    for words, named in ((None, "256 tokens"), (32, "32 words")):
+        found[f"calibration error on the first {named}"] = calibration_error(*_log_odds(folder, reviews, words))
     figures = {f"{name.replace('_', ' ')}, {len(reviews):,} unseen films' reviews": it for name, it in found.items()}
-    write_card(folder, "Judges the sentiment of movie reviews: the gold judge of the course.", "pretrain imdb-gold",
-               figures, DATA)  # fmt: skip
+    purpose = "Judges the sentiment of movie reviews by the log-odds that one is positive: gold, in the course."
+    limits = "it knows the taste of IMDB's users, and reads 512 tokens at most"
+    write_card(folder, purpose, "pretrain imdb-gold", figures, DATA, limits=limits)
 
 
 def _log_odds(folder: Path, reviews: Sequence[Review], words: int | None = None) -> tuple[Array, Array]:
