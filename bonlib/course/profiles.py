@@ -187,7 +187,8 @@ class Profile:
     Attributes:
         name: what `make run PROFILE=` takes.
         language_model: reference policy: bundled name, folder or hub name.
-        reward_model: judge of sentiment, likewise.
+        reward_model: judge of sentiment, likewise; what policies are trained on.
+        review_judge: another judge of sentiment, likewise, with log-odds as its output; none is trained on it.
         language_model_revision: hub branch, tag or commit; None for the newest. The commit loaded is recorded.
         reward_model_revision: likewise.
         instruct_model: causal language model with a chat template, likewise.
@@ -229,6 +230,7 @@ class Profile:
     language_model_revision: str | None = None
     reward_model: str = "imdb-sentiment-tiny"
     reward_model_revision: str | None = None
+    review_judge: str = "imdb-gold"
     instruct_model: str = "smollm2-135m-instruct"
     instruct_model_revision: str | None = None
     summary_model: str = "tldr-sft"

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from bonlib.models.responses import Responses
 from bonlib.models.ways import TASKS, Probe, Task, Ways, inner, proven, takes
 
 Indices = NDArray[np.intp]
+AT_ONCE = 16  # responses that are read with other next tokens at once: masks grow with the square of a row
 FAR = 1536  # tokens of a row at which attention costs a tiny model as much as all else; larger ones, less
 
 
@@ -282,6 +283,64 @@ def _response_states(model: Any, batch: TokenBatch, ways: Ways, along: bool = Fa
     return found if along else found[:, 0]
 
 
+def next_states(model: Any, batch: TokenBatch) -> Tensor:
+    """Return what the layers of a causal model, or of a classifier on one, end with at other next tokens.
+
+    Args:
+        model: a `transformers` model, or one with an adapter.
+        batch: what it reads, with tokens `instead` of the responses' own, each the end of a text.
+
+    Returns:
+        Shape (B, T, K, H), 0 in padding.
+    """
+    ways = proven(model, "ahead", begin=min(batch.sizes), length=max(batch.sizes))
+    return _next_states(model, batch, ways)
+
+
+def _next_states(model: Any, batch: TokenBatch, ways: Ways) -> Tensor:
+    assert batch.instead is not None
+    if "ahead" in ways:
+        starts = range(0, len(batch.prompts), AT_ONCE)
+        return torch.cat([_next_as_branches(model, _part(batch, slice(at, at + AT_ONCE))) for at in starts])
+    real, count = batch.response_mask.bool(), batch.instead.shape[2]
+    own, texts = batch.responses.tolist(), list[list[int]]()
+    for prompt, row, length in zip(batch.prompts, own, batch.lengths, strict=True):
+        texts += [[*prompt, *row[:taken]] for taken in range(length) for _ in range(count)]
+    tokens = [[token] for token in batch.instead[real].flatten().tolist()]
+    states = response_states(model, token_batch(texts, tokens, pad_id=batch.pad_id, device=batch.responses.device))
+    found = states.new_zeros(*batch.instead.shape, states.shape[1])
+    return found.index_put((real,), states.view(-1, count, states.shape[1]))
+
+
+def _part(batch: TokenBatch, rows: slice) -> TokenBatch:
+    """Some responses of a batch with tokens `instead`."""
+    assert batch.instead is not None
+    tables = (table[rows] for table in (batch.responses, batch.response_mask))
+    return TokenBatch(batch.prompts[rows], *tables, batch.pad_id, batch.instead[rows])
+
+
+def _next_as_branches(model: Any, batch: TokenBatch) -> Tensor:
+    """In one pass over each response, behind which the tokens stand that see its beginning and themselves."""
+    assert batch.instead is not None
+    base, device = inner(model).base_model, batch.responses.device
+    trunks = [[*p, *row[:n]] for p, row, n in zip(batch.prompts, batch.responses.tolist(), batch.lengths, strict=True)]
+    trunk, _ = padded(trunks, batch.pad_id, device)
+    begins = torch.tensor([len(prompt) for prompt in batch.prompts], device=device)
+    rows, length, count = len(trunk), trunk.shape[1], batch.instead.shape[2]
+    at = begins[:, None] + torch.arange(batch.instead.shape[1], device=device)  # where each token of a response stands
+    at = at.clamp(max=length - 1)[..., None].expand(-1, -1, count).reshape(rows, -1)  # only padding stands further
+    along = torch.arange(length, device=device)
+    seen = torch.cat([along[:, None].expand(rows, -1, -1) >= along, at[..., None] > along], dim=1)
+    itself = torch.eye(at.shape[1], dtype=torch.bool, device=device).expand(rows, -1, -1)
+    seen = torch.cat([seen, torch.nn.functional.pad(itself, (0, 0, length, 0))], dim=2)
+    dtype = next(model.parameters()).dtype
+    mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(torch.bfloat16).min)
+    ids = torch.cat([trunk, batch.instead.reshape(rows, -1)], dim=1)
+    position_ids = torch.cat([along.expand(rows, -1), at], dim=1)
+    said = base(ids, attention_mask=mask[:, None], position_ids=position_ids).last_hidden_state[:, length:]
+    return said.view(*batch.instead.shape, -1) * batch.response_mask[..., None, None]
+
+
 def response_log_probs(
     loaded: LoadedModel, prompts: Sequence[str], responses: Responses, *, batch_size: int = 64
 ) -> NDArray[np.float64]:
@@ -381,7 +440,34 @@ def _states(model: Any, probe: Probe, ways: Ways) -> list[Tensor]:
     return _with_gradient(model, states) if _learns(model) else states
 
 
+def _ahead(model: Any, probe: Probe) -> TokenBatch:
+    """The probe's responses, and instead of each token the one that ends the prompt."""
+    batch = _probed(model, probe)
+    last = torch.tensor([prompt[-1:] for prompt in probe.prompts], device=batch.responses.device)
+    return replace(batch, instead=last.expand_as(batch.responses)[..., None])
+
+
+@torch.no_grad()
+def _ahead_plainly(model: Any, probe: Probe) -> list[Tensor]:
+    found = []
+    for prompt, row in zip(probe.prompts, probe.responses, strict=True):
+        texts = [[*prompt, *row[:place], prompt[-1]] for place in range(len(row))]
+        inputs = [torch.tensor([text], device=next(model.parameters()).device) for text in texts]
+        found.append(torch.cat([inner(model).base_model(ids).last_hidden_state[0, -1:] for ids in inputs]))
+    return found
+
+
+@torch.no_grad()
+def _ahead_by(model: Any, probe: Probe, ways: Ways) -> list[Tensor]:
+    batch = _ahead(model, probe)
+    said = _next_states(model, batch, ways)
+    return [rows[:length, 0] for rows, length in zip(said, batch.lengths, strict=True)]
+
+
 _READ = ("batch", "right", "rows", "needed")
 TASKS["responses"] = Task((*_READ, "products", "attention"), torch.no_grad()(said_plainly), torch.no_grad()(_read))
 TASKS["learning"] = Task((*_READ, "eager", "fused"), _learned_plainly, _learned)
+TASKS["ahead"] = Task(
+    ("ahead",), _ahead_plainly, _ahead_by, lambda model, way: takes(inner(model).base_model, "position_ids")
+)
 TASKS["states"] = Task(("batch", "right", "rows", "eager"), _states_plainly, _states)

@@ -39,6 +39,7 @@ WAYS: Mapping[str, tuple[str, str]] = {  # what it is, and what it costs to go w
     "right": ("texts of unlike length together, padded on the right", "texts of each length go by themselves"),
     "beginnings": ("a beginning that texts share is read once", "each text is read whole"),
     "rows": ("several responses in a row behind their prompt", "each response is read with a prompt of its own"),
+    "ahead": ("other next tokens behind the response that they leave", "each is read with a text of its own"),
     "needed": ("the output layer sees only the tokens in question", "all tokens go through the output layer"),
     "pooled": ("the head sees only the last token", "the whole classifier is run"),
     "eager": ("attention by plain products, faster backwards", "the model's own attention"),

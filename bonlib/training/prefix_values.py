@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,13 +15,11 @@ from bonlib.checks import number, settle, whole
 from bonlib.draws.rewards import RewardModel
 from bonlib.draws.store import Draws
 from bonlib.exact import Array
-from bonlib.models.decoding import padded
 from bonlib.models.loaded import LoadedModel
-from bonlib.models.reading import TokenBatch, response_states, token_batch
-from bonlib.models.ways import inner, takes
+from bonlib.models.reading import TokenBatch, next_states, response_states
+from bonlib.models.ways import inner
 from bonlib.training.learner import PromptTokens
 
-ROWS = 16  # responses that are read with their branches at once: masks grow with the square of a row
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)  # of a prompt's rewards: F is relative to them
 
 
@@ -113,7 +110,6 @@ class PrefixReader:
         spread = max(float(rewards.std()), 1e-12)
         told = (np.quantile(rewards, QUANTILES, axis=1).T - rewards.mean()) / spread
         self.told = dict(zip(prompts, torch.from_numpy(told).float(), strict=True))
-        self.branches: bool | None = None  # whether the model can read next tokens as branches of their response
 
     @torch.no_grad()
     def along(self, prompts: Sequence[str], batch: TokenBatch) -> Tensor:
@@ -124,20 +120,7 @@ class PrefixReader:
     @torch.no_grad()
     def next(self, prompts: Sequence[str], batch: TokenBatch) -> Tensor:
         """Return what would be known with each token `instead` of a response's own, (B, T, K, width), 0 in padding."""
-        if self.branches is None:
-            one = _part(batch, slice(0, 1))
-            # In the model's own precision: to bfloat16 the two ways are too far apart, though neither is wrong.
-            with torch.autocast(batch.responses.device.type, enabled=False):
-                self.branches = takes(inner(self.model).base_model, "position_ids") and bool(
-                    torch.allclose(
-                        _next_apart(self.model, one), _next_as_branches(self.model, one), rtol=1e-2, atol=1e-2
-                    )
-                )
-        if self.branches:
-            parts = [_part(batch, slice(at, at + ROWS)) for at in range(0, len(batch.prompts), ROWS)]
-            said = torch.cat([_next_as_branches(self.model, part) for part in parts])
-        else:
-            said = _next_apart(self.model, batch)
+        said = next_states(self.model, batch)
         lengths = torch.arange(1, said.shape[1] + 1, device=said.device)
         return self._known(prompts, said, lengths[:, None])
 
@@ -147,51 +130,6 @@ class PrefixReader:
         told = told.view(len(told), *[1] * (said.ndim - 2), -1).expand(*said.shape[:-1], -1)
         length = (lengths / 32).expand(said.shape[:-1])[..., None]
         return torch.cat([said.float(), told, length, torch.log1p(length)], dim=-1)
-
-
-def _part(batch: TokenBatch, rows: slice) -> TokenBatch:
-    """Some responses of a batch with tokens `instead`."""
-    assert batch.instead is not None
-    responses, response_mask, instead = (t[rows] for t in (batch.responses, batch.response_mask, batch.instead))
-    return replace(
-        batch, prompts=batch.prompts[rows], responses=responses, response_mask=response_mask, instead=instead
-    )
-
-
-def _next_apart(model: Any, batch: TokenBatch) -> Tensor:
-    """Where layers end at each token `instead`, (B, T, K, H), 0 in padding: each is the end of a text of its own."""
-    assert batch.instead is not None
-    real, count = batch.response_mask.bool(), batch.instead.shape[2]
-    own, texts = batch.responses.tolist(), list[list[int]]()
-    for prompt, row, length in zip(batch.prompts, own, batch.lengths, strict=True):
-        texts += [[*prompt, *row[:taken]] for taken in range(length) for _ in range(count)]
-    tokens = [[token] for token in batch.instead[real].flatten().tolist()]
-    states = response_states(model, token_batch(texts, tokens, pad_id=batch.pad_id, device=batch.responses.device))
-    return states.new_zeros(*batch.instead.shape, states.shape[1]).index_put(
-        (real,), states.view(-1, count, states.shape[1])
-    )
-
-
-def _next_as_branches(model: Any, batch: TokenBatch) -> Tensor:
-    """The same in one pass over each response, behind which the tokens stand that see its beginning and themselves."""
-    assert batch.instead is not None
-    base, device = inner(model).base_model, batch.responses.device
-    trunks = [[*p, *row[:n]] for p, row, n in zip(batch.prompts, batch.responses.tolist(), batch.lengths, strict=True)]
-    trunk, _ = padded(trunks, batch.pad_id, device)
-    begins = torch.tensor([len(prompt) for prompt in batch.prompts], device=device)
-    rows, length, count = len(trunk), trunk.shape[1], batch.instead.shape[2]
-    at = begins[:, None] + torch.arange(batch.instead.shape[1], device=device)  # where each token of a response stands
-    at = at.clamp(max=length - 1)[..., None].expand(-1, -1, count).reshape(rows, -1)  # only padding stands further
-    along = torch.arange(length, device=device)
-    seen = torch.cat([along[:, None].expand(rows, -1, -1) >= along, at[..., None] > along], dim=1)
-    itself = torch.eye(at.shape[1], dtype=torch.bool, device=device).expand(rows, -1, -1)
-    seen = torch.cat([seen, functional.pad(itself, (0, 0, length, 0))], dim=2)
-    dtype = next(model.parameters()).dtype
-    mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(torch.bfloat16).min)
-    ids = torch.cat([trunk, batch.instead.reshape(rows, -1)], dim=1)
-    position_ids = torch.cat([along.expand(rows, -1), at], dim=1)
-    said = base(ids, attention_mask=mask[:, None], position_ids=position_ids).last_hidden_state[:, length:]
-    return said.view(*batch.instead.shape, -1) * batch.response_mask[..., None, None]
 
 
 @torch.no_grad()

@@ -11,6 +11,8 @@ from toy_training import SHORT, weights_of
 from bonlib.draws.rewards import SentimentReward
 from bonlib.exact import Outcomes
 from bonlib.methods.bon_tokens import BonTokens, next_token_loss, some_of
+from bonlib.models import reading
+from bonlib.models.ways import proven
 from bonlib.training.learner import PromptTokens
 from bonlib.training.policy import Policy
 from bonlib.training.prefix_values import PrefixReader, PrefixRecipe, fit_prefix_values, response_values
@@ -101,7 +103,7 @@ def test_values_tell_what_the_first_tokens_say(language_model, training_data):
 
 @pytest.mark.parametrize("seeing", [False, True])
 def test_what_is_known_of_next_tokens_is_what_is_known_along_responses_with_them(
-    seeing, language_model, classifier, training_data
+    seeing, language_model, classifier, training_data, monkeypatch
 ):
     reward = SentimentReward(classifier) if seeing else training_data.reward_model
     reader = PrefixReader(language_model, reward, training_data.prompts, training_data.rewards)
@@ -111,10 +113,12 @@ def test_what_is_known_of_next_tokens_is_what_is_known_along_responses_with_them
     instead = torch.tensor([[[5, 9], [6, 3], [7, 4], [0, 0]], [[5, 2], [6, 9], [7, 7], [8, 3]]])
     with torch.autocast("cpu", torch.bfloat16):  # in which a step reads, and the proof does not
         reader.next(prompts, replace(batch, instead=instead))
-    assert reader.branches
+    assert "ahead" in proven(reader.model, "ahead", begin=min(batch.sizes), length=max(batch.sizes))
     following = reader.next(prompts, replace(batch, instead=instead))
-    reader.branches = False  # as for a model that cannot read them so
-    torch.testing.assert_close(reader.next(prompts, replace(batch, instead=instead)), following, rtol=1e-3, atol=1e-4)
+    with monkeypatch.context() as patch:  # as for a model that cannot read them so
+        patch.setattr(reading, "proven", lambda model, task, **_: frozenset())
+        slowly = reader.next(prompts, replace(batch, instead=instead))
+    torch.testing.assert_close(slowly, following, rtol=1e-3, atol=1e-4)
     along = reader.along(prompts, batch)
     torch.testing.assert_close(following[1, :, 0], along[1, 1:], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(following[0, :3, 0], along[0, 1:4], rtol=1e-3, atol=1e-4)

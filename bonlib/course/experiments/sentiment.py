@@ -22,13 +22,15 @@ from bonlib.course.experiments.setting import Setting, imdb_setting
 from bonlib.course.making.reviews import review_prompts
 from bonlib.course.profiles import Imdb, Profile, Summaries, Training, known_sizes
 from bonlib.course.runner import BUILD, commit_of_workbook
+from bonlib.draws.rewards import ClassifierReward, CutPenalty, checked_score
 from bonlib.draws.store import Draws, SampleStore
 from bonlib.evaluate import Evaluation, TestSet, divergences, evaluate, log_quantiles
+from bonlib.exact import Array
 from bonlib.methods import METHODS, get_method
 from bonlib.methods.bond import Bond
 from bonlib.methods.jbond import JBond
-from bonlib.metrics import mean_over_prompts
-from bonlib.models.loaded import LoadedModel
+from bonlib.metrics import mean_over_prompts, win_probability
+from bonlib.models.loaded import LoadedModel, load_classifier
 from bonlib.training.quantile import fit_quantile_model
 from bonlib.training.reward_cdf import LogCdf, SampledCdf
 from bonlib.training.settings import Ppo, TrainingData, TrainSettings
@@ -112,7 +114,7 @@ class Harness:
         build: where checkpoints and policies go.
     """
 
-    compares = True  # whether there are draws enough to measure how far a policy is from best-of-n
+    compares = True  # whether there are draws enough to measure how far a policy is from best-of-n, and by gold
     glance = (128, 1)  # test prompts, and responses to each, that a policy is measured on while it learns
 
     def __init__(self, profile: Profile, store: SampleStore | None = None, *, build: Path = BUILD) -> None:
@@ -171,6 +173,28 @@ class Harness:
         own, opponents = rewards[:, : sizes.draws], rewards[:, sizes.draws :]
         sampling = self.setting.sampling
         return TestSet(self.setting.prompts, opponents, sampling, self.training.responses, seed, draws, own)
+
+    @cached_property
+    def gold(self) -> ClassifierReward | CutPenalty:
+        """A reward model that no policy is trained on."""
+        return ClassifierReward(load_classifier(self.profile.review_judge, device=self.setting.reference.device))
+
+    @cached_property
+    def gold_rewards(self) -> Array:
+        """What it says of the draws to the test prompts, (P, draws + opponents)."""
+        assert self.test.draws is not None
+        return self.store.score(self.gold, self.test.draws)
+
+    def by_gold(self, evaluation: Evaluation) -> dict[str, float]:
+        """Return what gold says of a policy's responses to the test prompts, and of how many of the reference's."""
+        test, row = self.test, dict[str, float]()
+        prompts = [prompt for prompt in test.prompts for _ in range(test.responses)]
+        gold = checked_score(self.gold, prompts, evaluation.responses).reshape(evaluation.rewards.shape)
+        wins = win_probability(gold, self.gold_rewards[:, self.sizes.draws :])
+        for name, table in {"gold": gold, "gold_win_rate": wins}.items():
+            mean, error = mean_over_prompts(table.mean(axis=1))
+            row |= {name: float(mean), f"{name}_se": float(error)}
+        return row
 
     def samples_behind(self, run: Run) -> int:
         """Return how many draws of each training prompt a run's CDF is made from."""
@@ -313,6 +337,7 @@ class Harness:
             "fit_seconds": self._fit_seconds.get(self.samples_behind(run)) if run.cdf == "learned" else None,
             **evaluation.summary(),
             **self.divergences(run, trained.policy, evaluation, self.test),
+            **(self.by_gold(evaluation) if self.compares else {}),
             "train_prompts": len(self.prompts),
             "test_prompts": len(self.test.prompts),
             "precision": settings.precision,

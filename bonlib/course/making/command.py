@@ -21,8 +21,8 @@ WHAT = ("language-model", "reward-model", *FILMS, "sft", "proxy", "gold", "polic
 def pretrain_command(what: str, model: str | None, data: str, revision: str | None, out: Path | None) -> None:
     """Train or evaluate the bundled models; resumes.
 
-    WHAT is language-model, reward-model, imdb-smollm2, imdb-gold, sft, proxy, gold, policies or evaluate. MODEL is for evaluate the model, for
-    reward-model the language model to start from, and for proxy and gold the fine-tuned adapter.
+    WHAT is language-model, reward-model, imdb-smollm2, imdb-gold, sft, proxy, gold, policies or evaluate. MODEL is for
+    evaluate the model, for reward-model the language model to start from, and for proxy and gold the tuned adapter.
     """
     from bonlib.course.experiments.summarisation import SummaryHarness, bundle
     from bonlib.course.making import adapters, film_adapters, pretrain
