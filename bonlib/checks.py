@@ -83,10 +83,10 @@ def flag(name: str, value: object) -> bool:
     return given
 
 
-def one_of(name: str, value: Any, choices: Iterable[str]) -> Any:
-    """Return a word that is one of those, or raise a ValueError that names them."""
+def one_of(name: str, value: Any, choices: Iterable[object]) -> Any:
+    """Return a word or a number that is one of those, or raise a ValueError that names them."""
     if value not in (known := tuple(choices)):
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(str, known))}")
     return value
 
 

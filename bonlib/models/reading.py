@@ -315,8 +315,8 @@ def _next_states(model: Any, batch: TokenBatch, ways: Ways) -> Tensor:
 def _part(batch: TokenBatch, rows: slice) -> TokenBatch:
     """Some responses of a batch with tokens `instead`."""
     assert batch.instead is not None
-    tables = (table[rows] for table in (batch.responses, batch.response_mask))
-    return TokenBatch(batch.prompts[rows], *tables, batch.pad_id, batch.instead[rows])
+    own = batch.responses[rows], batch.response_mask[rows]
+    return TokenBatch(batch.prompts[rows], *own, batch.pad_id, batch.instead[rows])
 
 
 def _next_as_branches(model: Any, batch: TokenBatch) -> Tensor:

@@ -155,10 +155,16 @@ def _about(beginning: str, check: Callable[[], Any]) -> None:
 
 
 @click.command("judge")
+@click.argument("methods", nargs=-1, metavar="[METHOD]...")
 @click.option("--profile", default="laptop")
-def judge_command(profile: str) -> None:
-    """Judge the policies of notebook 12; resumes."""
-    from bonlib.course.experiments.summarisation import SummaryHarness
+@click.option("--distribution", "distributions", multiple=True, help='"in" or "out"; both if not given')
+@click.option("--temperature", "temperatures", type=float, multiple=True, help="all of the profile's if not given")
+def judge_command(
+    methods: tuple[str, ...], profile: str, distributions: tuple[str, ...], temperatures: tuple[float, ...]
+) -> None:
+    """Judge the policies of notebook 12, or those of the methods that are named; resumes."""
+    from bonlib.course.experiments.summarisation import DISTRIBUTIONS, SummaryHarness
     from bonlib.course.profiles import get_profile
 
-    SummaryHarness(get_profile(profile)).judge_all()
+    harness = SummaryHarness(get_profile(profile))
+    harness.judge_all(methods=methods, temperatures=temperatures, distributions=distributions or DISTRIBUTIONS)

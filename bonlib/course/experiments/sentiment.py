@@ -18,7 +18,7 @@ import pandas as pd
 from bonlib.checks import number, one_of, settle, whole
 from bonlib.course.experiments.bundled import scored_draws
 from bonlib.course.experiments.results import RESULTS, add_run, claim, done_runs, options_text, provenance
-from bonlib.course.experiments.setting import Setting, imdb_setting
+from bonlib.course.experiments.setting import Setting, imdb_setting, review_judge
 from bonlib.course.making.reviews import review_prompts
 from bonlib.course.profiles import Imdb, Profile, Summaries, Training, known_sizes
 from bonlib.course.runner import BUILD, commit_of_workbook
@@ -30,7 +30,8 @@ from bonlib.methods import METHODS, get_method
 from bonlib.methods.bond import Bond
 from bonlib.methods.jbond import JBond
 from bonlib.metrics import mean_over_prompts, win_probability
-from bonlib.models.loaded import LoadedModel, load_classifier
+from bonlib.models.loaded import LoadedModel
+from bonlib.models.responses import Responses, concatenate
 from bonlib.training.quantile import fit_quantile_model
 from bonlib.training.reward_cdf import LogCdf, SampledCdf
 from bonlib.training.settings import Ppo, TrainingData, TrainSettings
@@ -177,21 +178,25 @@ class Harness:
     @cached_property
     def gold(self) -> ClassifierReward | CutPenalty:
         """A reward model that no policy is trained on."""
-        return ClassifierReward(load_classifier(self.profile.review_judge, device=self.setting.reference.device))
+        return review_judge(self.profile)
+
+    def judged_by_gold(self, responses: Responses) -> Array:
+        """What it says of responses to the test prompts, as many to each, those to one prompt together, (P, k)."""
+        each = len(responses) // len(self.test.prompts)
+        prompts = [prompt for prompt in self.test.prompts for _ in range(each)]
+        return checked_score(self.gold, prompts, responses).reshape(-1, each)
 
     @cached_property
-    def gold_rewards(self) -> Array:
-        """What it says of the draws to the test prompts, (P, draws + opponents)."""
+    def gold_opponents(self) -> Array:
+        """What it says of the opponents, (P, b)."""
         assert self.test.draws is not None
-        return self.store.score(self.gold, self.test.draws)
+        drawn = [responses[self.sizes.draws :] for responses in self.test.draws.responses]
+        return self.judged_by_gold(concatenate(drawn))
 
     def by_gold(self, evaluation: Evaluation) -> dict[str, float]:
-        """Return what gold says of a policy's responses to the test prompts, and of how many of the reference's."""
-        test, row = self.test, dict[str, float]()
-        prompts = [prompt for prompt in test.prompts for _ in range(test.responses)]
-        gold = checked_score(self.gold, prompts, evaluation.responses).reshape(evaluation.rewards.shape)
-        wins = win_probability(gold, self.gold_rewards[:, self.sizes.draws :])
-        for name, table in {"gold": gold, "gold_win_rate": wins}.items():
+        """Return the mean of gold over a policy's responses, and how often it prefers them to the reference's."""
+        gold, row = self.judged_by_gold(evaluation.responses), dict[str, float]()
+        for name, table in {"gold": gold, "gold_win_rate": win_probability(gold, self.gold_opponents)}.items():
             mean, error = mean_over_prompts(table.mean(axis=1))
             row |= {name: float(mean), f"{name}_se": float(error)}
         return row

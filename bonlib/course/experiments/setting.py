@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bonlib.course.making.pretrain import log_odds
 from bonlib.course.making.reviews import resolve_reviews, review_prompts
 from bonlib.course.profiles import Profile
-from bonlib.draws.rewards import CutPenalty, SentimentReward
+from bonlib.draws.rewards import ClassifierReward, CutPenalty, SentimentReward
 from bonlib.draws.samplers import SamplingSettings, TransformersSampler
 from bonlib.models.kernels import has_bfloat16
 from bonlib.models.loaded import LoadedModel, load_classifier, load_language_model, pick_device
@@ -52,6 +53,11 @@ def instruct_sampler(profile: Profile) -> TransformersSampler:
         profile.instruct_model, revision=profile.instruct_model_revision, device=device, dtype=dtype
     )
     return TransformersSampler(loaded, batch_size=profile.instruct.batch_size)
+
+
+def review_judge(profile: Profile) -> ClassifierReward:
+    """Load the judge of movie reviews that no policy is trained on, gold: log-odds that a review is positive."""
+    return log_odds(load_classifier(profile.review_judge, device=profile.device, dtype="float32"))
 
 
 def imdb_setting(profile: Profile, prompts: int | None = None) -> Setting:

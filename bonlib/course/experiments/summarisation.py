@@ -287,7 +287,12 @@ class SummaryHarness(Harness):
         return found
 
     def judge_all(
-        self, *, results: Path = RESULTS, distributions: Sequence[str] = DISTRIBUTIONS, methods: Sequence[str] = ()
+        self,
+        *,
+        results: Path = RESULTS,
+        distributions: Sequence[str] = DISTRIBUTIONS,
+        temperatures: Sequence[float] = (),
+        methods: Sequence[str] = (),
     ) -> set[str]:
         """Judge reference, best-of-n and all policies at every temperature and sampling seed; goes on where it was.
 
@@ -297,6 +302,7 @@ class SummaryHarness(Harness):
             results: folder of the file tldr_judged: a row a policy and condition, with documents, texts, and, where the
                 policy is best-of-n, a curve against n.
             distributions: of the documents, "in" and "out" of that of training.
+            temperatures: some of the profile's; all if there are none.
             methods: whose policies; all if there are none.
 
         Returns:
@@ -310,7 +316,8 @@ class SummaryHarness(Harness):
         judges = [self.setting.reward_model.fingerprint, self.gold.fingerprint]
         about = [known_sizes(sizes), self.profile.posts, self.profile.posts_revision, self.profile.reviews, *judges]
         runs: set[str] = set()
-        for seed, distribution, temperature in product(sizes.sampling_seeds, distributions, sizes.temperatures):
+        chosen = [one_of("temperature", each, sizes.temperatures) for each in temperatures] or sizes.temperatures
+        for seed, distribution, temperature in product(sizes.sampling_seeds, distributions, chosen):
             where = Condition(distribution, temperature, seed)
             names = {name: _hash([about, fingerprint, asdict(where)]) for name, fingerprint in prints.items()}
             runs |= set(names.values())
@@ -376,11 +383,14 @@ def _hash(about: Any) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def bundle(harness: SummaryHarness, *, results: Path = RESULTS, folder: Path = BUNDLED) -> None:
+def bundle(
+    harness: SummaryHarness, methods: Sequence[str] = (), *, results: Path = RESULTS, folder: Path = BUNDLED
+) -> None:
     """Write the adapters of the policies that were trained with the first seed, in half precision with model cards.
 
     Args:
         harness: trains those that are not there yet.
+        methods: whose; those of notebook 12 if there are none.
         results: folder of the file that says what they were measured at.
         folder: gets a folder for each.
 
@@ -388,7 +398,7 @@ def bundle(harness: SummaryHarness, *, results: Path = RESULTS, folder: Path = B
         ValueError: if one could not be trained.
     """
     base = harness.setting.reference.model.peft_config["default"].base_model_name_or_path
-    runs = [run for run in grid(harness.profile) if run.seed == harness.training.seeds[0]]
+    runs = [run for run in grid(harness.profile, methods) if run.seed == harness.training.seeds[0]]
     harness.run_all(runs, results=results)
     rows = read_rows(results / f"{SWEEP}.parquet").set_index("run")
     if missing := [run.method for run in runs if harness.identity(run) not in rows.index]:

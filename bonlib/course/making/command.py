@@ -22,7 +22,8 @@ def pretrain_command(what: str, model: str | None, data: str, revision: str | No
     """Train or evaluate the bundled models; resumes.
 
     WHAT is language-model, reward-model, imdb-smollm2, imdb-gold, sft, proxy, gold, policies or evaluate. MODEL is for
-    evaluate the model, for reward-model the language model to start from, and for proxy and gold the tuned adapter.
+    evaluate the model, for reward-model the language model to start from, for proxy and gold the tuned adapter, and for
+    policies a method.
     """
     from bonlib.course.experiments.summarisation import SummaryHarness, bundle
     from bonlib.course.making import adapters, film_adapters, pretrain
@@ -38,7 +39,7 @@ def pretrain_command(what: str, model: str | None, data: str, revision: str | No
             print(name + ":", ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in figures.items()))
         return
     if what == "policies":
-        bundle(SummaryHarness(get_profile("laptop")), folder=out or BUNDLED)
+        bundle(SummaryHarness(get_profile("laptop")), [model] if model else [], folder=out or BUNDLED)
         return
     place = out or BUNDLED / names[what]
     scratch = BUILD / "pretrain" / place.name

@@ -78,11 +78,11 @@ def make_reference(folder: Path, scratch: Path, recipe: ReferenceRecipe | None =
 def describe_reference(folder: Path) -> None:
     """Measure a reference of movie reviews, and write its card with samples."""
     texts = [review.text for review in load_reviews("unseen_films")[:MEASURED]]
-    figures, names = {}, {"": folder, ", of the model below": ReferenceRecipe.base}
-    for whose, name in names.items():
+    figures = dict[str, float]()
+    for whose, name in (("", folder), (", of the model below", Path(ReferenceRecipe.base))):
         found = perplexity(load_language_model(name, dtype="bfloat16"), texts)
-        figures |= {f"perplexity {each}, {len(texts)} unseen films' reviews{whose}": found[f"perplexity_per_{each}"]
-                    for each in ("token", "word")}  # fmt: skip
+        for each in ("token", "word"):
+            figures[f"perplexity a {each}, {len(texts)} unseen films' reviews{whose}"] = found[f"perplexity_per_{each}"]
     reference = load_language_model(folder, dtype="bfloat16")
     prompts = review_prompts(reference.tokenizer, 4, seed=0)
     drawn = TransformersSampler(reference).sample(prompts, SamplingSettings(40), seed=0)
@@ -175,7 +175,7 @@ def make_judge(folder: Path, scratch: Path, recipe: JudgeRecipe | None = None) -
     save_adapter(model, folder, about)
     apart = {review.text for split in ("seen_films", "unseen_films") for review in load_reviews(split)}
     others = [review for review in load_reviews("heldout") if review.text not in apart]
-    scale, shift = calibration(*_log_odds(folder, others))
+    scale, shift = calibration(*_told(folder, others))
     head = body.classifier.modules_to_save["default"]
     with torch.no_grad():
         head.weight *= scale
@@ -189,14 +189,14 @@ def describe_judge(folder: Path) -> None:
     reviews = load_reviews("unseen_films")
     found = judge_accuracy(load_classifier(folder), reviews)
     for words, named in ((None, "256 tokens"), (32, "32 words")):
-        found[f"calibration error on the first {named}"] = calibration_error(*_log_odds(folder, reviews, words))
+        found[f"calibration error on the first {named}"] = calibration_error(*_told(folder, reviews, words))
     figures = {f"{name.replace('_', ' ')}, {len(reviews):,} unseen films' reviews": it for name, it in found.items()}
     purpose = "Judges the sentiment of movie reviews by the log-odds that one is positive: gold, in the course."
     limits = "it knows the taste of IMDB's users, and reads 512 tokens at most"
     write_card(folder, purpose, "pretrain imdb-gold", figures, DATA, limits=limits)
 
 
-def _log_odds(folder: Path, reviews: Sequence[Review], words: int | None = None) -> tuple[Array, Array]:
+def _told(folder: Path, reviews: Sequence[Review], words: int | None = None) -> tuple[Array, Array]:
     """What a judge says of the first words of reviews, of 256 tokens at most, and their labels."""
     loaded = load_classifier(folder)
     texts = [" ".join(review.text.split()[:words]) for review in reviews]
@@ -207,7 +207,11 @@ def _log_odds(folder: Path, reviews: Sequence[Review], words: int | None = None)
 def calibration(logits: Array, labels: Array) -> tuple[float, float]:
     """Return the scale and the shift of log-odds (N,) by which they fit labels (N,), 0 or 1, best (Platt 1999)."""
     signs = 2 * labels - 1
-    fit = minimize(lambda at: np.logaddexp(0, -signs * (at[0] * logits + at[1])).mean(), [1.0, 0.0])
+
+    def loss(at: Array) -> float:
+        return float(np.logaddexp(0, -signs * (at[0] * logits + at[1])).mean())
+
+    fit = minimize(loss, [1.0, 0.0])
     return float(fit.x[0]), float(fit.x[1])
 
 

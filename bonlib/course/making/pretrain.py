@@ -304,6 +304,11 @@ def perplexity(loaded: LoadedModel, texts: Sequence[str], *, stride: int | None 
     return {"perplexity_per_token": math.exp(nll / tokens), "perplexity_per_word": math.exp(nll / words)}
 
 
+def log_odds(loaded: LoadedModel) -> ClassifierReward:
+    """Return a judge of sentiment as a reward: the log-odds of its two classes, or its one output, which is them."""
+    return ClassifierReward(loaded) if loaded.model.config.num_labels == 1 else SentimentReward(loaded, output="logit")
+
+
 def judge_accuracy(loaded: LoadedModel, reviews: Sequence[Review]) -> dict[str, float]:
     """Return how often a judge of sentiment is right: on the first 256 tokens of reviews, and on 32 and 8 words.
 
@@ -314,8 +319,7 @@ def judge_accuracy(loaded: LoadedModel, reviews: Sequence[Review]) -> dict[str, 
     """
     if not reviews:
         raise ValueError("reviews is empty; an accuracy needs at least one review")
-    one = loaded.model.config.num_labels == 1
-    judge = ClassifierReward(loaded) if one else SentimentReward(loaded, output="logit")
+    judge = log_odds(loaded)
     labels = np.array([review.label for review in reviews])
     longest = min(256, loaded.context)
     texts = {f"accuracy_first_{longest}_tokens": [review.text for review in reviews]}
