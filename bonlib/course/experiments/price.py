@@ -1,0 +1,136 @@
+"""The price of closeness: how distances fall with the responses learned from, and when training is cheaper than N draws.
+
+Costs are in tokens that the policy reads or writes once, forwards; a token of training costs as much as four, backwards
+included and the reference's reading with it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from bonlib.checks import number
+from bonlib.exact import Array
+
+LEARNED = 4.0  # forward passes that a token of training costs: one, twice as much backwards, and the reference's
+SURE = 0.95  # of an interval
+
+
+class PowerLaw(NamedTuple):
+    """A distance that falls as distance = factor · responses^−exponent.
+
+    Attributes:
+        exponent: 0 if more responses bring nothing.
+        low: lower end of its interval at 95 %.
+        high: upper end.
+        factor: the distance that one response would leave.
+        scatter: standard deviation of the logarithms about the line, nats.
+    """
+
+    exponent: float
+    low: float
+    high: float
+    factor: float
+    scatter: float
+
+    def at(self, responses: float) -> float:
+        """Return the distance that the law has at a number of responses."""
+        return float(self.factor * np.asarray(responses, np.float64) ** -self.exponent)
+
+
+def power_law(responses: Array, distances: Array) -> PowerLaw:
+    """Fit a power law to distances by least squares of their logarithms.
+
+    Args:
+        responses: that were learned from, a run each, (R,), at least three runs and two different numbers.
+        distances: of what they led to, (R,), above 0.
+
+    Raises:
+        ValueError: if shapes differ, there are too few, or one is not above 0.
+    """
+    x, y = np.asarray(responses, np.float64), np.asarray(distances, np.float64)
+    if x.shape != y.shape or x.ndim != 1 or len(x) < 3 or len(set(x.tolist())) < 2:
+        raise ValueError(
+            f"responses has shape {x.shape} and distances {y.shape}; a law needs as many of both, three runs and two "
+            "numbers of responses at least"
+        )
+    for name, values in (("responses", x), ("distances", y)):
+        if not bool((values > 0).all() and np.isfinite(values).all()):
+            raise ValueError(f"{name} is {values.min()} at its least; all must be above 0 and finite")
+    line = stats.linregress(np.log(x), np.log(y))
+    free = len(x) - 2
+    width = float(stats.t.ppf((1 + SURE) / 2, free)) * float(line.stderr)
+    left = np.log(y) - line.intercept - line.slope * np.log(x)
+    scatter = float(np.sqrt(left @ left / free))
+    slope = float(line.slope)
+    return PowerLaw(-slope, -slope - width, -slope + width, float(np.exp(line.intercept)), scatter)
+
+
+class Lengths(NamedTuple):
+    """How long texts are, in tokens, and what a judge's token costs in units of the policy's."""
+
+    prompt: float
+    response: float
+    judge: float = 0.0
+
+    @property
+    def judged(self) -> float:
+        """What it costs to judge one response with its prompt."""
+        return (self.prompt + self.response) * self.judge
+
+
+def query_cost(n: float, lengths: Lengths) -> float:
+    """Return what it costs to answer a query by the best of n draws, in tokens; n = 1 is an answer that nobody judges.
+
+    The prompt is read once for all draws.
+    """
+    n = number("n", n, least=1, what="the number of draws")
+    return lengths.prompt + n * lengths.response + (n * lengths.judged if n > 1 else 0.0)
+
+
+def training_cost(responses: float, lengths: Lengths, drawn: float | None = None) -> float:
+    """Return what a training costs, in tokens.
+
+    Args:
+        responses: that it learned from.
+        lengths: of the texts.
+        drawn: responses that were drawn and judged for it; as many as it learned from if None. Stored draws that serve
+            several trainings count once.
+    """
+    drawn = responses if drawn is None else drawn
+    return drawn * (lengths.response + lengths.judged) + responses * LEARNED * (lengths.prompt + lengths.response)
+
+
+def as_good_as(win_rate: float) -> float:
+    """Return the n for which best-of-n wins as often against the reference, w = n / (n + 1); 1 at one half or less."""
+    win_rate = number("win_rate", win_rate, least=0, below=1)
+    return max(1.0, win_rate / (1 - win_rate))
+
+
+def break_even(
+    responses: float, win_rate: float, error: float, lengths: Lengths, drawn: float | None = None
+) -> tuple[float, float, float]:
+    """Return from how many queries on a trained policy is cheaper than best-of-n draws that win as often.
+
+    Args:
+        responses: that it learned from.
+        win_rate: of the policy against the reference.
+        error: standard error of that.
+        lengths: of the texts.
+        drawn: as in `training_cost`.
+
+    Returns:
+        The number of queries, and what it is at a win rate two errors higher and two lower; infinite where the policy
+        is no better than one draw.
+    """
+    spent = training_cost(responses, lengths, drawn)
+
+    def queries(wins: float) -> float:
+        saved = query_cost(as_good_as(wins), lengths) - query_cost(1, lengths)
+        return spent / saved if saved > 0 else float("inf")
+
+    sides = (float(np.clip(win_rate + side * 2 * error, 0, 1 - 1e-9)) for side in (1, -1))
+    least, most = (queries(wins) for wins in sides)
+    return queries(win_rate), least, most

@@ -1,0 +1,59 @@
+"""What closeness costs: laws, costs and break-even."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bonlib.course.experiments.price import (
+    Lengths,
+    as_good_as,
+    break_even,
+    power_law,
+    query_cost,
+    training_cost,
+)
+
+TEXTS = Lengths(prompt=6, response=24, judge=0.5)
+
+
+@given(st.floats(-1, 2), st.floats(0.1, 10))
+def test_an_exact_law_is_found(exponent, factor):
+    responses = np.array([3200.0, 12800, 51200, 204800])
+    law = power_law(responses, factor * responses**-exponent)
+    assert law.exponent == pytest.approx(exponent, abs=1e-6)
+    assert law.factor == pytest.approx(factor, rel=1e-4)
+    assert law.scatter < 1e-6
+    assert law.at(51200) == pytest.approx(factor * 51200**-exponent, rel=1e-5)
+
+
+def test_the_interval_covers_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    responses = np.repeat([3200.0, 12800, 51200, 204800], 2)
+    laws = [power_law(responses, responses**-0.3 * np.exp(0.2 * rng.normal(size=8))) for _ in range(2000)]
+    assert np.mean([law.low <= 0.3 <= law.high for law in laws]) == pytest.approx(0.95, abs=0.02)
+    assert np.mean([law.scatter**2 for law in laws]) == pytest.approx(0.04, rel=0.05)
+
+
+def test_bad_runs_are_named():
+    with pytest.raises(ValueError, match=r"responses has shape \(2,\)"):
+        power_law([1, 2], [1, 2])
+    with pytest.raises(ValueError, match=r"distances is 0.0 at its least; all must be above 0"):
+        power_law([1, 2, 3], [1, 0.0, 1])
+
+
+def test_best_of_n_costs_n_responses_and_n_judgements_and_one_answer_neither():
+    assert query_cost(1, TEXTS) == 6 + 24
+    assert query_cost(8, TEXTS) == 6 + 8 * 24 + 8 * 15
+    with pytest.raises(ValueError, match="n is 0"):
+        query_cost(0, TEXTS)
+
+
+def test_at_break_even_both_ways_cost_the_same():
+    queries, least, most = break_even(12800, 8 / 9, 0.01, TEXTS)
+    assert as_good_as(8 / 9) == pytest.approx(8)
+    assert training_cost(12800, TEXTS) + queries * query_cost(1, TEXTS) == pytest.approx(queries * query_cost(8, TEXTS))
+    assert least < queries < most
+    # Draws that other trainings share cost this one less, and a policy that is no better never pays.
+    assert break_even(12800, 8 / 9, 0.01, TEXTS, drawn=0)[0] < queries
+    assert break_even(12800, 0.5, 0.0, TEXTS)[0] == np.inf
