@@ -115,6 +115,12 @@ class Verdict(NamedTuple):
     verdict: str
     note: str
 
+    def told(self) -> dict[str, str]:
+        """Return it as a row of `bonlib.course.claims.Claims`."""
+        note = f"; {self.note}" if self.note else ""
+        evidence = f"{self.cases:,} random cases, worst slack {self.worst_slack:.1e}{note}"
+        return {"claim": f"{self.source}: {self.statement}", "here it": self.verdict, "evidence": evidence}
+
 
 def try_claim(claim: Claim, cases: int, seed: int = 0) -> Verdict:
     """Try a claim on random cases.

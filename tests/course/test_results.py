@@ -19,7 +19,6 @@ from bonlib.course.experiments.results import (
     read_paths,
     read_rows,
     read_sweeps,
-    verdict,
     with_fields,
 )
 from bonlib.course.experiments.sentiment import Harness
@@ -146,11 +145,3 @@ def test_lead_is_the_mean_at_the_places_of_the_first_path():
     assert lead(upper, lower) == pytest.approx((0.3 + 0.3) / 2)
     assert lead(upper, lower, up_to=1.5) == pytest.approx(0.3)
     assert np.isnan(lead(path([5, 6], [1, 1]), lower))
-
-
-@pytest.mark.parametrize(
-    ("parts", "word"),
-    [([True, True], "holds"), ([True, False], "holds in part"), ([False], "fails"), ([], "undecided")],
-)
-def test_a_verdict_counts_its_parts(parts, word):
-    assert verdict("c", parts, "e") == {"claim": "c", "here it": word, "evidence": "e"}

@@ -34,6 +34,7 @@ def test_the_site_has_every_page_and_sphinx_does_not_complain(ran):
         "METHODS",
         "ARCHITECTURE",
         "papers",
+        "found",
         "times",
         "search",
         "api/bonlib.exact",

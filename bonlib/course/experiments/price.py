@@ -1,4 +1,4 @@
-"""The price of closeness: how distances fall with the responses learned from, and when training is cheaper than N draws.
+"""The price of closeness: how distances fall with responses learned from, and when training is cheaper than N draws.
 
 Costs are in tokens that the policy reads or writes once, forwards; a token of training costs as much as four, backwards
 included and the reference's reading with it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -188,9 +188,3 @@ def lead(rows: pd.DataFrame, other: pd.DataFrame, x: str = "kl", y: str = "rewar
     places = places[(places != 0) & (places <= up_to)]
     gaps = height(rows, places, x, y) - height(other, places, x, y)
     return float(np.nanmean(gaps)) if np.isfinite(gaps).any() else np.nan
-
-
-def verdict(claim: str, parts: Collection[bool], evidence: str) -> dict[str, str]:
-    """Return the row of a table of claims: it holds if all its parts do, in part if some do; open if there are none."""
-    here = "undecided" if not len(parts) else "holds" if all(parts) else "holds in part" if any(parts) else "fails"
-    return {"claim": claim, "here it": here, "evidence": evidence}

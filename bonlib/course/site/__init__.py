@@ -15,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from bonlib.course.claims import found_page
 from bonlib.course.frames import PRESETS, frames
 from bonlib.course.runner import ROOT, Report, find_notebooks, read_reports
 from bonlib.course.site.links import Links, api_names, modules, papers, terms
@@ -165,6 +166,7 @@ class SiteBuilder:
             )
             _write(self._source / "notebooks" / path.name, nbformat.writes(page))
             self._shown[path.stem] = reports.get(path.stem)
+        _write(self._source / "found.md", found_page(self._executed, paths))
         _write(self._source / "times.md", _times_page(reports, paths, self._executed.name))
         return bool(changed)
 
@@ -234,7 +236,7 @@ def _first_page(links: Links, paths: list[Path]) -> str:
     text = re.sub(r"^\[!\[.*\n", "", text, flags=re.MULTILINE)  # badges are pictures of other sites
     texts = [name.removesuffix(".md") for name in _texts()]
     parts = {
-        "The course": ["sliders", *(f"notebooks/{path.stem}" for path in paths), "times"],
+        "The course": ["sliders", *(f"notebooks/{path.stem}" for path in paths), "found", "times"],
         "To look up": ["GLOSSARY", *texts, "papers", "api/index"],
     }
     trees = "\n".join(
