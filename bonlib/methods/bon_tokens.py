@@ -64,6 +64,9 @@ def some_of(log_probs: Tensor, taken: Tensor, count: int, generator: torch.Gener
 class BonTokens(TrainingMethod):
     """BoN by tokens: a value of prefixes tells what next tokens promise, and the policy learns many at each prefix.
 
+    The figure `asked` of the curve says how far the values want the policy to go. Where they are right it is about the
+    KL of best-of-n, log n − (n−1)/n; a multiple of that means that they were fitted to too little, and lead astray.
+
     Attributes:
         n: number of draws.
         choices: next tokens at each prefix.

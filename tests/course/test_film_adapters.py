@@ -22,13 +22,14 @@ from bonlib.course.making.reviews import Review
 from bonlib.draws.rewards import ClassifierReward
 from bonlib.models.loaded import load_classifier, load_language_model
 
-REVIEWS = tuple(Review(text, index % 2) for index, text in enumerate(TEXTS))
+REVIEWS = tuple(Review(f"{text} {index}", index % 2) for index, text in enumerate(TEXTS))
 
 
 @pytest.fixture(autouse=True)
 def few_reviews(monkeypatch):
     AcceleratorState._reset_state(reset_partial_state=True)
-    parts = {"seen_films": REVIEWS[::2], "unseen_films": REVIEWS[1::4], "heldout": REVIEWS[3::4]}
+    # So few that what is learned can be seen only on some of them.
+    parts = {"seen_films": REVIEWS[:24], "unseen_films": REVIEWS[:8], "heldout": REVIEWS[24:]}
     monkeypatch.setattr(film_adapters, "load_reviews", parts.__getitem__)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -39,10 +40,10 @@ def test_the_reference_learns_reviews_and_its_card_says_so(llama_folder, tmp_pat
     monkeypatch.setattr(ReferenceRecipe, "base", base)
     monkeypatch.setattr(film_adapters, "review_prompts", lambda *_, **__: ["the film", "a"])
     recipe = ReferenceRecipe(
-        context=24, steps=30, batch_size=4, learning_rate=2e-2, warmup_steps=2, rank=4, base=base
+        context=40, steps=40, batch_size=8, learning_rate=1e-2, warmup_steps=2, rank=8, base=base
     )  # fmt: skip
     make_reference(tmp_path / "made", tmp_path / "scratch", recipe)
-    texts = [review.text for review in REVIEWS[1::4]]
+    texts = [review.text for review in REVIEWS[:8]]
     before, after = (
         perplexity(load_language_model(name, dtype="bfloat16"), texts)["perplexity_per_word"]
         for name in (base, tmp_path / "made")
@@ -59,7 +60,7 @@ def test_the_judge_learns_is_calibrated_and_loads(tmp_path):
     make_judge(tmp_path / "made", tmp_path / "scratch", recipe)
     loaded = load_classifier(tmp_path / "made")
     assert loaded.model.config.num_labels == 1
-    held = [review for review in REVIEWS[3::4]]
+    held = REVIEWS[24:]
     logits = ClassifierReward(loaded).score_texts([review.text for review in held])
     labels = np.array([review.label for review in held], float)
     assert calibration(logits, labels) == pytest.approx((1.0, 0.0), abs=0.1)

@@ -219,6 +219,7 @@ def calibration_error(logits: Array, labels: Array, bins: int = 15) -> float:
     """Return the mean distance of probability and frequency over bins of equally many (Guo et al. 2017, eq. 3)."""
     order = np.argsort(logits, kind="stable")
     gaps = [
-        len(part) * abs(float(expit(logits[part]).mean() - labels[part].mean())) for part in np.array_split(order, bins)
+        len(part) * abs(float(expit(logits[part]).mean() - labels[part].mean()))
+        for part in np.array_split(order, min(bins, len(order)))
     ]
     return sum(gaps) / len(logits)
