@@ -66,7 +66,7 @@ def test_the_judge_learns_is_calibrated_and_loads(tmp_path):
     assert calibration(logits, labels) == pytest.approx((1.0, 0.0), abs=0.1)
     card = (tmp_path / "made" / "README.md").read_text()
     assert "accuracy first 32 words" in card
-    assert "calibration error on the first 256 tokens" in card
+    assert "calibration error first 256 tokens" in card
 
 
 def test_pieces_of_a_set_are_equally_long_and_depend_on_seed_and_index_only():

@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.utils.data import Dataset
 
 from bonlib.course.making.adapters import AdapterRecipe, save_adapter, write_card
-from bonlib.course.making.pretrain import TextBlocks, judge_accuracy, machine, perplexity
+from bonlib.course.making.pretrain import TextBlocks, machine, perplexity
 from bonlib.course.making.reviews import Review, load_reviews, review_prompts
 from bonlib.draws.rewards import ClassifierReward
 from bonlib.draws.samplers import SamplingSettings, TransformersSampler
@@ -187,10 +187,12 @@ def make_judge(folder: Path, scratch: Path, recipe: JudgeRecipe | None = None) -
 def describe_judge(folder: Path) -> None:
     """Measure a judge of sentiment with one output, the log-odds, on reviews of unseen films, and write its card."""
     reviews = load_reviews("unseen_films")
-    found = judge_accuracy(load_classifier(folder), reviews)
-    for words, named in ((None, "256 tokens"), (32, "32 words")):
-        found[f"calibration error on the first {named}"] = calibration_error(*_told(folder, reviews, words))
-    figures = {f"{name.replace('_', ' ')}, {len(reviews):,} unseen films' reviews": it for name, it in found.items()}
+    figures = dict[str, float]()
+    for words, read in ((None, "first 256 tokens"), (32, "first 32 words"), (8, "first 8 words")):
+        logits, labels = _told(folder, reviews, words)
+        whose = f"{read}, {len(reviews):,} unseen films' reviews"
+        figures[f"accuracy {whose}"] = float(np.mean((logits > 0) == labels))
+        figures[f"calibration error {whose}"] = calibration_error(logits, labels)
     purpose = "Judges the sentiment of movie reviews by the log-odds that one is positive: gold, in the course."
     limits = "it knows the taste of IMDB's users, and reads 512 tokens at most"
     write_card(folder, purpose, "pretrain imdb-gold", figures, DATA, limits=limits)
