@@ -43,7 +43,7 @@ class Claims:
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         table = self.shown
         if table is None:
-            table = pd.DataFrame(self.rows).style.hide().set_properties(**{"text-align": "left"})
+            table = pd.DataFrame(self.rows).style.hide().set_properties(None, **{"text-align": "left"})
         plain = "\n".join(f"{row['claim']}: {row['here it']} ({row['evidence']})" for row in self.rows)
         return {"text/html": table.to_html(), "text/plain": plain, MIME: {"source": self.source, "rows": self.rows}}
 
