@@ -69,12 +69,12 @@ def found_page(executed: Path, notebooks: Sequence[Path]) -> str:
                 parts += [f"## {told['source']}\n", f"From [](notebooks/{path.name}).\n"]
                 parts += ["| claim | here it | by these numbers |", "|---|---|---|", *(f"| {line} |" for line in cells)]
                 parts.append("")
-    counts = ", ".join(f"{outcomes[name]} {name}" for name in OUTCOMES if outcomes[name])
+    counts = ", ".join(f"“{name}” {outcomes[name]}" for name in OUTCOMES if outcomes[name])
     lines = [
         "# What we found\n",
         "What became of the claims of the papers, each with the numbers that it rests on, as the notebooks worked them",
         "out from stored results when these pages were made.",
-        f"Of {outcomes.total()} claims: {counts}.\n" if outcomes else "No notebook with a claim was run.\n",
+        f"Of {outcomes.total()} claims the tables say {counts}.\n" if outcomes else "No notebook with a claim was run.\n",
     ]
     return "\n".join([*lines, *parts])
 

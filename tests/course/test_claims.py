@@ -37,7 +37,7 @@ def test_the_page_has_a_line_a_claim_of_the_notebooks_that_were_run(tmp_path):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("claims", outputs=[output])])
     nbformat.write(notebook, tmp_path / "01_one.ipynb")
     page = found_page(tmp_path, [tmp_path / "01_one.ipynb", tmp_path / "02_not_run.ipynb"])
-    assert "Of 3 claims: 2 holds, 1 fails." in page
+    assert "Of 3 claims the tables say “holds” 2, “fails” 1." in page
     assert "## A paper" in page
     assert "| a | holds | 1 \\| 2 |" in page
     assert "02_not_run" not in page
