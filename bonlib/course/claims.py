@@ -74,7 +74,9 @@ def found_page(executed: Path, notebooks: Sequence[Path]) -> str:
         "# What we found\n",
         "What became of the claims of the papers, each with the numbers that it rests on, as the notebooks worked them",
         "out from stored results when these pages were made.",
-        f"Of {outcomes.total()} claims the tables say {counts}.\n" if outcomes else "No notebook with a claim was run.\n",
+        f"Of {outcomes.total()} claims the tables say {counts}.\n"
+        if outcomes
+        else "No notebook with a claim was run.\n",
     ]
     return "\n".join([*lines, *parts])
 
