@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 
-from bonlib.course.experiments import exact_runs, grids, summarisation
+from bonlib.course.experiments import exact_runs, grids, noise, summarisation
 from bonlib.course.experiments.results import (
     RESULTS,
     add_run,
@@ -79,6 +79,7 @@ def test_a_piece_of_work_is_claimed_once_and_let_go_of_after_an_error(tmp_path):
         ("cdf", grids.cdf_grid),
         ("budget", grids.budget_grid),
         ("bond", grids.bond_grid),
+        ("noise", noise.noise_grid),
         ("tldr", summarisation.grid),
     ],
 )

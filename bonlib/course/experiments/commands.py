@@ -14,7 +14,7 @@ from bonlib.commands import assignments, checked, examples, folder, train_on
 from bonlib.methods import METHODS, get_method
 
 FIELD = "a field of TrainSettings, or of the method"
-SWEEPS = ("learning_rates", "sentiment", "cdf", "budget", "bond", "tldr", "exact")
+SWEEPS = ("learning_rates", "sentiment", "cdf", "budget", "bond", "noise", "tldr", "exact")
 
 MEANINGS = {
     "n": "number of draws N to imitate",
@@ -81,7 +81,7 @@ def train_command(
         settings |= assignments("--set", fields)
         return train_on(model, data, by, methods[0], count=count, max_new_tokens=max_new_tokens, settings=settings,
                         out=out, as_json=as_json)  # fmt: skip
-    from bonlib.course.experiments import exact_ends, exact_runs, grids, sentiment
+    from bonlib.course.experiments import exact_ends, exact_runs, grids, noise, sentiment
     from bonlib.course.experiments.summarisation import SummaryHarness
     from bonlib.course.experiments.summarisation import grid as tldr_grid
     from bonlib.course.profiles import get_profile
@@ -97,6 +97,7 @@ def train_command(
         exact_runs.run_all([*exact_runs.search(), *exact_runs.grid()])
         exact_runs.run_all(exact_runs.bond_grid(), table=exact_runs.BOND_TABLE)
         exact_ends.run_ends()
+        noise.run_letters()
         return 0
     for method in methods:
         get_method(method)
@@ -108,6 +109,7 @@ def train_command(
             "cdf": grids.cdf_grid,
             "budget": grids.budget_grid,
             "bond": grids.bond_grid,
+            "noise": noise.noise_grid,
             "tldr": tldr_grid,
         }[sweep]
         if not (runs := grid(harness.profile, methods)):

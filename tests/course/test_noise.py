@@ -1,0 +1,101 @@
+"""What may lower the noise of a policy gradient leaves its mean alone, and does on reviews what it does on letters."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bonlib.course.experiments import noise
+from bonlib.course.experiments.exact_runs import world
+from bonlib.course.experiments.sentiment import Harness
+from bonlib.course.profiles import get_profile
+from bonlib.methods.vbon import Vbon
+from bonlib.training.on_policy import Judged
+from bonlib.training.reward_cdf import SampledCdf
+from bonlib.training.settings import TrainingData, TrainSettings
+from bonlib.training.trainer import TrainingRun
+
+
+def test_spaced_numbers_lie_in_equal_parts_and_are_each_uniform():
+    uniforms = torch.rand(4000, 5, generator=torch.Generator().manual_seed(0))
+    numbers = noise.spaced(uniforms)
+    assert ((numbers >= 0) & (numbers < 1)).all()
+    assert torch.allclose(numbers.sort(dim=1).values.diff(dim=1), torch.tensor(0.2), atol=1e-6)
+    assert np.allclose(numbers.mean(0), 0.5, atol=0.02)
+
+
+@pytest.mark.parametrize("estimator", noise.ESTIMATORS)
+def test_every_estimator_comes_to_the_exact_gradient(estimator):
+    prompts = world("letters")
+    now, better = prompts.log_best_of(2).clamp(min=-40).log_softmax(1), torch.from_numpy(
+        np.stack([outcomes.calibrated_reward for outcomes in prompts.outcomes])
+    )  # fmt: skip
+
+    def slope(objective):
+        strength = torch.zeros((), dtype=torch.float64, requires_grad=True)
+        objective((now + strength * better).log_softmax(1), 1.0).backward()
+        return float(strength.grad)
+
+    times = noise.ROUND if estimator == "common" else 300  # whose numbers come again after a round
+    slopes = np.concatenate(
+        [
+            [slope(drawn) for _ in range(times)]
+            for seed in range(300 // times)
+            for drawn in [noise.estimate(prompts, 4, estimator, 6, seed)]
+        ]
+    )
+    exact = slope(prompts.ascend(Vbon(4)))
+    assert abs(exact) > 5 * slopes.std() / len(slopes) ** 0.5
+    assert slopes.mean() == pytest.approx(exact, abs=4 * slopes.std() / len(slopes) ** 0.5)
+
+
+@pytest.fixture(scope="module")
+def learners(tmp_path_factory):
+    harness = Harness(get_profile("quick"))
+    draws, rewards = harness.reference_draws
+    of = slice(0, 8)
+    prompts = harness.prompts[of]
+    data = TrainingData(
+        prompts,
+        harness.setting.reward_model,
+        harness.setting.sampling,
+        replace(draws, prompts=tuple(prompts), responses=draws.responses[of]),
+        rewards[of],
+        SampledCdf(prompts, rewards[of]),
+    )
+    settings = TrainSettings(steps=8, prompts=4, group=4, easing=0.0)
+
+    def made(estimator):
+        folder = tmp_path_factory.mktemp(estimator)
+        reference, method = harness.setting.reference, noise.VbonBy(8, estimator)
+        return TrainingRun(reference, method, data, settings, folder, show=False).learner
+
+    return {estimator: made(estimator) for estimator in noise.ESTIMATORS}
+
+
+def test_numbers_come_again_with_their_prompts(learners):
+    for estimator, again in (("common", True), ("others", False)):
+        first, later = (learners[estimator].shard(step, 0) for step in (1, 3))  # a round has two steps
+        assert (first.prompts == later.prompts) == again
+        assert (first.returns.tolist() == later.returns.tolist()) == again
+
+
+@pytest.mark.parametrize("estimator", ["stored", "spaced"])
+def test_the_baseline_is_the_mean_of_stored_draws(learners, estimator):
+    learner = learners[estimator]
+    shard, chosen = learner.shard(0, 0), learner.chosen(0, 0)
+    baseline = (shard.returns - shard.advantages).view(4, 4)
+    assert torch.allclose(baseline, baseline[:, :1], atol=1e-4)  # one for each prompt
+    for place, found in zip(chosen, baseline[:, 0].tolist(), strict=True):  # the policy still is the reference
+        cdf, rewards = learner.data.cdf, learner.rewards[place, : noise.STORED]
+        ref_log_probs = torch.from_numpy(learner.draws.responses[place].log_probs[: noise.STORED])
+        prompts = [learner.data.prompts[place]] * noise.STORED
+        judged = Judged(prompts, [""] * noise.STORED, ref_log_probs, ref_log_probs, torch.from_numpy(rewards))
+        assert found == pytest.approx(float(learner.method.returns(judged, cdf).mean()), abs=1e-3)
+
+
+def test_draws_of_a_prompt_are_spaced_at_each_token(learners):
+    numbers = learners["spaced"].sampler.uniforms(3, 8, 5).view(2, 4, 5)
+    assert torch.allclose(numbers.sort(dim=1).values.diff(dim=1), torch.tensor(0.25), atol=1e-6)
+    assert numbers[:, 0].unique().numel() == 10
