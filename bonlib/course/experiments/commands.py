@@ -14,7 +14,7 @@ from bonlib.commands import assignments, checked, examples, folder, train_on
 from bonlib.methods import METHODS, get_method
 
 FIELD = "a field of TrainSettings, or of the method"
-SWEEPS = ("learning_rates", "sentiment", "cdf", "budget", "bond", "noise", "tldr", "exact")
+SWEEPS = ("learning_rates", "sentiment", "cdf", "budget", "bond", "noise", "price", "tldr", "exact")
 
 MEANINGS = {
     "n": "number of draws N to imitate",
@@ -110,6 +110,7 @@ def train_command(
             "budget": grids.budget_grid,
             "bond": grids.bond_grid,
             "noise": noise.noise_grid,
+            "price": grids.price_grid,
             "tldr": tldr_grid,
         }[sweep]
         if not (runs := grid(harness.profile, methods)):

@@ -11,6 +11,12 @@ from bonlib.course.profiles import Profile
 from bonlib.methods import METHODS
 
 RATES = (3e-5, 1e-4, 3e-4)
+BUDGETS = {50: (1e-4, 3e-4, 1e-3), 200: RATES, 800: (), 3200: ()}  # steps, and the learning rates that were tried
+PRICED = ("kl-rl-rloo", "vbon-bound", "bond", "bon-sft", "bon-regression")
+# Of KL-RL for an n: its optimum is on average as far from the reference as best-of-n, by the draws of training prompts.
+EQUAL_BETAS = {8: 0.121, 32: 0.0442}
+# The rate of a method for a number of steps; that of 200 where none was tried for more.
+CHOSEN: dict[tuple[str, int], float] = {}
 CHEAP_M = 12  # 200 steps of vBoN with so many samples a prompt draw as much as 200 steps of J-BOND
 
 
@@ -121,6 +127,35 @@ def bond_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
         for method, value, others in changed
         if not methods or method in methods
     ]
+
+
+def price_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
+    """Return the runs that tell what closeness costs: the search for learning rates, then all budgets, seed by seed.
+
+    What a rate is chosen by is `bonlib.course.experiments.price.own_objective`.
+    """
+    searched = [
+        priced_run(method, 8, 0, steps, rate)
+        for steps, rates in BUDGETS.items()
+        for method in methods or PRICED
+        for rate in rates
+    ]
+    found = [
+        priced_run(method, n, seed, steps, rate)
+        for n in EQUAL_BETAS
+        for (method, steps), rate in CHOSEN.items()
+        for seed in profile.training.seeds
+        if not methods or method in methods
+    ]
+    return list(dict.fromkeys([*searched, *found]))
+
+
+def priced_run(method: str, n: int, seed: int, steps: int, rate: float) -> Run:
+    """Return a run of one budget, with the stored draws' weights where a method has them."""
+    changes = (("learning_rate", rate), ("steps", steps), ("measure_every", max(steps // 4, 1)))
+    options = (("picks", "weights"),) if "picks" in METHODS[method].options else ()
+    value = EQUAL_BETAS[n] if METHODS[method].setting == "beta" else n
+    return Run(method, value, seed, "price", changes=changes, options=options, target=n)
 
 
 def _imitators(methods: Sequence[str], usual: str) -> Sequence[str]:

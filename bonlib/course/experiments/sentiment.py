@@ -52,12 +52,14 @@ class Run:
         method: a key of `bonlib.methods.registry.METHODS`.
         value: of its setting, which its entry in `METHODS` names.
         seed: of training.
-        sweep: which table it belongs to: "sentiment", "cdf", "budget", "bond", "learning_rates" or "tldr".
+        sweep: which table it belongs to: "sentiment", "cdf", "budget", "bond", "learning_rates", "noise", "price" or
+            "tldr".
         cdf: "samples" for a CDF counted on samples, "exponential" for a curve fitted to that, "learned" for a quantile
             model.
         m: samples behind it.
         changes: settings of training that differ from the profile's, as pairs.
         options: fields of the method that differ from its own, as pairs.
+        target: n of the best-of-n that a method is compared with which has none.
     """
 
     method: str
@@ -68,6 +70,7 @@ class Run:
     m: int | None = None
     changes: tuple[tuple[str, Any], ...] = field(default=())
     options: tuple[tuple[str, Any], ...] = field(default=())
+    target: int = 0
 
     def __post_init__(self) -> None:
         get_method(self.method)
@@ -193,6 +196,18 @@ class Harness:
         drawn = [responses[self.sizes.draws :] for responses in self.test.draws.responses]
         return self.judged_by_gold(concatenate(drawn))
 
+    @cached_property
+    def seen(self) -> TestSet:
+        """Training prompts, as many as a policy is measured on while it learns, with opponents it has not met."""
+        prompts, seed = self.prompts[: self.glance[0]], self.profile.seed
+        _, opponents = self.draw(prompts, self.sizes.opponents, seed + 1)
+        return TestSet(prompts, opponents, self.setting.sampling, self.training.responses, seed)
+
+    def on_seen(self, policy: LoadedModel) -> dict[str, float]:
+        """Return what a policy does on training prompts: its win rate, its KL and their errors."""
+        found = evaluate(policy, self.setting.reference, self.setting.reward_model, self.seen).summary()
+        return {f"seen_{name}": found[name] for name in ("win_rate", "win_rate_se", "kl", "kl_se")}
+
     def by_gold(self, evaluation: Evaluation) -> dict[str, float]:
         """Return the mean of gold over a policy's responses, and how often it prefers them to the reference's."""
         gold, row = self.judged_by_gold(evaluation.responses), dict[str, float]()
@@ -244,7 +259,8 @@ class Harness:
         """Return a hash of all that the run's numbers depend on, but the code."""
         profile, sizes = self.profile, self.training
         about = {
-            **{name: value for name, value in asdict(run).items() if name != "options" or value},  # it came late
+            # Two fields came late.
+            **{name: value for name, value in asdict(run).items() if name not in ("options", "target") or value},
             "settings": self.settings(run).described(),
             "draws": sizes.draws,
             "cdf_samples": self.samples_behind(run),
@@ -310,7 +326,7 @@ class Harness:
         method, found = run.make(), {}
         if isinstance(method, Bond | JBond):
             found["log_quantile"] = log_quantiles(evaluation, test)
-        n = getattr(method, "n", 0)
+        n = run.target or getattr(method, "n", 0)
         draws = 0 if test.rewards is None or not self.compares else test.rewards.shape[1]
         if n and n == int(n) and not method.asks_anchor and 2 * n <= draws:
             found["reverse_kl"], found["forward_kl"] = divergences(policy, evaluation, test, int(n))
@@ -342,7 +358,7 @@ class Harness:
             "fit_seconds": self._fit_seconds.get(self.samples_behind(run)) if run.cdf == "learned" else None,
             **evaluation.summary(),
             **self.divergences(run, trained.policy, evaluation, self.test),
-            **(self.by_gold(evaluation) if self.compares else {}),
+            **(self.by_gold(evaluation) | self.on_seen(trained.policy) if self.compares else {}),
             "train_prompts": len(self.prompts),
             "test_prompts": len(self.test.prompts),
             "precision": settings.precision,
