@@ -71,7 +71,7 @@ def learners(tmp_path_factory):
         reference, method = harness.setting.reference, noise.VbonBy(8, estimator)
         return TrainingRun(reference, method, data, settings, folder, show=False).learner
 
-    return {estimator: made(estimator) for estimator in noise.ESTIMATORS}
+    return {estimator: made(estimator) for estimator in noise.LEARNERS}
 
 
 def test_numbers_come_again_with_their_prompts(learners):
@@ -81,9 +81,8 @@ def test_numbers_come_again_with_their_prompts(learners):
         assert (first.returns.tolist() == later.returns.tolist()) == again
 
 
-@pytest.mark.parametrize("estimator", ["stored", "spaced"])
-def test_the_baseline_is_the_mean_of_stored_draws(learners, estimator):
-    learner = learners[estimator]
+def test_the_baseline_is_the_mean_of_stored_draws(learners):
+    learner = learners["stored"]
     shard, chosen = learner.shard(0, 0), learner.chosen(0, 0)
     baseline = (shard.returns - shard.advantages).view(4, 4)
     assert torch.allclose(baseline, baseline[:, :1], atol=1e-4)  # one for each prompt
@@ -93,9 +92,3 @@ def test_the_baseline_is_the_mean_of_stored_draws(learners, estimator):
         prompts = [learner.data.prompts[place]] * noise.STORED
         judged = Judged(prompts, [""] * noise.STORED, ref_log_probs, ref_log_probs, torch.from_numpy(rewards))
         assert found == pytest.approx(float(learner.method.returns(judged, cdf).mean()), abs=1e-3)
-
-
-def test_draws_of_a_prompt_are_spaced_at_each_token(learners):
-    numbers = learners["spaced"].sampler.uniforms(3, 8, 5).view(2, 4, 5)
-    assert torch.allclose(numbers.sort(dim=1).values.diff(dim=1), torch.tensor(0.25), atol=1e-6)
-    assert numbers[:, 0].unique().numel() == 10

@@ -22,7 +22,6 @@ from bonlib.course.experiments.results import RESULTS, add_run, done_runs, prove
 from bonlib.course.experiments.sentiment import Run
 from bonlib.course.profiles import Profile
 from bonlib.course.runner import commit_of_workbook
-from bonlib.draws.samplers import TransformersSampler
 from bonlib.methods.vbon import Vbon
 from bonlib.training.gradients import leave_one_out, reinforce_loss
 from bonlib.training.learner import Learner, OngoingRun, summed
@@ -183,49 +182,23 @@ class StoredBaseline(ReinforceLearner):
         return replace(shard, advantages=own.float().to(self.tokens.device))
 
 
-class SpacedSampler(TransformersSampler):
-    """Draws the responses of a prompt by numbers that are spread evenly at each token."""
-
-    group = 1
-
-    def uniforms(self, seed: int | Sequence[int], rows: int, length: int) -> Tensor:
-        """Return the numbers of each token spread over the responses of a prompt, (rows, length)."""
-        plain = super().uniforms(seed, rows, length).view(-1, self.group, length)
-        return (
-            spaced(plain.transpose(1, 2).reshape(-1, self.group))
-            .view(-1, length, self.group)
-            .transpose(1, 2)
-            .reshape(rows, length)
-        )
-
-
-class Spaced(StoredBaseline):
-    """Draws as `SpacedSampler` does."""
-
-    def __init__(self, method: Vbon, run: OngoingRun) -> None:
-        super().__init__(method, run)
-        self.sampler = SpacedSampler(run.loaded, batch_size=self.responses)
-        self.sampler.group = self.settings.group
-
-
 LEARNERS: dict[str, Callable[[Vbon, OngoingRun], Learner[Any]]] = {
     "others": ReinforceLearner,
     "stored": StoredBaseline,
     "common": CommonNumbers,
-    "spaced": Spaced,
 }
 
 
 @dataclass(frozen=True)
 class VbonBy(Vbon):
-    """vBoN with one of `ESTIMATORS`."""
+    """vBoN with one of `LEARNERS`."""
 
     estimator: str = "others"
 
     @property
     def needs_draws(self) -> int:
         """Those that a baseline is made from."""
-        return STORED if self.estimator in ("stored", "spaced") else 0
+        return STORED if self.estimator == "stored" else 0
 
     def learner(self, run: OngoingRun) -> Learner[Any]:
         """Return what learns by it."""
@@ -249,7 +222,7 @@ def noise_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
     variants: list[tuple[str, float, tuple[tuple[str, Any], ...]]] = [
         *(("bon-regression", 8, (option,)) for option in REGRESSIONS),
         *((method, n, (("picks", "weights"),)) for method in ("bond", "bon-sft") for n in (8, 32)),
-        *(("vbon", 8, (("estimator", estimator),)) for estimator in ESTIMATORS if estimator != "others"),
+        *(("vbon", 8, (("estimator", estimator),)) for estimator in LEARNERS if estimator != "others"),
     ]
     return [
         (EstimatorRun if method == "vbon" else Run)(method, value, seed, "noise", options=options)
