@@ -15,10 +15,10 @@ WHAT = ("language-model", "reward-model", *FILMS, "sft", "proxy", "gold", "polic
 @click.command("pretrain")
 @click.argument("what", metavar="WHAT", type=click.Choice(WHAT))
 @click.argument("model", required=False)
-@click.option("--data", default="allenai/scitldr", help="of sft, proxy and gold: SciTLDR's folder, or the hub")
+@click.option("--data", help="of sft, proxy and gold: SciTLDR's folder, not the hub's; of evaluate: stanfordnlp/imdb")
 @click.option("--revision", help="commit of that data set on the hub")
 @click.option("--out", callback=folder, help="folder for the model, instead of data/models")
-def pretrain_command(what: str, model: str | None, data: str, revision: str | None, out: Path | None) -> None:
+def pretrain_command(what: str, model: str | None, data: str | None, revision: str | None, out: Path | None) -> None:
     """Train or evaluate the bundled models; resumes.
 
     WHAT is language-model, reward-model, imdb-smollm2, imdb-gold, sft, proxy, gold, policies or evaluate. MODEL is for
@@ -26,7 +26,7 @@ def pretrain_command(what: str, model: str | None, data: str, revision: str | No
     policies a method.
     """
     from bonlib.course.experiments.summarisation import SummaryHarness, bundle
-    from bonlib.course.making import adapters, film_adapters, pretrain
+    from bonlib.course.making import adapters, film_adapters, pretrain, reviews
     from bonlib.course.profiles import get_profile
     from bonlib.course.runner import BUILD
     from bonlib.models.places import BUNDLED, locate
@@ -35,13 +35,14 @@ def pretrain_command(what: str, model: str | None, data: str, revision: str | No
     names |= {which: f"tldr-{which}" for which in ("sft", "proxy", "gold")} | {which: which for which in FILMS}
     if what == "evaluate":
         for name in [model] if model else ["imdb-gpt2-tiny", "imdb-sentiment-tiny"]:
-            figures = pretrain.evaluate(Path(locate(name)))
+            figures = pretrain.evaluate(Path(locate(name)), data or reviews.PACKAGE, revision)
             print(name + ":", ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in figures.items()))
         return
     if what == "policies":
         bundle(SummaryHarness(get_profile("laptop")), [model] if model else [], folder=out or BUNDLED)
         return
     place = out or BUNDLED / names[what]
+    data = data or "allenai/scitldr"
     scratch = BUILD / "pretrain" / place.name
     if what == "language-model":
         pretrain.pretrain_language_model(place, scratch)

@@ -20,7 +20,7 @@ from scipy.optimize import minimize_scalar
 from torch.utils.data import Dataset
 
 from bonlib.checks import strings, whole
-from bonlib.course.making.reviews import Review, load_reviews
+from bonlib.course.making.reviews import PACKAGE, Review, load_reviews
 from bonlib.draws.rewards import ClassifierReward, SentimentReward
 from bonlib.models.loaded import LoadedModel, load_classifier, load_language_model
 from bonlib.training.fit import Recipe, fit
@@ -332,11 +332,13 @@ def judge_accuracy(loaded: LoadedModel, reviews: Sequence[Review]) -> dict[str, 
     return found
 
 
-def evaluate(folder: Path) -> dict[str, float]:
+def evaluate(folder: Path, source: str = PACKAGE, revision: str | None = None) -> dict[str, float]:
     """Return the held-out figures of one of our models: perplexities, or accuracies.
 
     Args:
         folder: of a language model or of a judge of sentiment made by this module.
+        source: of the reviews, as in `load_reviews`; those of the hub are of films that no training has seen.
+        revision: as in `load_reviews`.
 
     Raises:
         FileNotFoundError: if it has no config.json.
@@ -346,7 +348,7 @@ def evaluate(folder: Path) -> dict[str, float]:
             f"model is {str(folder)!r}, without a config.json: name the folder of a whole model, not of an adapter, "
             "and download one of the hub first"
         )
-    heldout = load_reviews("heldout")
+    heldout = load_reviews("heldout", source, revision)
     architectures = json.loads((folder / "config.json").read_text()).get("architectures") or [""]
     if architectures[0].endswith("SequenceClassification"):
         return judge_accuracy(load_classifier(folder), heldout)
@@ -385,8 +387,15 @@ def write_card(folder: Path) -> dict[str, float]:
         ),
         ("minutes", f"{recipe['minutes']} on {recipe['machine']}"),
         ("command", f"`python -m bonlib pretrain {command}`"),
-        ("measured by", f"`python -m bonlib pretrain evaluate {folder.name}`"),
-        *((name.replace("_", " ") + ", held out", f"{value:.4g}") for name, value in figures.items()),
+        (
+            "measured by",
+            f"`python -m bonlib pretrain evaluate {folder.name}`; with `--data stanfordnlp/imdb` on the test split",
+        ),
+        *(
+            (name.replace("_", " ") + ", held out (of films that training has seen)", f"{value:.4g}")
+            for name, value in figures.items()
+        ),
+        *((f"{name}, IMDB's test split (of other films)", f"{value}") for name, value in recipe.get("hub", {}).items()),
         ("limits", "trained on little text for teaching: its English is shaky and its taste is that of IMDB users"),
     ]
     (folder / "README.md").write_text(card(folder.name, "transformers", rows))
