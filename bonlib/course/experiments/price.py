@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 from bonlib.checks import number
@@ -16,6 +17,21 @@ from bonlib.exact import Array
 
 LEARNED = 4.0  # forward passes that a token of training costs: one, twice as much backwards, and the reference's
 SURE = 0.95  # of an interval
+
+
+def own_objective(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.Series:
+    """Return what each run has made of its method's own objective, the lower the better, indexed by run.
+
+    That is the mean over the last measured steps, on prompts that it learns from: of the loss, or on policy of the
+    return, less. (BOND's return is that of its reverse half.)
+
+    Args:
+        runs: with run and algorithm, as `bonlib.course.experiments.results.read_rows` returns them.
+        curves: of these runs, likewise.
+    """
+    last = curves.sort_values("step").groupby("run").last()
+    offline = runs.set_index("run")["algorithm"] == "offline"
+    return last["loss"].where(offline, -last["return"]).reindex(runs["run"])
 
 
 class PowerLaw(NamedTuple):

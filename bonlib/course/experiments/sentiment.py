@@ -345,6 +345,7 @@ class Harness:
             "method": run.method,
             "setting": entry.setting,
             "value": run.value,
+            **({"target": run.target} if run.target else {}),
             "seed": run.seed,
             "algorithm": entry.algorithm,
             "cdf": run.cdf if told_cdf else None,
