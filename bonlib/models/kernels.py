@@ -6,7 +6,7 @@ import ctypes
 import functools
 import sys
 from collections.abc import Container, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -163,3 +163,13 @@ def keep_freed_memory() -> None:
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX in malloc.h
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, 2**31 - 1)
+
+
+def release_freed_memory() -> None:
+    """Hand memory that `keep_freed_memory` has kept back to the system.
+
+    Where no two steps are of one size, what they freed is seldom of use to the next, and a process grows by gigabytes.
+    """
+    if sys.platform.startswith("linux"):
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
-from bonlib.models.kernels import keep_freed_memory
+from bonlib.models.kernels import keep_freed_memory, release_freed_memory
+
+SPARED_EVERY = 50  # steps
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,11 @@ def fit(
     from transformers.trainer_utils import get_last_checkpoint
 
     class Clock(TrainerCallback):  # type: ignore[misc]
-        """Adds up the minutes over interruptions: they are part of what the model card states."""
+        """Adds up the minutes over interruptions, which are part of what the model card states; and spares memory."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step % SPARED_EVERY == 0:
+                release_freed_memory()
             if state.global_step % args.save_steps == 0:
                 clock_file.write_text(json.dumps(minutes()))
 

@@ -1,5 +1,8 @@
 """The faster operations for CPUs: the same numbers, and no trace afterwards."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 import zoo
@@ -78,3 +81,25 @@ def test_attention_is_never_swapped_under_a_model_that_has_its_own(name):
         with cpu_kernels(model):
             found = model(ids, **options).logits[:, -1]
     torch.testing.assert_close(found, want, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is counted by Linux")
+def test_freed_memory_is_kept_until_it_is_released():
+    """In a process of its own: the settings stay."""
+    program = """
+from pathlib import Path
+import torch
+from bonlib.models.kernels import keep_freed_memory, release_freed_memory
+taken = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096 >> 20
+keep_freed_memory()
+begun = taken()
+blocks = [torch.ones(size * 2**18) for size in range(20, 30)]
+del blocks
+kept = taken() - begun
+release_freed_memory()
+print(kept, taken() - begun)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    kept, left = map(int, done.stdout.split())
+    assert kept > 200  # megabytes, of 245
+    assert left < 50
