@@ -420,6 +420,25 @@ def get_profile(name: str) -> Profile:
     return PROFILES[one_of("profile", name, PROFILES)]
 
 
+def readable(profile: Profile) -> Profile:
+    """Return a profile whose reviews are continued in readable English, with fewer draws, as the model is larger.
+
+    What is trained is the adapter that the reference has.
+    """
+    few = replace(profile.imdb, train_prompts=256, test_prompts=64, draws=128, opponents=64, batch_size=64)
+    training = replace(
+        profile.training, draws=64, cdf_samples=64, test_prompts=64, seeds=(0,), lora_rank=0, precision="no"
+    )
+    return replace(
+        profile,
+        name=f"{profile.name}, readable",
+        language_model="imdb-smollm2",
+        dtype="bfloat16",
+        imdb=few,
+        training=training,
+    )
+
+
 def known_sizes(sizes: Imdb | Summaries) -> dict[str, Any]:
     """Return sizes as stored runs know them: `batch_size` was called `chunk_size`, and some of training came late."""
     found = {"chunk_size" if name == "batch_size" else name: value for name, value in asdict(sizes).items()}

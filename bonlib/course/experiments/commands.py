@@ -47,6 +47,7 @@ def _settings(command: Callable[..., int]) -> Callable[..., int]:
 @click.option("--set", "fields", multiple=True, metavar="NAME=VALUE", help=FIELD)
 @click.option("--out", callback=folder, help="folder of the run, instead of one under _build/train")
 @click.option("--sweep", type=click.Choice(SWEEPS), help="many runs, into data/results")
+@click.option("--readable", is_flag=True, help="of the sweep price: with the reference that writes readable text")
 @click.option("--model", metavar="NAME", help="one's own, in place of the course's; with --data and --by")
 @click.option("--data", metavar="FILE", help="with prompts, or with responses and scores of the model as well")
 @click.option("--by", metavar="WHAT", help="the reward: a classifier, an address, or FILE.py:FUNCTION")
@@ -62,6 +63,7 @@ def train_command(
     fields: Sequence[str],
     out: Path | None,
     sweep: str | None,
+    readable: bool,
     model: str | None,
     data: str | None,
     by: str | None,
@@ -81,10 +83,10 @@ def train_command(
         settings |= assignments("--set", fields)
         return train_on(model, data, by, methods[0], count=count, max_new_tokens=max_new_tokens, settings=settings,
                         out=out, as_json=as_json)  # fmt: skip
+    from bonlib.course import profiles
     from bonlib.course.experiments import exact_ends, exact_runs, grids, noise, sentiment
     from bonlib.course.experiments.summarisation import SummaryHarness
     from bonlib.course.experiments.summarisation import grid as tldr_grid
-    from bonlib.course.profiles import get_profile
     from bonlib.training.trainer import DivergedError
 
     given = [f"--{name}" for name, value in {**values, "seed": seed}.items() if value is not None]
@@ -101,7 +103,12 @@ def train_command(
         return 0
     for method in methods:
         get_method(method)
-    harness = (SummaryHarness if sweep == "tldr" else sentiment.Harness)(get_profile(profile))
+    if readable and sweep != "price":
+        raise ValueError("--readable is for --sweep price: leave it out")
+    chosen = profiles.get_profile(profile)
+    harness = (SummaryHarness if sweep == "tldr" else sentiment.Harness)(
+        profiles.readable(chosen) if readable else chosen
+    )
     if sweep:
         grid = {
             "sentiment": grids.grid,

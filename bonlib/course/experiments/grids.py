@@ -15,6 +15,8 @@ BUDGETS = {50: (1e-4, 3e-4, 1e-3), 200: RATES, 800: (), 3200: ()}  # steps, and 
 PRICED = ("kl-rl-rloo", "vbon-bound", "bond", "bon-sft", "bon-regression")
 # Of KL-RL for an n: its optimum is on average as far from the reference as best-of-n, by the draws of training prompts.
 EQUAL_BETAS = {8: 0.121, 32: 0.0442}
+# Of the adapter of the readable reference: the rate is that of summaries, and no other was tried.
+READABLE, READABLE_STEPS, READABLE_RATE = "imdb-smollm2", (50,), 5e-4
 # The rate of a method for a number of steps; that of 200 where none was tried for more.
 CHOSEN: dict[tuple[str, int], float] = {}
 CHEAP_M = 12  # 200 steps of vBoN with so many samples a prompt draw as much as 200 steps of J-BOND
@@ -134,6 +136,13 @@ def price_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
 
     What a rate is chosen by is `bonlib.course.experiments.price.own_objective`.
     """
+    if profile.language_model == READABLE:
+        return [
+            priced_run(method, 8, seed, steps, READABLE_RATE)
+            for steps in READABLE_STEPS
+            for seed in profile.training.seeds
+            for method in methods or PRICED
+        ]
     searched = [
         priced_run(method, 8, 0, steps, rate)
         for steps, rates in BUDGETS.items()

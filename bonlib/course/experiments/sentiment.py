@@ -140,8 +140,9 @@ class Harness:
     @cached_property
     def setting(self) -> Setting:
         """Models and test prompts."""
-        # In single precision, as policies are: else one that has learned nothing would be away from its reference.
-        return imdb_setting(replace(self.profile, dtype="float32"), self.profile.training.test_prompts)
+        # In the precision of policies, else one that has learned nothing would be away from its reference.
+        dtype = "float32" if self.profile.dtype == "auto" else self.profile.dtype
+        return imdb_setting(replace(self.profile, dtype=dtype), self.profile.training.test_prompts)
 
     @cached_property
     def prompts(self) -> list[str]:
