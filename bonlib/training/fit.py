@@ -38,6 +38,7 @@ def fit(
     scratch: Path,
     collate: Any = None,
     loss: Callable[[Any, Any], torch.Tensor] | None = None,
+    parts: int = 1,
 ) -> float:
     """Train `model` in place, from the newest checkpoint if an interrupted run of the same recipe left one.
 
@@ -50,6 +51,7 @@ def fit(
         scratch: where checkpoints go.
         collate: makes a batch of examples, if they are not tensors.
         loss: of the model on a batch; the model's own if None.
+        parts: that a batch is read in, one after another, for less memory; a divisor of its size.
 
     Returns:
         The minutes of all its sessions.
@@ -86,7 +88,8 @@ def fit(
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=recipe.steps,
-        per_device_train_batch_size=recipe.batch_size,
+        per_device_train_batch_size=recipe.batch_size // parts,
+        gradient_accumulation_steps=parts,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=recipe.warmup_steps,

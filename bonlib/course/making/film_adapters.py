@@ -37,15 +37,17 @@ class ReferenceRecipe(AdapterRecipe):
 
     Attributes:
         openings: share of the blocks of text that begin where a review begins.
+        parts: that a batch is read in; whole, its logits would take 6.4 GB.
     """
 
     context: int = 128
-    steps: int = 800
+    steps: int = 600
     batch_size: int = 16
     learning_rate: float = 1e-3
     rank: int = 16
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     openings: float = 0.75
+    parts: int = 2
 
 
 def make_reference(folder: Path, scratch: Path, recipe: ReferenceRecipe | None = None) -> None:
@@ -70,7 +72,7 @@ def make_reference(folder: Path, scratch: Path, recipe: ReferenceRecipe | None =
     )
     set_seed(recipe.seed)
     model = recipe.applied_to(base.model, "CAUSAL_LM")
-    minutes = fit(model, blocks, recipe, scratch)
+    minutes = fit(model, blocks, recipe, scratch, parts=recipe.parts)
     save_adapter(model, folder, {**asdict(recipe), "minutes": round(minutes, 1), "machine": machine()})
     describe_reference(folder)
 
