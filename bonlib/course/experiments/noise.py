@@ -22,6 +22,7 @@ from bonlib.course.experiments.results import RESULTS, add_run, done_runs, prove
 from bonlib.course.experiments.sentiment import Run
 from bonlib.course.profiles import Profile
 from bonlib.course.runner import commit_of_workbook
+from bonlib.methods.bon_regression import BonRegression
 from bonlib.methods.vbon import Vbon
 from bonlib.training.gradients import leave_one_out, reinforce_loss
 from bonlib.training.learner import Learner, OngoingRun, summed
@@ -33,6 +34,10 @@ ESTIMATORS = {
     "stored": "the mean over stored draws, by their likelihood ratios, as a baseline",
     "common": "the random numbers of a round of the prompts again in each round",
     "spaced": "draws of a prompt by random numbers that are evenly spaced, with the baseline of `stored`",
+}
+WAYS = {
+    "averaged": "as `others`, and the mean of the weights over the second half of the training",
+    "warm": "BoN regression from as many stored draws as half of the training would take, then `others`",
 }
 TABLE = RESULTS / "exact_noise.parquet"
 COUNT, STEPS, ROUND, SEEDS = 8, 150, 10, 5  # draws a prompt and step, steps, those to a round, and seeds on the letters
@@ -112,14 +117,25 @@ def noise_of(estimator: str, after: int) -> dict[str, float]:
     return {"noise": float(squares.mean()), "noise_se": error, "bias": float(off.mean(0).norm() / truth.norm())}
 
 
-def ends_of(estimator: str, seed: int) -> dict[str, float]:
-    """Return where training on the letters ends, from draws by an estimator."""
-    prompts = world("letters")
+def ends_of(way: str, seed: int) -> dict[str, float]:
+    """Return where training on the letters ends, by an estimator or one of `WAYS`."""
+    prompts, steps = world("letters"), STEPS
     policy = ListedPolicy(copy.deepcopy(reference().model), prompts.prompt_ids)
-    objective = estimate(prompts, N, estimator, COUNT, seed)
-    train_exactly(policy, objective, steps=STEPS, learning_rate=rate_of("vbon", "network"))
+    if way == "warm":
+        steps //= 2
+        stored = prompts.learn_stored(BonRegression(N), count=COUNT * steps, seed=seed)
+        train_exactly(policy, stored, steps=steps, learning_rate=rate_of("bon-regression", "network"))
+    objective = estimate(prompts, N, "others" if way in WAYS else way, COUNT, seed)
+    mean = torch.optim.swa_utils.AveragedModel(policy)
+
+    def watched(log_probs: Tensor, progress: float) -> Tensor:
+        if progress > 0.5:
+            mean.update_parameters(policy)
+        return objective(log_probs, progress)
+
+    train_exactly(policy, watched, steps=steps, learning_rate=rate_of("vbon", "network"))
     with torch.no_grad():
-        return prompts.judge(policy(), N).means()
+        return prompts.judge((mean if way == "averaged" else policy)(), N).means()
 
 
 def run_letters() -> None:
@@ -129,10 +145,10 @@ def run_letters() -> None:
         *((noise_of, "after", after) for after in AFTER),
         *((ends_of, "seed", seed) for seed in range(SEEDS)),
     ]
-    for (measure, name, value), estimator in itertools.product(tasks, ESTIMATORS):
+    for (measure, name, value), estimator in itertools.product(tasks, [*ESTIMATORS, *WAYS]):
         identity = f"{estimator}, {name} {value}"
         # Within a step, numbers that come again later are as random as others.
-        if identity in done_runs(TABLE) or (estimator == "common" and measure is noise_of):
+        if identity in done_runs(TABLE) or (measure is noise_of and estimator in ("common", *WAYS)):
             continue
         found = measure(estimator, value)
         add_run(TABLE, identity, {"estimator": estimator, name: value, **found, **about})
