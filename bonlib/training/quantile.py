@@ -20,7 +20,7 @@ from bonlib.cdf import snapped
 from bonlib.draws.rewards import ClassifierReward
 from bonlib.exact import Array
 from bonlib.models.loaded import LoadedModel
-from bonlib.models.places import locate
+from bonlib.models.places import locate, locate_base
 from bonlib.models.texts import token_ids
 from bonlib.training.fit import Recipe, fit
 
@@ -84,7 +84,8 @@ def fit_quantile_model(
     expectation as with a single y', with less noise.
 
     Args:
-        language_model: bundled name, folder or hub name of the causal model to start from.
+        language_model: bundled name, folder or hub name of the causal model to start from; of an adapter, the model
+            below it.
         prompts: P of them.
         responses: texts of the reference samples, shape (P, M), M at least 2.
         rewards: of the samples, finite, same shape.
@@ -107,6 +108,8 @@ def fit_quantile_model(
         )
     set_seed(recipe.seed)
     where = locate(language_model)
+    if (adapter := Path(where, "adapter_config.json")).is_file():  # one of a causal model fits no classifier
+        where = locate_base(adapter.parent, json.loads(adapter.read_text())["base_model_name_or_path"])
     tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         raise ValueError(

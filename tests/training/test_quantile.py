@@ -46,6 +46,18 @@ def test_it_learns_what_words_are_worth_and_knows_it_of_a_new_prompt(language_mo
     assert not list(tmp_path.rglob("checkpoint-*"))
 
 
+def test_of_a_reference_with_an_adapter_it_takes_the_model_below(finetuned_folder, tmp_path):
+    fitted = fit_quantile_model(
+        str(finetuned_folder),
+        ["the film"],
+        [[" was bad", " was good"]],
+        [[0.0, 1.0]],
+        scratch=tmp_path,
+        recipe=QuantileRecipe(steps=1, batch_size=2),
+    )
+    assert np.isfinite(fitted.log_weak(["the film"], [" was good"])).all()
+
+
 def test_a_text_longer_than_the_context_is_named(language_model_folder, tmp_path):
     with pytest.raises(ValueError, match=r"'the film film.* have \d+ tokens; .* reads 48: shorten"):
         fit_quantile_model(

@@ -1,6 +1,7 @@
 """Draws that come with the project, for notebooks whose lesson begins after the drawing.
 
-`python -m bonlib.course.experiments.bundled imdb` makes those of movie reviews anew, `… instruct` those of notebook 11.
+`python -m bonlib.course.experiments.bundled imdb` makes those of movie reviews anew, `… instruct` those of notebook 11,
+`… readable` the texts that notebook 05 shows of a larger reference.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ import pandas as pd
 
 from bonlib.course.experiments.instruct import asked
 from bonlib.course.experiments.results import RESULTS
-from bonlib.course.experiments.setting import Setting, imdb_setting
+from bonlib.course.experiments.setting import Setting, imdb_setting, review_judge
 from bonlib.course.making.reviews import review_prompts
-from bonlib.course.profiles import get_profile
+from bonlib.course.profiles import get_profile, readable
 from bonlib.draws.rewards import CutPenalty, SentimentReward, checked_score
 from bonlib.draws.samplers import SamplingSettings, TransformersSampler
 from bonlib.draws.segments import replace_file
@@ -30,6 +31,7 @@ from bonlib.models.responses import Responses, concatenate
 from bonlib.models.texts import response_texts
 
 FILES = {name: RESULTS.parent / f"{name}_draws.parquet" for name in ("imdb", "instruct")}
+READABLE, READ = RESULTS.parent / "readable.parquet", 64  # a file of texts, and how many it has to a prompt
 FEW = 8  # draws that the reward model reads again before the others are believed
 
 Row = dict[Hashable, Any]
@@ -150,6 +152,19 @@ def make_instruct() -> None:
     _write("instruct", _draw(sampler, law, None, prompts, sizes.draws, profile.seed))
 
 
+def make_readable() -> None:
+    """Write texts of the readable reference with what both judges say of them, a row a text."""
+    profile = readable(get_profile("laptop"))
+    sizes, store, seed = profile.imdb, SampleStore(), profile.seed
+    setting = imdb_setting(profile, sizes.test_prompts)
+    draws = store.draw(setting.sampler, setting.prompts, sizes.draws + sizes.opponents, setting.sampling, seed=seed)
+    tables = {"reward": store.score(setting.reward_model, draws), "gold": store.score(review_judge(profile), draws)}
+    shown = slice(0, READ)
+    rows = {"prompt": np.repeat(draws.prompts, READ), "response": draws.texts[:, shown].ravel()}
+    rows |= {name: table[:, shown].ravel().astype(np.float32) for name, table in tables.items()}
+    replace_file(READABLE, _compressed(pd.DataFrame(rows)))
+
+
 def _draw(
     sampler: TransformersSampler,
     settings: SamplingSettings,
@@ -179,13 +194,17 @@ def _draw(
 
 
 def _write(name: str, rows: list[dict[str, Any]]) -> None:
+    replace_file(FILES[name], _compressed(pd.DataFrame(rows)))
+
+
+def _compressed(rows: pd.DataFrame) -> bytes:
     content = io.BytesIO()
-    pd.DataFrame(rows).to_parquet(content, index=False, compression="zstd", compression_level=19)
-    replace_file(FILES[name], content.getvalue())
+    rows.to_parquet(content, index=False, compression="zstd", compression_level=19)
+    return content.getvalue()
 
 
 if __name__ == "__main__":
-    makers = {"imdb": make_imdb, "instruct": make_instruct}
+    makers = {"imdb": make_imdb, "instruct": make_instruct, "readable": make_readable}
     parser = argparse.ArgumentParser(description="Make a file of draws that come with the project anew.")
     parser.add_argument("file", choices=makers)
     makers[parser.parse_args().file]()
