@@ -11,7 +11,7 @@ from bonlib.course.profiles import Profile
 from bonlib.methods import METHODS
 
 RATES = (3e-5, 1e-4, 3e-4)
-BUDGETS = {50: (1e-4, 3e-4, 1e-3), 200: RATES, 800: (), 3200: ()}  # steps, and the learning rates that were tried
+BUDGETS = {50: RATES, 200: RATES[:2]}  # steps, and the learning rates that were tried
 PRICED = ("kl-rl-rloo", "vbon-bound", "bond", "bon-sft", "bon-regression")
 # Of KL-RL for an n: its optimum is on average as far from the reference as best-of-n, by the draws of training prompts.
 EQUAL_BETAS = {8: 0.121, 32: 0.0442}
