@@ -155,13 +155,11 @@ def make_instruct() -> None:
 def make_readable() -> None:
     """Write texts of the readable reference with what both judges say of them, a row a text."""
     profile = readable(get_profile("laptop"))
-    sizes, store, seed = profile.imdb, SampleStore(), profile.seed
-    setting = imdb_setting(profile, sizes.test_prompts)
-    draws = store.draw(setting.sampler, setting.prompts, sizes.draws + sizes.opponents, setting.sampling, seed=seed)
+    setting, store = imdb_setting(profile), SampleStore()
+    draws = store.draw(setting.sampler, setting.prompts, READ, setting.sampling, seed=profile.seed)
     tables = {"reward": store.score(setting.reward_model, draws), "gold": store.score(review_judge(profile), draws)}
-    shown = slice(0, READ)
-    rows = {"prompt": np.repeat(draws.prompts, READ), "response": draws.texts[:, shown].ravel()}
-    rows |= {name: table[:, shown].ravel().astype(np.float32) for name, table in tables.items()}
+    rows = {"prompt": np.repeat(draws.prompts, READ), "response": draws.texts.ravel()}
+    rows |= {name: table.ravel().astype(np.float32) for name, table in tables.items()}
     replace_file(READABLE, _compressed(pd.DataFrame(rows)))
 
 
