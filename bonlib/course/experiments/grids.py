@@ -16,9 +16,25 @@ PRICED = ("kl-rl-rloo", "vbon-bound", "bond", "bon-sft", "bon-regression")
 # Of KL-RL for an n: its optimum is on average as far from the reference as best-of-n, by the draws of training prompts.
 EQUAL_BETAS = {8: 0.121, 32: 0.0442}
 # Of the adapter of the readable reference: the rate is that of summaries, and no other was tried.
-READABLE, READABLE_STEPS, READABLE_RATE = "imdb-smollm2", (50,), 5e-4
+READABLE, READABLE_STEPS, READABLE_RATE = "imdb-smollm2", 50, 5e-4
+READABLE_METHODS = ("bon-sft", "bon-regression", "vbon-bound")
 # The rate of a method for a number of steps; that of 200 where none was tried for more.
-CHOSEN: dict[tuple[str, int], float] = {}
+CHOSEN: dict[tuple[str, int], float] = {
+    ("kl-rl-rloo", 50): 1e-4,
+    ("vbon-bound", 50): 1e-4,
+    ("bond", 50): 1e-4,
+    ("bon-sft", 50): 1e-4,
+    ("bon-regression", 50): 3e-5,
+    ("kl-rl-rloo", 200): 3e-5,
+    ("vbon-bound", 200): 1e-4,
+    ("bond", 200): 1e-4,
+    ("bon-sft", 200): 1e-4,
+    ("bon-regression", 200): 3e-5,
+    ("bon-sft", 800): 1e-4,
+    ("bon-regression", 800): 3e-5,
+    ("vbon-bound", 800): 1e-4,
+}
+PRICED_NS = (8,)
 CHEAP_M = 12  # 200 steps of vBoN with so many samples a prompt draw as much as 200 steps of J-BOND
 
 
@@ -138,10 +154,9 @@ def price_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
     """
     if profile.language_model == READABLE:
         return [
-            priced_run(method, 8, seed, steps, READABLE_RATE)
-            for steps in READABLE_STEPS
+            priced_run(method, 8, seed, READABLE_STEPS, READABLE_RATE)
             for seed in profile.training.seeds
-            for method in methods or PRICED
+            for method in methods or READABLE_METHODS
         ]
     searched = [
         priced_run(method, 8, 0, steps, rate)
@@ -151,7 +166,7 @@ def price_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
     ]
     found = [
         priced_run(method, n, seed, steps, rate)
-        for n in EQUAL_BETAS
+        for n in PRICED_NS
         for (method, steps), rate in CHOSEN.items()
         for seed in profile.training.seeds
         if not methods or method in methods
