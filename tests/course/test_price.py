@@ -1,6 +1,7 @@
 """What closeness costs: laws, costs and break-even."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +10,7 @@ from bonlib.course.experiments.price import (
     Lengths,
     as_good_as,
     break_even,
+    own_objective,
     power_law,
     query_cost,
     training_cost,
@@ -57,3 +59,10 @@ def test_at_break_even_both_ways_cost_the_same():
     # Draws that other trainings share cost this one less, and a policy that is no better never pays.
     assert break_even(12800, 8 / 9, 0.01, TEXTS, drawn=0)[0] < queries
     assert break_even(12800, 0.5, 0.0, TEXTS)[0] == np.inf
+
+
+def test_the_own_objective_is_the_last_loss_or_the_last_return_less():
+    runs = pd.DataFrame({"run": ["a", "b"], "algorithm": ["offline", "rloo"]})
+    curves = pd.DataFrame({"run": ["b", "a", "b", "a"], "step": [2, 2, 1, 1], "loss": [0, 3, 0, 4.0]})
+    curves["return"] = [5.0, np.nan, 1.0, np.nan]
+    assert own_objective(runs, curves).to_dict() == {"a": 3.0, "b": -5.0}

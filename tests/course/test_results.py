@@ -9,6 +9,7 @@ import pytest
 from filelock import FileLock
 
 from bonlib.course.experiments import exact_runs, grids, noise, summarisation
+from bonlib.course.experiments.price import own_objective
 from bonlib.course.experiments.results import (
     RESULTS,
     add_run,
@@ -22,7 +23,7 @@ from bonlib.course.experiments.results import (
     with_fields,
 )
 from bonlib.course.experiments.sentiment import Harness
-from bonlib.course.profiles import get_profile
+from bonlib.course.profiles import get_profile, readable
 
 
 def test_a_run_replaces_what_it_had_and_new_columns_are_added(tmp_path):
@@ -91,6 +92,18 @@ def test_the_runs_that_the_notebooks_read_are_found_as_done(sweep, runs):
     assert {harness.identity(run) for run in runs(laptop, methods)} == done_runs(file)
     parts = {part: read_rows(file, part) for part in ("curves", "prompts", "texts")}
     assert all(set(part["run"]) == done_runs(file) for part in parts.values())
+
+
+def test_the_runs_of_the_price_are_found_as_done_and_rates_were_chosen_by_the_methods_themselves():
+    laptop, file = get_profile("laptop"), RESULTS / "price.parquet"
+    wanted = {Harness(each).identity(run) for each in (laptop, readable(laptop)) for run in grids.price_grid(each)}
+    assert wanted == done_runs(file)
+    rows = read_rows(file).assign(own=lambda rows: own_objective(rows, read_rows(file, "curves")).to_numpy())
+    rows = rows[(rows["profile"] == "laptop") & (rows["seed"] == 0) & rows["steps"].isin(list(grids.BUDGETS))]
+    best = rows.loc[rows.groupby(["method", "steps"])["own"].idxmin()]
+    assert len(best) == len(grids.PRICED) * len(grids.BUDGETS)
+    for row in best.itertuples():
+        assert grids.CHOSEN[row.method, row.steps] == row.learning_rate
 
 
 def test_the_exact_runs_are_found_as_done():
