@@ -234,7 +234,7 @@ def test_explain_prints_what_was_proved(language_model_folder, classifier_folder
 @pytest.mark.parametrize("context", [2, 3, 64])
 def test_perplexity_in_a_short_context(tmp_path, monkeypatch, context):
     reviews = tuple(Review(f"{text} and again " * 9, place % 2) for place, text in enumerate(TEXTS[:3]))
-    monkeypatch.setattr(pretrain, "load_reviews", lambda split: reviews)
+    monkeypatch.setattr(pretrain, "load_reviews", lambda split, *source: reviews)
     import torch
     from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 

@@ -18,7 +18,7 @@ REVIEWS = tuple(Review(text, index % 2) for index, text in enumerate(TEXTS))
 
 @pytest.fixture
 def few_reviews(monkeypatch):
-    monkeypatch.setattr(pretrain, "load_reviews", lambda split: REVIEWS)
+    monkeypatch.setattr(pretrain, "load_reviews", lambda split, *source: REVIEWS)
 
 
 @pytest.mark.slow
