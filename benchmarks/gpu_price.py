@@ -1,4 +1,4 @@
-"""What closeness to best-of-n costs, with more responses than two cores can draw: for a GPU that is lent for minutes.
+"""What closeness to best-of-n costs, with more responses than two cores can draw: for minutes of a GPU.
 
     python benchmarks/gpu_price.py prepare FOLDER [--model imdb-smollm2]     here: openings of reviews, as text
     python benchmarks/gpu_price.py run FOLDER [--minutes 9] [--model NAME]   there: rows in FOLDER/price.parquet

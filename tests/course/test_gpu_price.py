@@ -1,4 +1,4 @@
-"""The script for a borrowed GPU works before one is borrowed: its dry run, from a folder alone."""
+"""The script for a GPU works before one is at hand: its dry run, from a folder alone."""
 
 import os
 import subprocess

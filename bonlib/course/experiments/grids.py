@@ -20,21 +20,12 @@ READABLE, READABLE_STEPS, READABLE_RATE = "imdb-smollm2", 50, 5e-4
 READABLE_METHODS = ("bon-sft", "bon-regression", "vbon-bound")
 # The rate of a method for a number of steps; that of 200 where none was tried for more.
 CHOSEN: dict[tuple[str, int], float] = {
-    ("kl-rl-rloo", 50): 1e-4,
-    ("vbon-bound", 50): 1e-4,
-    ("bond", 50): 1e-4,
-    ("bon-sft", 50): 1e-4,
-    ("bon-regression", 50): 3e-5,
+    **{(method, steps): 1e-4 for steps in BUDGETS for method in PRICED},
+    **{("bon-sft", 800): 1e-4, ("vbon-bound", 800): 1e-4},
+    **{("bon-regression", steps): 3e-5 for steps in (50, 200, 800)},
     ("kl-rl-rloo", 200): 3e-5,
-    ("vbon-bound", 200): 1e-4,
-    ("bond", 200): 1e-4,
-    ("bon-sft", 200): 1e-4,
-    ("bon-regression", 200): 3e-5,
-    ("bon-sft", 800): 1e-4,
-    ("bon-regression", 800): 3e-5,
-    ("vbon-bound", 800): 1e-4,
 }
-PRICED_NS = (8,)
+PRICED_NS = (8,)  # those of `EQUAL_BETAS` that have been run
 CHEAP_M = 12  # 200 steps of vBoN with so many samples a prompt draw as much as 200 steps of J-BOND
 
 
