@@ -10,6 +10,7 @@ from bonlib.course.experiments import noise
 from bonlib.course.experiments.exact_runs import world
 from bonlib.course.experiments.sentiment import Harness
 from bonlib.course.profiles import get_profile
+from bonlib.methods.bon_regression import BonRegression
 from bonlib.methods.vbon import Vbon
 from bonlib.training.on_policy import Judged
 from bonlib.training.reward_cdf import SampledCdf
@@ -51,7 +52,7 @@ def test_every_estimator_comes_to_the_exact_gradient(estimator):
 
 
 @pytest.fixture(scope="module")
-def learners(tmp_path_factory):
+def runs(tmp_path_factory):
     harness = Harness(get_profile("quick"))
     draws, rewards = harness.reference_draws
     of = slice(0, 8)
@@ -64,25 +65,81 @@ def learners(tmp_path_factory):
         rewards[of],
         SampledCdf(prompts, rewards[of]),
     )
-    settings = TrainSettings(steps=8, prompts=4, group=4, easing=0.0)
 
-    def made(estimator):
-        folder = tmp_path_factory.mktemp(estimator)
-        reference, method = harness.setting.reference, noise.VbonBy(8, estimator)
-        return TrainingRun(reference, method, data, settings, folder, show=False).learner
+    def made(method, folder=None, steps=8):
+        settings = TrainSettings(steps=steps, prompts=4, group=4, easing=0.0, measure_every=1, checkpoint_every=3)
+        folder = folder or tmp_path_factory.mktemp("run")
+        return TrainingRun(harness.setting.reference, method, data, settings, folder, show=False)
 
-    return {estimator: made(estimator) for estimator in noise.LEARNERS}
+    return made
 
 
-def test_numbers_come_again_with_their_prompts(learners):
+def test_numbers_come_again_with_their_prompts(runs):
     for estimator, again in (("common", True), ("others", False)):
-        first, later = (learners[estimator].shard(step, 0) for step in (1, 3))  # a round has two steps
+        learner = runs(noise.VbonBy(8, estimator)).learner
+        first, later = (learner.shard(step, 0) for step in (1, 3))  # a round has two steps
         assert (first.prompts == later.prompts) == again
         assert (first.returns.tolist() == later.returns.tolist()) == again
 
 
-def test_the_baseline_is_the_mean_of_stored_draws(learners):
-    learner = learners["stored"]
+def weights(run):
+    return torch.cat([weight.detach().flatten() for weight in run.learned]).double()
+
+
+def watched(run):
+    """Train, and return the weights after each step as the next one finds them."""
+    passed, stepped = [], run.learner.stepped
+
+    def watch(steps):
+        passed.append(weights(run))
+        stepped(steps)
+
+    run.learner.stepped = watch
+    run.go()
+    return passed
+
+
+def test_the_weights_end_at_their_mean_and_at_an_anchor(runs):
+    passed = watched(runs(noise.VbonBy(8)))
+    averaged, anchored = runs(noise.VbonBy(8, "averaged")), runs(noise.VbonBy(8, "anchor"))
+    assert torch.equal(torch.stack(watched(averaged)), torch.stack(passed))  # nothing is changed before the end
+    assert torch.allclose(weights(averaged), torch.stack(passed[4:]).mean(0), atol=1e-6)
+    anchor = weights(runs(noise.VbonBy(8)))
+    watched(anchored)
+    for now in passed:
+        anchor += noise.ANCHOR_RATE * (now - anchor)
+    assert torch.allclose(weights(anchored), anchor, atol=1e-6)
+
+
+def test_a_mean_goes_on_where_it_was_interrupted(runs, tmp_path):
+    whole, method = runs(noise.VbonBy(8, "averaged")), noise.VbonBy(8, "averaged")
+    whole.go()
+    for last in (7, 9):
+        run = runs(method, tmp_path)
+        stepped = run.learner.stepped
+
+        def stop(steps, last=last, stepped=stepped):
+            if steps == last:
+                raise KeyboardInterrupt
+            stepped(steps)
+
+        run.learner.stepped = stop
+        if last == 7:  # the checkpoint before has a mean of two steps
+            with pytest.raises(KeyboardInterrupt):
+                run.go()
+        else:
+            run.go()
+    assert torch.equal(weights(run), weights(whole))
+
+
+def test_a_warm_start_is_bon_regression_for_half_of_the_steps(runs):
+    warm, regression = watched(runs(noise.VbonBy(8, "warm"))), watched(runs(BonRegression(8)))
+    same = [torch.equal(mine, other) for mine, other in zip(warm, regression, strict=True)]
+    assert same == [True] * 4 + [False] * 4
+
+
+def test_the_baseline_is_the_mean_of_stored_draws(runs):
+    learner = runs(noise.VbonBy(8, "stored")).learner
     shard, chosen = learner.shard(0, 0), learner.chosen(0, 0)
     baseline = (shard.returns - shard.advantages).view(4, 4)
     assert torch.allclose(baseline, baseline[:, :1], atol=1e-4)  # one for each prompt

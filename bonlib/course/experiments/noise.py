@@ -1,4 +1,4 @@
-"""What may lower the noise of vBoN's policy gradient for no further draw: stored draws, and random numbers chosen well.
+"""What may lower the noise of vBoN for no further draw: stored draws, random numbers chosen well, means of weights.
 
 Each estimator is tried on the enumerable model, where the true gradient is known, and on movie reviews.
 """
@@ -26,8 +26,9 @@ from bonlib.methods.bon_regression import BonRegression
 from bonlib.methods.vbon import Vbon
 from bonlib.training.gradients import leave_one_out, reinforce_loss
 from bonlib.training.learner import Learner, OngoingRun, summed
+from bonlib.training.off_policy import OffPolicyLearner, OffPolicyShard
 from bonlib.training.on_policy import DrawnShard, Judged, ReinforceLearner
-from bonlib.training.policy import Policy
+from bonlib.training.policy import Anchor, Policy
 
 ESTIMATORS = {
     "others": "the mean of the other draws as a baseline, as everywhere else",
@@ -37,11 +38,13 @@ ESTIMATORS = {
 }
 WAYS = {
     "averaged": "as `others`, and the mean of the weights over the second half of the training",
+    "anchor": "as `others`, and an anchor that has followed the weights, which is the policy in the end",
     "warm": "BoN regression from as many stored draws as half of the training would take, then `others`",
 }
 TABLE = RESULTS / "exact_noise.parquet"
 COUNT, STEPS, ROUND, SEEDS = 8, 150, 10, 5  # draws a prompt and step, steps, those to a round, and seeds on the letters
 STORED = 32  # draws a prompt that a baseline is made from
+ANCHOR_RATE = 0.02  # share of the weights that an anchor takes up at each step
 TRIES = 400  # gradients that a variance is taken of
 AFTER = (0, 10, 50)  # steps of exact training after which it is
 
@@ -117,6 +120,11 @@ def noise_of(estimator: str, after: int) -> dict[str, float]:
     return {"noise": float(squares.mean()), "noise_se": error, "bias": float(off.mean(0).norm() / truth.norm())}
 
 
+def followed(anchor: Tensor, weights: Tensor, count: Tensor | int) -> Tensor:
+    """Return what an anchor is after a step."""
+    return torch.lerp(anchor, weights, ANCHOR_RATE)
+
+
 def ends_of(way: str, seed: int) -> dict[str, float]:
     """Return where training on the letters ends, by an estimator or one of `WAYS`."""
     prompts, steps = world("letters"), STEPS
@@ -126,16 +134,16 @@ def ends_of(way: str, seed: int) -> dict[str, float]:
         stored = prompts.learn_stored(BonRegression(N), count=COUNT * steps, seed=seed)
         train_exactly(policy, stored, steps=steps, learning_rate=rate_of("bon-regression", "network"))
     objective = estimate(prompts, N, "others" if way in WAYS else way, COUNT, seed)
-    mean = torch.optim.swa_utils.AveragedModel(policy)
+    mean = torch.optim.swa_utils.AveragedModel(policy, avg_fn=followed if way == "anchor" else None)
 
     def watched(log_probs: Tensor, progress: float) -> Tensor:
-        if progress > 0.5:
+        if progress > 0.5 or way == "anchor":
             mean.update_parameters(policy)
         return objective(log_probs, progress)
 
     train_exactly(policy, watched, steps=steps, learning_rate=rate_of("vbon", "network"))
     with torch.no_grad():
-        return prompts.judge((mean if way == "averaged" else policy)(), N).means()
+        return prompts.judge((mean if way in ("averaged", "anchor") else policy)(), N).means()
 
 
 def run_letters() -> None:
@@ -198,10 +206,62 @@ class StoredBaseline(ReinforceLearner):
         return replace(shard, advantages=own.float().to(self.tokens.device))
 
 
+class Averaged(ReinforceLearner):
+    """Ends at the mean of the weights over the second half of the training."""
+
+    def __init__(self, method: Vbon, run: OngoingRun) -> None:
+        super().__init__(method, run)
+        self.weights = [weight for weight in run.policy.parameters() if weight.requires_grad]
+        self.mean = Anchor(self.weights)
+        run.policy.add_module("mean", self.mean)  # so that checkpoints have it
+
+    def rate(self, steps: int) -> float:
+        """Return what share of the weights the mean takes up after so many steps."""
+        return 1 / max(steps - self.settings.steps // 2, 1)
+
+    def stepped(self, steps: int) -> None:
+        """Go on with the mean, and put it in the policy's place at the end."""
+        self.mean.move(self.rate(steps))
+        if steps == self.settings.steps:
+            with torch.no_grad():
+                for weight, mean in zip(self.weights, self.mean.buffers(), strict=True):
+                    weight.copy_(mean)
+
+
+class Followed(Averaged):
+    """Ends at an anchor that has followed the weights."""
+
+    def rate(self, steps: int) -> float:
+        """Return the same at every step."""
+        return ANCHOR_RATE
+
+
+class Warm(ReinforceLearner):
+    """Learns from stored draws by BoN regression for half of the steps, then by vBoN."""
+
+    def __init__(self, method: Vbon, run: OngoingRun) -> None:
+        super().__init__(method, run)
+        self.before = OffPolicyLearner(BonRegression(int(method.n)), run)
+        self.learned_from = f"{self.learned_from} {self.before.learned_from}"
+
+    def shard(self, step: int, place: int) -> Any:
+        """Return stored draws in the first half, new ones in the second."""
+        return self.before.shard(step, place) if step < self.settings.steps // 2 else super().shard(step, place)
+
+    def loss(self, shard: Any, log_probs: Tensor, values: Tensor | None) -> Tensor:
+        """Return the loss of what the shard is for."""
+        if isinstance(shard, OffPolicyShard):
+            return self.before.loss(shard, log_probs, values)
+        return super().loss(shard, log_probs, values)
+
+
 LEARNERS: dict[str, Callable[[Vbon, OngoingRun], Learner[Any]]] = {
     "others": ReinforceLearner,
     "stored": StoredBaseline,
     "common": CommonNumbers,
+    "averaged": Averaged,
+    "anchor": Followed,
+    "warm": Warm,
 }
 
 
@@ -213,8 +273,8 @@ class VbonBy(Vbon):
 
     @property
     def needs_draws(self) -> int:
-        """Those that a baseline is made from."""
-        return STORED if self.estimator == "stored" else 0
+        """Those that a baseline is made from, or that a warm start learns from."""
+        return {"stored": STORED, "warm": int(self.n)}.get(self.estimator, 0)
 
     def learner(self, run: OngoingRun) -> Learner[Any]:
         """Return what learns by it."""
