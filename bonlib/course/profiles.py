@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -437,6 +438,25 @@ def readable(profile: Profile) -> Profile:
         imdb=few,
         training=training,
     )
+
+
+def with_prompts(profile: Profile, count: int) -> Profile:
+    """Return a profile that learns from another number of prompts, and from no more stored draws in all."""
+    imdb, training = profile.imdb, profile.training
+    draws = min(training.draws, imdb.train_prompts * training.draws // count)
+    return replace(
+        profile,
+        name=f"{profile.name}, {count} prompts",
+        imdb=replace(imdb, train_prompts=count),
+        training=replace(training, draws=draws, cdf_samples=min(training.cdf_samples, draws)),
+    )
+
+
+VARIANTS: dict[str, Callable[[Profile], Profile]] = {
+    "readable": readable,
+    "few-prompts": lambda profile: with_prompts(profile, profile.imdb.train_prompts // 4),
+    "many-prompts": lambda profile: with_prompts(profile, profile.imdb.train_prompts * 4),
+}
 
 
 def known_sizes(sizes: Imdb | Summaries) -> dict[str, Any]:

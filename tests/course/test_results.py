@@ -23,7 +23,7 @@ from bonlib.course.experiments.results import (
     with_fields,
 )
 from bonlib.course.experiments.sentiment import Harness
-from bonlib.course.profiles import get_profile, readable
+from bonlib.course.profiles import VARIANTS, get_profile
 
 
 def test_a_run_replaces_what_it_had_and_new_columns_are_added(tmp_path):
@@ -96,7 +96,12 @@ def test_the_runs_that_the_notebooks_read_are_found_as_done(sweep, runs):
 
 def test_the_runs_of_the_price_are_found_as_done_and_rates_were_chosen_by_the_methods_themselves():
     laptop, file = get_profile("laptop"), RESULTS / "price.parquet"
-    wanted = {Harness(each).identity(run) for each in (laptop, readable(laptop)) for run in grids.price_grid(each)}
+    wanted = {
+        Harness(profile).identity(run)
+        for variant, changed in {None: lambda profile: profile, **VARIANTS}.items()
+        for profile in [changed(laptop)]
+        for run in grids.price_grid(profile, variant=variant)
+    }
     assert wanted == done_runs(file)
     rows = read_rows(file).assign(own=lambda rows: own_objective(rows, read_rows(file, "curves")).to_numpy())
     rows = rows[(rows["profile"] == "laptop") & (rows["seed"] == 0) & rows["steps"].isin(list(grids.BUDGETS))]

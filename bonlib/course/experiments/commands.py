@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from bonlib.checks import number, whole
+from bonlib.checks import number, one_of, whole
 from bonlib.commands import assignments, checked, examples, folder, train_on
 from bonlib.methods import METHODS, get_method
 
@@ -47,7 +48,7 @@ def _settings(command: Callable[..., int]) -> Callable[..., int]:
 @click.option("--set", "fields", multiple=True, metavar="NAME=VALUE", help=FIELD)
 @click.option("--out", callback=folder, help="folder of the run, instead of one under _build/train")
 @click.option("--sweep", type=click.Choice(SWEEPS), help="many runs, into data/results")
-@click.option("--readable", is_flag=True, help="of the sweep price: with the reference that writes readable text")
+@click.option("--variant", help="of the sweep price: readable (another reference), few-prompts or many-prompts")
 @click.option("--model", metavar="NAME", help="one's own, in place of the course's; with --data and --by")
 @click.option("--data", metavar="FILE", help="with prompts, or with responses and scores of the model as well")
 @click.option("--by", metavar="WHAT", help="the reward: a classifier, an address, or FILE.py:FUNCTION")
@@ -63,7 +64,7 @@ def train_command(
     fields: Sequence[str],
     out: Path | None,
     sweep: str | None,
-    readable: bool,
+    variant: str | None,
     model: str | None,
     data: str | None,
     by: str | None,
@@ -103,24 +104,24 @@ def train_command(
         return 0
     for method in methods:
         get_method(method)
-    if readable and sweep != "price":
-        raise ValueError("--readable is for --sweep price: leave it out")
     chosen = profiles.get_profile(profile)
-    harness = (SummaryHarness if sweep == "tldr" else sentiment.Harness)(
-        profiles.readable(chosen) if readable else chosen
-    )
+    if variant is not None:
+        if sweep != "price":
+            raise ValueError("--variant is for --sweep price: leave it out")
+        chosen = profiles.VARIANTS[one_of("variant", variant, profiles.VARIANTS)](chosen)
+    harness = (SummaryHarness if sweep == "tldr" else sentiment.Harness)(chosen)
     if sweep:
-        grid = {
+        grids_of: dict[str, Callable[..., Sequence[sentiment.Run]]] = {
             "sentiment": grids.grid,
             "learning_rates": grids.rate_grid,
             "cdf": grids.cdf_grid,
             "budget": grids.budget_grid,
             "bond": grids.bond_grid,
             "noise": noise.noise_grid,
-            "price": grids.price_grid,
+            "price": partial(grids.price_grid, variant=variant),
             "tldr": tldr_grid,
-        }[sweep]
-        if not (runs := grid(harness.profile, methods)):
+        }
+        if not (runs := grids_of[sweep](harness.profile, methods)):
             raise ValueError(f"method is {methods[0]!r}; the sweep {sweep} has no runs of it")
         return 0 if harness.run_all(runs) else 1
     if len(methods) != 1:

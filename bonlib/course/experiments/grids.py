@@ -16,8 +16,7 @@ PRICED = ("kl-rl-rloo", "vbon-bound", "bond", "bon-sft", "bon-regression")
 # Of KL-RL for an n: its optimum is on average as far from the reference as best-of-n, by the draws of training prompts.
 EQUAL_BETAS = {8: 0.121, 32: 0.0442}
 # Of the adapter of the readable reference: the rate is that of summaries, and no other was tried.
-READABLE, READABLE_STEPS, READABLE_RATE = "imdb-smollm2", 50, 5e-4
-READABLE_METHODS = ("bon-sft", "bon-regression", "vbon-bound")
+READABLE_RUNS = [(method, 50, 5e-4) for method in ("bon-sft", "bon-regression", "vbon-bound")]
 # The rate of a method for a number of steps; that of 200 where none was tried for more.
 CHOSEN: dict[tuple[str, int], float] = {
     **{(method, steps): 1e-4 for steps in BUDGETS for method in PRICED},
@@ -25,7 +24,10 @@ CHOSEN: dict[tuple[str, int], float] = {
     **{("bon-regression", steps): 3e-5 for steps in (50, 200, 800)},
     ("kl-rl-rloo", 200): 3e-5,
 }
-PRICED_NS = (8,)  # those of `EQUAL_BETAS` that have been run
+PRICED_NS = {8: 800}  # those of `EQUAL_BETAS` that have been run, and the most steps
+# What may hold a policy away: methods, and settings with their steps.
+APART = ("bon-regression", "vbon-bound")
+CHANGED: tuple[tuple[str, int, int], ...] = ()
 CHEAP_M = 12  # 200 steps of vBoN with so many samples a prompt draw as much as 200 steps of J-BOND
 
 
@@ -138,36 +140,46 @@ def bond_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
     ]
 
 
-def price_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
-    """Return the runs that tell what closeness costs: the search for learning rates, then all budgets, seed by seed.
+def price_grid(profile: Profile, methods: Sequence[str] = (), variant: str | None = None) -> list[Run]:
+    """Return the runs that tell what closeness costs: the search for learning rates, then all budgets, then the rest.
 
     What a rate is chosen by is `bonlib.course.experiments.price.own_objective`.
+
+    Args:
+        profile: that of the variant.
+        methods: those wanted; all that there are runs of if none.
+        variant: a key of `bonlib.course.profiles.VARIANTS`, or None.
     """
-    if profile.language_model == READABLE:
-        return [
-            priced_run(method, 8, seed, READABLE_STEPS, READABLE_RATE)
-            for seed in profile.training.seeds
-            for method in methods or READABLE_METHODS
-        ]
+    chosen, seeds = methods or PRICED, profile.training.seeds
+    if variant == "readable":
+        return [priced_run(method, 8, 0, steps, rate) for method, steps, rate in READABLE_RUNS if method in chosen]
+    if variant is not None:
+        apart = [method for method in APART if method in chosen]
+        return [priced_run(method, 8, seed, 200, CHOSEN[method, 200]) for seed in seeds for method in apart]
     searched = [
-        priced_run(method, 8, 0, steps, rate)
-        for steps, rates in BUDGETS.items()
-        for method in methods or PRICED
-        for rate in rates
+        priced_run(method, 8, 0, steps, rate) for steps, rates in BUDGETS.items() for method in chosen for rate in rates
     ]
     found = [
         priced_run(method, n, seed, steps, rate)
-        for n in PRICED_NS
+        for n, most in PRICED_NS.items()
         for (method, steps), rate in CHOSEN.items()
-        for seed in profile.training.seeds
-        if not methods or method in methods
+        for seed in seeds
+        if method in chosen and steps <= most
     ]
-    return list(dict.fromkeys([*searched, *found]))
+    others = [
+        priced_run(method, 8, 0, steps, rate, **{name: value})
+        for method in APART
+        for name, value, steps in CHANGED
+        for rate in RATES
+        if method in chosen
+    ]
+    return list(dict.fromkeys([*searched, *found, *others]))
 
 
-def priced_run(method: str, n: int, seed: int, steps: int, rate: float) -> Run:
-    """Return a run of one budget, with the stored draws' weights where a method has them."""
-    changes = (("learning_rate", rate), ("steps", steps), ("measure_every", max(steps // 4, 1)))
+def priced_run(method: str, n: int, seed: int, steps: int, rate: float, **others: Any) -> Run:
+    """Return a run of one budget, with the stored draws' weights where a method has them, and other settings."""
+    every = max(steps // 4, 1)
+    changes = (("learning_rate", rate), ("steps", steps), ("measure_every", every), *others.items())
     options = (("picks", "weights"),) if "picks" in METHODS[method].options else ()
     value = EQUAL_BETAS[n] if METHODS[method].setting == "beta" else n
     return Run(method, value, seed, "price", changes=changes, options=options, target=n)
