@@ -9,12 +9,19 @@ from hypothesis import strategies as st
 from bonlib.course.experiments.price import (
     Lengths,
     as_good_as,
+    best_of_n_by_gold,
     break_even,
     own_objective,
     power_law,
     query_cost,
     training_cost,
 )
+from bonlib.course.experiments.sentiment import Harness
+from bonlib.course.profiles import get_profile
+from bonlib.draws.samplers import SamplingSettings
+from bonlib.draws.store import Draws
+from bonlib.evaluate import TestSet
+from bonlib.models.responses import Responses
 
 TEXTS = Lengths(prompt=6, response=24, judge=0.5)
 
@@ -66,3 +73,29 @@ def test_the_own_objective_is_the_last_loss_or_the_last_return_less():
     curves = pd.DataFrame({"run": ["b", "a", "b", "a"], "step": [2, 2, 1, 1], "loss": [0, 3, 0, 4.0]})
     curves["return"] = [5.0, np.nan, 1.0, np.nan]
     assert own_objective(runs, curves).to_dict() == {"a": 3.0, "b": -5.0}
+
+
+@pytest.mark.parametrize("agrees", [True, False])
+def test_best_of_n_wins_by_a_judge_that_agrees_and_not_by_another(agrees):
+    rng = np.random.default_rng(0)
+    rewards, others, opponents = rng.normal(size=(100, 300)), rng.normal(size=(100, 300)), rng.normal(size=(100, 300))
+
+    class Judged(Harness):
+        """What gold says is known, whatever the responses are."""
+
+        test = TestSet(
+            [f"prompt {place}" for place in range(100)],
+            opponents,
+            SamplingSettings(1),
+            draws=Draws(("a prompt",), (Responses(np.array(["a"]), np.zeros((1, 1)), *np.zeros((2, 1))),)),
+            rewards=rewards,
+        )
+        gold_opponents = opponents
+
+        def judged_by_gold(self, responses):
+            return rewards if agrees else others
+
+    found = best_of_n_by_gold(Judged(get_profile("quick")), [1, 3, 8])
+    assert found["kl"].tolist() == pytest.approx([0, np.log(3) - 2 / 3, np.log(8) - 7 / 8])
+    assert found["win_rate"].tolist() == pytest.approx([1 / 2, 3 / 4, 8 / 9], abs=0.02)
+    assert found["gold_win_rate"].tolist() == pytest.approx([1 / 2, 3 / 4, 8 / 9] if agrees else [1 / 2] * 3, abs=0.02)

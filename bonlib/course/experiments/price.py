@@ -2,21 +2,33 @@
 
 Costs are in tokens that the policy reads or writes once, forwards; a token of training costs as much as four, backwards
 included and the reference's reading with it.
+
+`python -m bonlib.course.experiments.price` asks the second judge what it says of best-of-n's draws.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from bonlib.bounds import kl_bound
 from bonlib.checks import number
+from bonlib.course.experiments.results import RESULTS
+from bonlib.course.experiments.sentiment import Harness
+from bonlib.course.profiles import get_profile
+from bonlib.draws.segments import replace_file
+from bonlib.estimates import best_of_n_weights
 from bonlib.exact import Array
+from bonlib.metrics import mean_over_prompts, win_probability
+from bonlib.models.responses import concatenate
 
 LEARNED = 4.0  # forward passes that a token of training costs: one, twice as much backwards, and the reference's
 SURE = 0.95  # of an interval
+BEST_OF_N = RESULTS / "best_of_n.parquet"
 
 
 def own_objective(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.Series:
@@ -32,6 +44,33 @@ def own_objective(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.Series:
     last = curves.sort_values("step").groupby("run").last()
     offline = runs.set_index("run")["algorithm"] == "offline"
     return last["loss"].where(offline, -last["return"]).reindex(runs["run"])
+
+
+def best_of_n_by_gold(harness: Harness, ns: Sequence[int]) -> pd.DataFrame:
+    """Return what best-of-n by the proxy wins against the reference, by the proxy and by gold, a row an n.
+
+    Args:
+        harness: with test prompts, their draws and their opponents.
+        ns: numbers of draws, at most as many as it has.
+    """
+    test = harness.test
+    assert test.draws is not None
+    assert test.rewards is not None
+    drawn = test.rewards.shape[1]
+    gold = harness.judged_by_gold(concatenate([responses[:drawn] for responses in test.draws.responses]))
+    wins = {
+        "win_rate": win_probability(test.rewards, test.opponents),
+        "gold_win_rate": win_probability(gold, harness.gold_opponents),
+    }
+    rows = []
+    for n in ns:
+        weights = best_of_n_weights(test.rewards, n)
+        row = {"n": n, "kl": float(kl_bound(n))}
+        for name, table in wins.items():
+            mean, error = mean_over_prompts((weights * table).sum(axis=1))
+            row |= {name: float(mean), f"{name}_se": float(error)}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 class PowerLaw(NamedTuple):
@@ -150,3 +189,8 @@ def break_even(
     sides = (float(np.clip(win_rate + side * 2 * error, 0, 1 - 1e-9)) for side in (1, -1))
     least, most = (queries(wins) for wins in sides)
     return queries(win_rate), least, most
+
+
+if __name__ == "__main__":
+    found = best_of_n_by_gold(Harness(get_profile("laptop")), [1, 2, 3, 4, 5, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128])
+    replace_file(BEST_OF_N, found.to_parquet(index=False))
