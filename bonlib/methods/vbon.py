@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from bonlib.checks import LOG_PROB_SLACK, check_log_probs, number, settle
+from bonlib.methods.bon_regression import BonRegression
 from bonlib.methods.registry import register
+from bonlib.training.learner import Learner, OngoingRun
 from bonlib.training.on_policy import Judged, OnPolicy
 from bonlib.training.reward_cdf import LogCdf
+from bonlib.training.warm import WarmLearner
 
 
 def vbon_return(
@@ -57,13 +61,39 @@ def vbon_return(
 
 @dataclass(frozen=True)
 class Vbon(OnPolicy):
-    """Variational best-of-N: the reverse KL to best-of-N itself, J (Amini et al., Eq. 5), ties included."""
+    """Variational best-of-N: the reverse KL to best-of-N itself, J (Amini et al., Eq. 5), ties included.
+
+    Attributes:
+        n: number of draws N, real.
+        warm: share of the steps in which BoN regression, which has the same target, first learns from stored draws;
+            then n is a whole number.
+    """
 
     n: float
+    warm: float = 0.0
     needs_cdf: ClassVar[bool] = True
+    late: ClassVar[Mapping[str, Any]] = {"warm": 0.0}
 
     def __post_init__(self) -> None:
-        settle(self, n=number("n", self.n, least=1, what="the number of draws"))
+        share = "the share of the steps before the first draw"
+        settle(
+            self,
+            n=number("n", self.n, least=1, what="the number of draws"),
+            warm=number("warm", self.warm, least=0, most=1, what=share),
+        )
+        if self.warm and self.n != int(self.n):
+            raise ValueError(f"n is {self.n} and warm {self.warm}; a warm start takes the best of a whole number")
+
+    @property
+    def needs_draws(self) -> int:
+        """Those that a warm start learns from."""
+        return int(self.n) if self.warm else 0
+
+    def learner(self, run: OngoingRun) -> Learner[Any]:
+        """Return what learns by this method."""
+        if not self.warm:
+            return super().learner(run)
+        return WarmLearner(self, BonRegression(int(self.n)), self.warm, run)
 
     def eased(self, part: float) -> Vbon:
         """Return it with 1 + part (N − 1) draws."""

@@ -76,7 +76,7 @@ def runs(tmp_path_factory):
 
 def test_numbers_come_again_with_their_prompts(runs):
     for estimator, again in (("common", True), ("others", False)):
-        learner = runs(noise.VbonBy(8, estimator)).learner
+        learner = runs(noise.VbonBy(8, estimator=estimator)).learner
         first, later = (learner.shard(step, 0) for step in (1, 3))  # a round has two steps
         assert (first.prompts == later.prompts) == again
         assert (first.returns.tolist() == later.returns.tolist()) == again
@@ -101,7 +101,7 @@ def watched(run):
 
 def test_the_weights_end_at_their_mean_and_at_an_anchor(runs):
     passed = watched(runs(noise.VbonBy(8)))
-    averaged, anchored = runs(noise.VbonBy(8, "averaged")), runs(noise.VbonBy(8, "anchor"))
+    averaged, anchored = runs(noise.VbonBy(8, estimator="averaged")), runs(noise.VbonBy(8, estimator="anchor"))
     assert torch.equal(torch.stack(watched(averaged)), torch.stack(passed))  # nothing is changed before the end
     assert torch.allclose(weights(averaged), torch.stack(passed[4:]).mean(0), atol=1e-6)
     anchor = weights(runs(noise.VbonBy(8)))
@@ -112,7 +112,7 @@ def test_the_weights_end_at_their_mean_and_at_an_anchor(runs):
 
 
 def test_a_mean_goes_on_where_it_was_interrupted(runs, tmp_path):
-    whole, method = runs(noise.VbonBy(8, "averaged")), noise.VbonBy(8, "averaged")
+    whole, method = runs(noise.VbonBy(8, estimator="averaged")), noise.VbonBy(8, estimator="averaged")
     whole.go()
     for last in (7, 9):
         run = runs(method, tmp_path)
@@ -133,13 +133,13 @@ def test_a_mean_goes_on_where_it_was_interrupted(runs, tmp_path):
 
 
 def test_a_warm_start_is_bon_regression_for_half_of_the_steps(runs):
-    warm, regression = watched(runs(noise.VbonBy(8, "warm"))), watched(runs(BonRegression(8)))
+    warm, regression = watched(runs(Vbon(8, warm=0.5))), watched(runs(BonRegression(8)))
     same = [torch.equal(mine, other) for mine, other in zip(warm, regression, strict=True)]
     assert same == [True] * 4 + [False] * 4
 
 
 def test_the_baseline_is_the_mean_of_stored_draws(runs):
-    learner = runs(noise.VbonBy(8, "stored")).learner
+    learner = runs(noise.VbonBy(8, estimator="stored")).learner
     shard, chosen = learner.shard(0, 0), learner.chosen(0, 0)
     baseline = (shard.returns - shard.advantages).view(4, 4)
     assert torch.allclose(baseline, baseline[:, :1], atol=1e-4)  # one for each prompt

@@ -26,7 +26,6 @@ from bonlib.methods.bon_regression import BonRegression
 from bonlib.methods.vbon import Vbon
 from bonlib.training.gradients import leave_one_out, reinforce_loss
 from bonlib.training.learner import Learner, OngoingRun, summed
-from bonlib.training.off_policy import OffPolicyLearner, OffPolicyShard
 from bonlib.training.on_policy import DrawnShard, Judged, ReinforceLearner
 from bonlib.training.policy import Anchor, Policy
 
@@ -236,32 +235,12 @@ class Followed(Averaged):
         return ANCHOR_RATE
 
 
-class Warm(ReinforceLearner):
-    """Learns from stored draws by BoN regression for half of the steps, then by vBoN."""
-
-    def __init__(self, method: Vbon, run: OngoingRun) -> None:
-        super().__init__(method, run)
-        self.before = OffPolicyLearner(BonRegression(int(method.n)), run)
-        self.learned_from = f"{self.learned_from} {self.before.learned_from}"
-
-    def shard(self, step: int, place: int) -> Any:
-        """Return stored draws in the first half, new ones in the second."""
-        return self.before.shard(step, place) if step < self.settings.steps // 2 else super().shard(step, place)
-
-    def loss(self, shard: Any, log_probs: Tensor, values: Tensor | None) -> Tensor:
-        """Return the loss of what the shard is for."""
-        if isinstance(shard, OffPolicyShard):
-            return self.before.loss(shard, log_probs, values)
-        return super().loss(shard, log_probs, values)
-
-
 LEARNERS: dict[str, Callable[[Vbon, OngoingRun], Learner[Any]]] = {
     "others": ReinforceLearner,
     "stored": StoredBaseline,
     "common": CommonNumbers,
     "averaged": Averaged,
     "anchor": Followed,
-    "warm": Warm,
 }
 
 
@@ -274,11 +253,11 @@ class VbonBy(Vbon):
     @property
     def needs_draws(self) -> int:
         """Those that a baseline is made from, or that a warm start learns from."""
-        return {"stored": STORED, "warm": int(self.n)}.get(self.estimator, 0)
+        return STORED if self.estimator == "stored" else super().needs_draws
 
     def learner(self, run: OngoingRun) -> Learner[Any]:
         """Return what learns by it."""
-        return LEARNERS[self.estimator](self, run)
+        return super().learner(run) if self.warm else LEARNERS[self.estimator](self, run)
 
 
 @dataclass(frozen=True)
@@ -299,6 +278,7 @@ def noise_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
         *(("bon-regression", 8, (option,)) for option in REGRESSIONS),
         *((method, n, (("picks", "weights"),)) for method in ("bond", "bon-sft") for n in (8, 32)),
         *(("vbon", 8, (("estimator", estimator),)) for estimator in LEARNERS if estimator != "others"),
+        ("vbon", 8, (("warm", 0.5),)),
     ]
     return [
         (EstimatorRun if method == "vbon" else Run)(method, value, seed, "noise", options=options)
