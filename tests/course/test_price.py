@@ -19,9 +19,7 @@ from bonlib.course.experiments.price import (
 from bonlib.course.experiments.sentiment import Harness
 from bonlib.course.profiles import get_profile
 from bonlib.draws.samplers import SamplingSettings
-from bonlib.draws.store import Draws
 from bonlib.evaluate import TestSet
-from bonlib.models.responses import Responses
 
 TEXTS = Lengths(prompt=6, response=24, judge=0.5)
 
@@ -83,16 +81,10 @@ def test_best_of_n_wins_by_a_judge_that_agrees_and_not_by_another(agrees):
     class Judged(Harness):
         """What gold says is known, whatever the responses are."""
 
-        test = TestSet(
-            [f"prompt {place}" for place in range(100)],
-            opponents,
-            SamplingSettings(1),
-            draws=Draws(("a prompt",), (Responses(np.array(["a"]), np.zeros((1, 1)), *np.zeros((2, 1))),)),
-            rewards=rewards,
-        )
+        test = TestSet([f"prompt {place}" for place in range(100)], opponents, SamplingSettings(1), rewards=rewards)
         gold_opponents = opponents
 
-        def judged_by_gold(self, responses):
+        def gold_of_draws(self, part):
             return rewards if agrees else others
 
     found = best_of_n_by_gold(Judged(get_profile("quick")), [1, 3, 8])

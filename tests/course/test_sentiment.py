@@ -20,9 +20,10 @@ from bonlib.course.experiments.grids import (
 )
 from bonlib.course.experiments.results import RESULTS, read_rows
 from bonlib.course.experiments.sentiment import Harness, Run
-from bonlib.course.profiles import PROFILES, get_profile
+from bonlib.course.profiles import PROFILES, VARIANTS, get_profile
 from bonlib.draws.store import SampleStore
 from bonlib.methods import METHODS
+from bonlib.models.responses import concatenate
 
 quick = get_profile("quick")
 SMALL = replace(
@@ -66,6 +67,15 @@ def test_a_sweep_stores_a_row_a_run_and_makes_none_twice(harness, tmp_path, caps
 def test_an_n_that_cannot_be_measured_is_refused_before_training(harness):
     with pytest.raises(ValueError, match="n is 5; profile quick has 8 draws a test prompt"):
         harness.train(Run("bond", 5, 0))
+
+
+def test_the_second_judge_is_asked_about_an_opponent_once(harness, monkeypatch):
+    opponents = [responses[8:] for responses in harness.test.draws.responses]
+    told = harness.judged_by_gold(concatenate(opponents))
+    assert harness.gold_opponents == pytest.approx(told, abs=1e-5)
+    monkeypatch.setattr(type(harness.gold), "score", None)
+    later = Harness(SMALL, harness.store, build=harness.build)
+    assert (later.gold_opponents == harness.gold_opponents).all()
 
 
 @pytest.mark.slow
@@ -116,6 +126,13 @@ def test_a_profile_of_one_seed_and_few_steps_can_make_the_runs_of_bond():
     assert {run.cdf for run in runs} == {"samples"}  # a quantile model takes minutes
 
 
+def test_other_numbers_of_prompts_have_no_more_draws_in_all():
+    laptop = PROFILES["laptop"]
+    few, many = (VARIANTS[name](laptop) for name in ("few-prompts", "many-prompts"))
+    assert (few.imdb.train_prompts, few.training.draws, few.training.cdf_samples) == (128, 512, 200)
+    assert (many.imdb.train_prompts, many.training.draws, many.training.cdf_samples) == (2048, 128, 128)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -132,6 +149,9 @@ def test_a_profile_of_one_seed_and_few_steps_can_make_the_runs_of_bond():
         (["bond-iterative", "--every", "50", "--n", "4"], "the setting of bond-iterative is every, not --n"),
         (["jbond", "--rate", "0.1", "--set", "regulariser=high"], "--set has a value of the wrong kind"),
         (["vbon", "--n", "0", "--set", "steps=1"], "n is 0"),
+        (["--sweep", "cdf", "--variant", "readable"], "--variant is for --sweep price"),
+        (["vbon", "--n", "4", "--variant", "readable"], "--variant is for --sweep price"),
+        (["--sweep", "price", "--variant", "large"], "variant is 'large'"),
     ],
 )
 def test_wrong_usage_is_named(arguments, message, capsys):

@@ -11,23 +11,23 @@ from bonlib.course.profiles import Profile
 from bonlib.methods import METHODS
 
 RATES = (3e-5, 1e-4, 3e-4)
-BUDGETS = {50: RATES, 200: RATES[:2]}  # steps, and the learning rates that were tried
+BUDGETS = {50: RATES, 200: RATES[:2], 800: RATES[:2]}  # steps, and the learning rates that were tried
 PRICED = ("kl-rl-rloo", "vbon-bound", "bond", "bon-sft", "bon-regression")
 # Of KL-RL for an n: its optimum is on average as far from the reference as best-of-n, by the draws of training prompts.
 EQUAL_BETAS = {8: 0.121, 32: 0.0442}
 # Of the adapter of the readable reference: the rate is that of summaries, and no other was tried.
 READABLE_RUNS = [(method, 50, 5e-4) for method in ("bon-sft", "bon-regression", "vbon-bound")]
-# The rate of a method for a number of steps; that of 200 where none was tried for more.
+# The rate of a method for a number of steps, n = 8; that of 800 where none was tried for more.
 CHOSEN: dict[tuple[str, int], float] = {
     **{(method, steps): 1e-4 for steps in BUDGETS for method in PRICED},
-    **{("bon-sft", 800): 1e-4, ("vbon-bound", 800): 1e-4},
-    **{("bon-regression", steps): 3e-5 for steps in (50, 200, 800)},
-    ("kl-rl-rloo", 200): 3e-5,
+    **{("bon-regression", steps): 3e-5 for steps in (*BUDGETS, 3200)},
+    **{("kl-rl-rloo", 200): 3e-5, ("kl-rl-rloo", 800): 3e-5, ("vbon-bound", 800): 3e-5},
 }
-PRICED_NS = {8: 800}  # those of `EQUAL_BETAS` that have been run, and the most steps
-# What may hold a policy away: methods, and settings with their steps.
-APART = ("bon-regression", "vbon-bound")
-CHANGED: tuple[tuple[str, int, int], ...] = ()
+PRICED_NS = {8: 3200, 32: 200}  # those of `EQUAL_BETAS`, and the most steps
+# What may hold a policy away: adapters of other ranks, larger batches, and prompts. With rates that were tried.
+RANKS, RANK_RATES = (4, 16, 64), (3e-4, 1e-3)
+LARGE_BATCH = {"bon-regression": RATES[:2], "vbon-bound": RATES[1:]}  # 64 prompts for 50 steps
+PROMPTED = (("bon-regression", 200), ("vbon-bound", 200), ("bon-sft", 800))
 CHEAP_M = 12  # 200 steps of vBoN with so many samples a prompt draw as much as 200 steps of J-BOND
 
 
@@ -154,8 +154,12 @@ def price_grid(profile: Profile, methods: Sequence[str] = (), variant: str | Non
     if variant == "readable":
         return [priced_run(method, 8, 0, steps, rate) for method, steps, rate in READABLE_RUNS if method in chosen]
     if variant is not None:
-        apart = [method for method in APART if method in chosen]
-        return [priced_run(method, 8, seed, 200, CHOSEN[method, 200]) for seed in seeds for method in apart]
+        return [
+            priced_run(method, 8, seed, steps, CHOSEN[method, steps])
+            for seed in seeds
+            for method, steps in PROMPTED
+            if method in chosen
+        ]
     searched = [
         priced_run(method, 8, 0, steps, rate) for steps, rates in BUDGETS.items() for method in chosen for rate in rates
     ]
@@ -166,14 +170,12 @@ def price_grid(profile: Profile, methods: Sequence[str] = (), variant: str | Non
         for seed in seeds
         if method in chosen and steps <= most
     ]
-    others = [
-        priced_run(method, 8, 0, steps, rate, **{name: value})
-        for method in APART
-        for name, value, steps in CHANGED
-        for rate in RATES
-        if method in chosen
+    apart = [method for method in LARGE_BATCH if method in chosen]
+    batches = [priced_run(method, 8, 0, 50, rate, prompts=64) for method in apart for rate in LARGE_BATCH[method]]
+    adapters = [
+        priced_run(method, 8, 0, 200, rate, lora_rank=rank) for rank in RANKS for method in apart for rate in RANK_RATES
     ]
-    return list(dict.fromkeys([*searched, *found, *others]))
+    return list(dict.fromkeys([*searched, *found, *batches, *adapters]))
 
 
 def priced_run(method: str, n: int, seed: int, steps: int, rate: float, **others: Any) -> Run:

@@ -24,7 +24,6 @@ from bonlib.draws.segments import replace_file
 from bonlib.estimates import best_of_n_weights
 from bonlib.exact import Array
 from bonlib.metrics import mean_over_prompts, win_probability
-from bonlib.models.responses import concatenate
 
 LEARNED = 4.0  # forward passes that a token of training costs: one, twice as much backwards, and the reference's
 SURE = 0.95  # of an interval
@@ -54,10 +53,8 @@ def best_of_n_by_gold(harness: Harness, ns: Sequence[int]) -> pd.DataFrame:
         ns: numbers of draws, at most as many as it has.
     """
     test = harness.test
-    assert test.draws is not None
     assert test.rewards is not None
-    drawn = test.rewards.shape[1]
-    gold = harness.judged_by_gold(concatenate([responses[:drawn] for responses in test.draws.responses]))
+    gold = harness.gold_of_draws(slice(test.rewards.shape[1]))
     wins = {
         "win_rate": win_probability(test.rewards, test.opponents),
         "gold_win_rate": win_probability(gold, harness.gold_opponents),

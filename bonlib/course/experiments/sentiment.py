@@ -190,12 +190,18 @@ class Harness:
         prompts = [prompt for prompt in self.test.prompts for _ in range(each)]
         return checked_score(self.gold, prompts, responses).reshape(-1, each)
 
+    def gold_of_draws(self, part: slice) -> Array:
+        """What it says of a part of the reference's draws to each test prompt; a store keeps that."""
+        assert self.test.draws is not None
+        draws = replace(self.test.draws, responses=tuple(drawn[part] for drawn in self.test.draws.responses))
+        if draws.folder is None:
+            return self.judged_by_gold(concatenate(draws.responses))
+        return self.store.score(self.gold, draws)
+
     @cached_property
     def gold_opponents(self) -> Array:
         """What it says of the opponents, (P, b)."""
-        assert self.test.draws is not None
-        drawn = [responses[self.sizes.draws :] for responses in self.test.draws.responses]
-        return self.judged_by_gold(concatenate(drawn))
+        return self.gold_of_draws(slice(self.sizes.draws, None))
 
     @cached_property
     def seen(self) -> TestSet:
