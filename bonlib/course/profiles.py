@@ -442,20 +442,22 @@ def readable(profile: Profile) -> Profile:
 
 def with_prompts(profile: Profile, count: int) -> Profile:
     """Return a profile that learns from another number of prompts, and from no more stored draws in all."""
-    imdb, training = profile.imdb, profile.training
-    draws = min(training.draws, imdb.train_prompts * training.draws // count)
-    return replace(
-        profile,
-        name=f"{profile.name}, {count} prompts",
-        imdb=replace(imdb, train_prompts=count),
-        training=replace(training, draws=draws, cdf_samples=min(training.cdf_samples, draws)),
-    )
+    draws = profile.imdb.train_prompts * profile.training.draws // count
+    fewer = with_draws(profile, min(draws, profile.training.draws))
+    return replace(fewer, name=f"{profile.name}, {count} prompts", imdb=replace(profile.imdb, train_prompts=count))
+
+
+def with_draws(profile: Profile, count: int) -> Profile:
+    """Return a profile that has another number of stored draws of each prompt that is learned from."""
+    training = replace(profile.training, draws=count, cdf_samples=min(profile.training.cdf_samples, count))
+    return replace(profile, name=f"{profile.name}, {count} draws", training=training)
 
 
 VARIANTS: dict[str, Callable[[Profile], Profile]] = {
     "readable": readable,
     "few-prompts": lambda profile: with_prompts(profile, profile.imdb.train_prompts // 4),
     "many-prompts": lambda profile: with_prompts(profile, profile.imdb.train_prompts * 4),
+    "few-draws": lambda profile: with_draws(profile, profile.training.draws // 4),
 }
 
 

@@ -48,7 +48,7 @@ def _settings(command: Callable[..., int]) -> Callable[..., int]:
 @click.option("--set", "fields", multiple=True, metavar="NAME=VALUE", help=FIELD)
 @click.option("--out", callback=folder, help="folder of the run, instead of one under _build/train")
 @click.option("--sweep", type=click.Choice(SWEEPS), help="many runs, into data/results")
-@click.option("--variant", help="of the sweep price: readable (another reference), few-prompts or many-prompts")
+@click.option("--variant", help="of the sweep price: readable (a reference), few-prompts, many-prompts or few-draws")
 @click.option("--model", metavar="NAME", help="one's own, in place of the course's; with --data and --by")
 @click.option("--data", metavar="FILE", help="with prompts, or with responses and scores of the model as well")
 @click.option("--by", metavar="WHAT", help="the reward: a classifier, an address, or FILE.py:FUNCTION")

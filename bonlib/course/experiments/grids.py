@@ -27,7 +27,8 @@ PRICED_NS = {8: 3200, 32: 200}  # those of `EQUAL_BETAS`, and the most steps
 # What may hold a policy away: adapters of other ranks, larger batches, and prompts. With rates that were tried.
 RANKS, RANK_RATES = (4, 16, 64), (3e-4, 1e-3)
 LARGE_BATCH = {"bon-regression": RATES[:2], "vbon-bound": RATES[1:]}  # 64 prompts for 50 steps
-PROMPTED = (("bon-regression", 200), ("vbon-bound", 200), ("bon-sft", 800))
+OF_PROMPTS = (("bon-regression", 200), ("vbon-bound", 200), ("bon-sft", 800))
+OF_DRAWS = (("bon-regression", 800), ("bon-sft", 800))
 CHEAP_M = 12  # 200 steps of vBoN with so many samples a prompt draw as much as 200 steps of J-BOND
 
 
@@ -157,7 +158,7 @@ def price_grid(profile: Profile, methods: Sequence[str] = (), variant: str | Non
         return [
             priced_run(method, 8, seed, steps, CHOSEN[method, steps])
             for seed in seeds
-            for method, steps in PROMPTED
+            for method, steps in (OF_DRAWS if variant == "few-draws" else OF_PROMPTS)
             if method in chosen
         ]
     searched = [
