@@ -104,7 +104,8 @@ def test_the_runs_of_the_price_are_found_as_done_and_rates_were_chosen_by_the_me
     }
     assert wanted == done_runs(file)
     rows = read_rows(file).assign(own=lambda rows: own_objective(rows, read_rows(file, "curves")).to_numpy())
-    rows = rows[(rows["profile"] == "laptop") & (rows["seed"] == 0) & rows["steps"].isin(list(grids.BUDGETS))]
+    usual = rows["profile"].eq("laptop") & rows["lora_rank"].eq(0) & rows["responses"].eq(64 * rows["steps"])
+    rows = rows[usual & rows["target"].eq(8) & rows["seed"].eq(0) & rows["steps"].isin(list(grids.BUDGETS))]
     best = rows.loc[rows.groupby(["method", "steps"])["own"].idxmin()]
     assert len(best) == len(grids.PRICED) * len(grids.BUDGETS)
     for row in best.itertuples():
