@@ -16,7 +16,10 @@ PRICED = ("kl-rl-rloo", "vbon-bound", "bond", "bon-sft", "bon-regression")
 # Of KL-RL for an n: its optimum is on average as far from the reference as best-of-n, by the draws of training prompts.
 EQUAL_BETAS = {8: 0.121, 32: 0.0442}
 # Of the adapter of the readable reference: the rate is that of summaries, and no other was tried.
-READABLE_RUNS = [(method, 50, 5e-4) for method in ("bon-sft", "bon-regression", "vbon-bound")]
+READABLE_RUNS = [
+    *((method, 50, 5e-4) for method in ("bon-sft", "bon-regression", "vbon-bound")),
+    ("bon-regression", 200, 5e-4),
+]
 # The rate of a method for a number of steps, n = 8; that of 800 where none was tried for more.
 CHOSEN: dict[tuple[str, int], float] = {
     **{(method, steps): 1e-4 for steps in BUDGETS for method in PRICED},
