@@ -83,7 +83,8 @@ def test_a_name_is_given_once_and_an_unknown_one_is_named():
 
 
 def test_options_are_what_may_be_given_beside_the_number():
-    assert METHODS["vbon"].options == []
+    assert METHODS["kl-rl-rloo"].options == []
+    assert METHODS["vbon"].options == ["warm"]
     assert METHODS["dpo"].options == ["generations", "pairs", "identity"]
     assert METHODS["bond-iterative"].options == [
         "jeffreys_weight",
@@ -102,6 +103,6 @@ def test_a_late_field_leaves_older_runs_their_identity():
     assert entry.make(8, picks="weights").described() == {"n": 8, "picks": "weights"}
     assert entry.as_stored(()) == dict([old])  # whatever the method's own value is by now
     assert entry.as_stored([("other", 1), new]) == {"other": 1, "picks": "weights"}
-    assert METHODS["vbon"].as_stored([("other", 1)]) == {"other": 1}
+    assert METHODS["kl-rl-rloo"].as_stored([("other", 1)]) == {"other": 1}
     assert Run("bon-sft", 8, 0).make() == method_of(ExactRun("bon-sft")) == entry.make(8, picks="groups")
     assert Run("bon-sft", 8, 0, options=(new,)).make() == entry.make(8, picks="weights")
