@@ -96,8 +96,8 @@ class Vbon(OnPolicy):
         return WarmLearner(self, BonRegression(int(self.n)), self.warm, run)
 
     def eased(self, part: float) -> Vbon:
-        """Return it with 1 + part (N − 1) draws."""
-        return replace(self, n=1 + part * (self.n - 1))
+        """Return it with 1 + part (N − 1) draws, as a rule no whole number of them."""
+        return replace(self, n=1 + part * (self.n - 1), warm=0.0)
 
     def returns(self, judged: Judged, cdf: LogCdf | None) -> Tensor:
         """Return log π_N − log πθ."""

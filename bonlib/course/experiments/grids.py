@@ -27,9 +27,10 @@ CHOSEN: dict[tuple[str, int], float] = {
     **{("kl-rl-rloo", 200): 3e-5, ("kl-rl-rloo", 800): 3e-5, ("vbon-bound", 800): 3e-5},
 }
 PRICED_NS = {8: 3200, 32: 200}  # those of `EQUAL_BETAS`, and the most steps
-# What may hold a policy away: adapters of other ranks, larger batches, and prompts. With rates that were tried.
+# What may hold a policy away. A larger batch and an adapter have rates of their own, each with those that were tried.
 RANKS, RANK_RATES = (4, 16, 64), (3e-4, 1e-3)
-LARGE_BATCH = {"bon-regression": RATES[:2], "vbon-bound": RATES[1:]}  # 64 prompts for 50 steps
+LARGE_BATCH = {"bon-regression": RATES[:2], "vbon-bound": RATES[1:]}
+# Methods and steps of the variants with other numbers of prompts, and of draws.
 OF_PROMPTS = (("bon-regression", 200), ("vbon-bound", 200), ("bon-sft", 800))
 OF_DRAWS = (("bon-regression", 800), ("bon-sft", 800))
 CHEAP_M = 12  # 200 steps of vBoN with so many samples a prompt draw as much as 200 steps of J-BOND
