@@ -92,7 +92,7 @@ def test_a_warm_start_needs_stored_draws_of_a_whole_number():
     assert Vbon(8, warm=0.5).needs_draws == 8
     assert Vbon(8).described() == {"n": 8.0}  # runs from before keep their identity
     assert Vbon(8, warm=0.5).eased(0.1).n == pytest.approx(1.7)
-    with pytest.raises(ValueError, match=r"n is 2.5 and warm 0.5; a warm start takes the best of a whole number"):
+    with pytest.raises(ValueError, match=r"n is 2.5 and warm 0.5; a warm start needs a whole n"):
         Vbon(2.5, warm=0.5)
     with pytest.raises(ValueError, match=r"warm is 1\.5"):
         Vbon(8, warm=1.5)
