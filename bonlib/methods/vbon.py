@@ -82,7 +82,7 @@ class Vbon(OnPolicy):
             warm=number("warm", self.warm, least=0, most=1, what=share),
         )
         if self.warm and self.n != int(self.n):
-            raise ValueError(f"n is {self.n} and warm {self.warm}; a warm start needs a whole n: round it, or leave warm 0")
+            raise ValueError(f"n is {self.n} and warm {self.warm}; a warm start needs a whole n, or leave warm at 0")
 
     @property
     def needs_draws(self) -> int:
