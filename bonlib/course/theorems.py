@@ -6,15 +6,17 @@ A claim says "left ≤ right" or "left = right" for every case; what is kept is 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy.optimize import brentq
 
 from bonlib import bounds
+from bonlib.course.claims import Claims
 from bonlib.exact import Array, Outcomes, kl_divergence
 from bonlib.inference.rewind import rewind
 
@@ -120,6 +122,21 @@ class Verdict(NamedTuple):
         note = f"; {self.note}" if self.note else ""
         evidence = f"{self.cases:,} random cases, worst slack {self.worst_slack:.1e}{note}"
         return {"claim": f"{self.source}: {self.statement}", "here it": self.verdict, "evidence": evidence}
+
+
+def as_table(source: str, verdicts: Sequence[Verdict], *, own: bool = False) -> Claims:
+    """Return a table of what became of claims, with what fails in red.
+
+    Args:
+        source: the paper, or papers, or what the workbook's own are about.
+        verdicts: a row each.
+        own: as in `Claims`.
+    """
+    table = pd.DataFrame(verdicts).rename(columns=lambda name: name.replace("_", " "))
+    table["worst slack"] = table["worst slack"].map("{:.1e}".format)
+    red = "color: #b00020; font-weight: bold"
+    shown = table.style.hide().map(lambda verdict: red * (verdict == "fails"), subset=["verdict"])
+    return Claims(source, [row.told() for row in verdicts], shown, own=own)
 
 
 def try_claim(claim: Claim, cases: int, seed: int = 0) -> Verdict:
