@@ -12,21 +12,23 @@ from bonlib.methods import METHODS
 
 RATES = (3e-5, 1e-4, 3e-4)
 BUDGETS = {50: RATES, 200: RATES[:2], 800: RATES[:2]}  # steps, and the learning rates that were tried
+LONGEST = 3200  # steps, with the rate of 800
 PRICED = ("kl-rl-rloo", "vbon-bound", "bond", "bon-sft", "bon-regression")
 # Of KL-RL for an n: its optimum is on average as far from the reference as best-of-n, by the draws of training prompts.
 EQUAL_BETAS = {8: 0.121, 32: 0.0442}
 # Of the adapter of the readable reference: the rate is that of summaries, and no other was tried.
 READABLE_RUNS = [
-    *((method, 50, 5e-4) for method in ("bon-sft", "bon-regression", "vbon-bound")),
-    ("bon-regression", 200, 5e-4),
+    *((method, 50, 5e-4) for method in PRICED),
+    *((method, 200, 5e-4) for method in ("bon-regression", "vbon-bound")),
 ]
-# The rate of a method for a number of steps, n = 8; that of 800 where none was tried for more.
+# The rate of a method for a number of steps, n = 8.
 CHOSEN: dict[tuple[str, int], float] = {
-    **{(method, steps): 1e-4 for steps in BUDGETS for method in PRICED},
-    **{("bon-regression", steps): 3e-5 for steps in (*BUDGETS, 3200)},
-    **{("kl-rl-rloo", 200): 3e-5, ("kl-rl-rloo", 800): 3e-5, ("vbon-bound", 800): 3e-5},
+    **{(method, steps): 1e-4 for steps in (*BUDGETS, LONGEST) for method in PRICED},
+    **{("bon-regression", steps): 3e-5 for steps in (*BUDGETS, LONGEST)},
+    **{("kl-rl-rloo", steps): 3e-5 for steps in (200, 800, LONGEST)},
+    **{("vbon-bound", steps): 3e-5 for steps in (800, LONGEST)},
 }
-PRICED_NS = {8: 3200, 32: 200}  # those of `EQUAL_BETAS`, and the most steps
+PRICED_NS = {8: LONGEST, 32: 800}  # those of `EQUAL_BETAS`, and the most steps
 # What may hold a policy away. A larger batch and an adapter have rates of their own, each with those that were tried.
 RANKS, RANK_RATES = (4, 16, 64), (3e-4, 1e-3)
 LARGE_BATCH = {"bon-regression": RATES[:2], "vbon-bound": RATES[1:]}
