@@ -96,8 +96,8 @@ def found_page(executed: Path, notebooks: Sequence[Path]) -> str:
     lines = [
         "# What we found\n",
         "What became of the claims of the papers, each with the numbers that it rests on, as the notebooks worked them",
-        "out from stored results when these pages were made. A claim *holds* if all the inequalities do that it amounts",
-        "to, *in part* if some do; what lies within its error, or is not the same for all seeds, is *undecided*.",
+        "out from stored results when these pages were made. A claim *holds* if all its inequalities do,",
+        "*in part* if some do; what lies within its error, or differs between seeds, is *undecided*.",
     ]
     about = {False: "claims of the papers", True: "statements of the workbook's own"}
     lines += [
