@@ -148,7 +148,7 @@ def bond_grid(profile: Profile, methods: Sequence[str] = ()) -> list[Run]:
 
 
 def price_grid(profile: Profile, methods: Sequence[str] = (), variant: str | None = None) -> list[Run]:
-    """Return the runs that tell what closeness costs: the search for learning rates, then all budgets, then the rest.
+    """Return the runs that tell what closeness costs: the search for learning rates, what may hold away, all budgets.
 
     What a rate is chosen by is `bonlib.course.experiments.price.own_objective`.
 
@@ -172,9 +172,9 @@ def price_grid(profile: Profile, methods: Sequence[str] = (), variant: str | Non
     ]
     found = [
         priced_run(method, n, seed, steps, rate)
+        for seed in seeds
         for n, most in PRICED_NS.items()
         for (method, steps), rate in CHOSEN.items()
-        for seed in seeds
         if method in chosen and steps <= most
     ]
     apart = [method for method in LARGE_BATCH if method in chosen]
@@ -182,7 +182,7 @@ def price_grid(profile: Profile, methods: Sequence[str] = (), variant: str | Non
     adapters = [
         priced_run(method, 8, 0, 200, rate, lora_rank=rank) for rank in RANKS for method in apart for rate in RANK_RATES
     ]
-    return list(dict.fromkeys([*searched, *found, *batches, *adapters]))
+    return list(dict.fromkeys([*searched, *batches, *adapters, *found]))
 
 
 def priced_run(method: str, n: int, seed: int, steps: int, rate: float, **others: Any) -> Run:
