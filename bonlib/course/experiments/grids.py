@@ -12,7 +12,7 @@ from bonlib.methods import METHODS
 
 RATES = (3e-5, 1e-4, 3e-4)
 BUDGETS = {50: RATES, 200: RATES[:2], 800: RATES[:2]}  # steps, and the learning rates that were tried
-LONGEST = 3200  # steps, with the rate of 800
+LONGEST, ALSO_TRIED = 3200, {"bon-sft": 3e-5}  # steps, with the rate of 800; and where another was tried
 PRICED = ("kl-rl-rloo", "vbon-bound", "bond", "bon-sft", "bon-regression")
 # Of KL-RL for an n: its optimum is on average as far from the reference as best-of-n, by the draws of training prompts.
 EQUAL_BETAS = {8: 0.121, 32: 0.0442}
@@ -170,6 +170,7 @@ def price_grid(profile: Profile, methods: Sequence[str] = (), variant: str | Non
     searched = [
         priced_run(method, 8, 0, steps, rate) for steps, rates in BUDGETS.items() for method in chosen for rate in rates
     ]
+    searched += [priced_run(method, 8, 0, LONGEST, rate) for method, rate in ALSO_TRIED.items() if method in chosen]
     found = [
         priced_run(method, n, seed, steps, rate)
         for seed in seeds
