@@ -88,6 +88,7 @@ def found_page(executed: Path, notebooks: Sequence[Path]) -> str:
         for cell in nbformat.read(ran, as_version=4).cells:
             for told in (output["data"][MIME] for output in cell.get("outputs", []) if MIME in output.get("data", {})):
                 rows = told["rows"]
+                # A notebook that was executed before tables said whose they are has none of the workbook's own.
                 outcomes[told.get("own", False)].update(_outcome(row["here it"]) for row in rows)
                 cells = (" | ".join(_in_a_cell(row[name]) for name in ("claim", "here it", "evidence")) for row in rows)
                 parts += [f"## {told['source']}\n", f"From [](notebooks/{path.name}).\n"]

@@ -12,7 +12,8 @@ from bonlib.methods import METHODS
 
 RATES = (3e-5, 1e-4, 3e-4)
 BUDGETS = {50: RATES, 200: RATES[:2], 800: RATES[:2]}  # steps, and the learning rates that were tried
-LONGEST, ALSO_TRIED = 3200, {"bon-sft": 3e-5}  # steps, with the rate of 800; and where another was tried
+LONGEST = 3200  # steps, with the rate of 800
+ALSO_TRIED = {"bon-sft": 3e-5}  # with so many steps: it turns back with the rate that its loss prefers
 PRICED = ("kl-rl-rloo", "vbon-bound", "bond", "bon-sft", "bon-regression")
 # Of KL-RL for an n: its optimum is on average as far from the reference as best-of-n, by the draws of training prompts.
 EQUAL_BETAS = {8: 0.121, 32: 0.0442}
