@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from bonlib.course.experiments.sentiment import FEW, Run
@@ -17,11 +18,11 @@ ALSO_TRIED = {"bon-sft": 3e-5}  # with so many steps: it turns back with the rat
 PRICED = ("kl-rl-rloo", "vbon-bound", "bond", "bon-sft", "bon-regression")
 # Of KL-RL for an n: its optimum is on average as far from the reference as best-of-n, by the draws of training prompts.
 EQUAL_BETAS = {8: 0.121, 32: 0.0442}
-# Of the adapter of the readable reference: the rate is that of summaries, and no other was tried.
-READABLE_RUNS = [
-    *((method, 50, 5e-4) for method in PRICED),
-    *((method, 200, 5e-4) for method in ("bon-regression", "vbon-bound")),
-]
+# Of the adapter of the readable reference: the rates are those of summaries, and no other was tried.
+READABLE_RATES = {"kl-rl-ppo": 3e-4}
+READABLE_RATE = 5e-4
+READABLE_BETA = 0.1  # of DPO
+READABLE_PACE = 0.05  # of J-BOND's anchor: 50 steps bring it about three times ln 2 far, as best-of-8 is
 # The rate of a method for a number of steps, n = 8.
 CHOSEN: dict[tuple[str, int], float] = {
     **{(method, steps): 1e-4 for steps in (*BUDGETS, LONGEST) for method in PRICED},
@@ -160,7 +161,7 @@ def price_grid(profile: Profile, methods: Sequence[str] = (), variant: str | Non
     """
     chosen, seeds = methods or PRICED, profile.training.seeds
     if variant == "readable":
-        return [priced_run(method, 8, 0, steps, rate) for method, steps, rate in READABLE_RUNS if method in chosen]
+        return [run for run in readable_runs() if not methods or run.method in methods]
     if variant is not None:
         return [
             priced_run(method, 8, seed, steps, CHOSEN[method, steps])
@@ -185,6 +186,20 @@ def price_grid(profile: Profile, methods: Sequence[str] = (), variant: str | Non
         priced_run(method, 8, 0, 200, rate, lora_rank=rank) for rank in RANKS for method in apart for rate in RANK_RATES
     ]
     return list(dict.fromkeys([*searched, *batches, *adapters, *found]))
+
+
+def readable_runs() -> list[Run]:
+    """Return the runs of the readable reference: the priced methods first, then what notebooks 07 to 10 compare."""
+    eight = [priced_run(method, 8, seed, 50, READABLE_RATE) for seed in (0, 1) for method in PRICED]
+    longer = [priced_run(method, 8, 0, 200, READABLE_RATE) for method in ("bon-regression", "vbon-bound")]
+    settings = {"kl-rl-ppo": EQUAL_BETAS[8], "dpo": READABLE_BETA, "bonbon": 8, "vbon": 8, "jbond": READABLE_PACE}
+    others = [
+        replace(priced_run(method, 8, 0, 50, READABLE_RATES.get(method, READABLE_RATE)), value=value)
+        for method, value in settings.items()
+    ]
+    bond, bound = (priced_run(method, 8, 0, 50, READABLE_RATE) for method in ("bond", "vbon-bound"))
+    halves = [replace(bond, options=(*bond.options, ("jeffreys_weight", weight))) for weight in (0.0, 1.0)]
+    return [*eight, *longer, *others, *halves, *(replace(bound, m=m) for m in (2, 8))]
 
 
 def priced_run(method: str, n: int, seed: int, steps: int, rate: float, **others: Any) -> Run:
