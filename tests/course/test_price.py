@@ -14,6 +14,7 @@ from bonlib.course.experiments.price import (
     own_objective,
     power_law,
     query_cost,
+    readable_runs,
     training_cost,
 )
 from bonlib.course.experiments.sentiment import Harness
@@ -91,3 +92,13 @@ def test_best_of_n_wins_by_a_judge_that_agrees_and_not_by_another(agrees):
     assert found["kl"].tolist() == pytest.approx([0, np.log(3) - 2 / 3, np.log(8) - 7 / 8])
     assert found["win_rate"].tolist() == pytest.approx([1 / 2, 3 / 4, 8 / 9], abs=0.02)
     assert found["gold_win_rate"].tolist() == pytest.approx([1 / 2, 3 / 4, 8 / 9] if agrees else [1 / 2] * 3, abs=0.02)
+
+
+def test_readable_runs_say_what_is_changed_and_how_far_they_are_below_best_of_n():
+    rows = readable_runs()
+    usual = rows[rows["changed"] == ""]
+    assert set(usual["label"]) >= {"BOND", "vBoN, L", "DPO", "J-BOND"}
+    assert set(rows.loc[rows["changed"] != "", "changed"]) == {"M = 2", "M = 8", "w = 0", "w = 1"}
+    bound = usual[usual["method"] == "vbon-bound"].iloc[0]
+    n = 1 / (1 - bound["win_rate"] - bound["gap"]) - 1  # of win rate n / (n + 1)
+    assert np.log(n) - (n - 1) / n == pytest.approx(bound["kl"], abs=1e-3)

@@ -30,7 +30,6 @@ CHOSEN: dict[tuple[str, int], float] = {
     **{("kl-rl-rloo", steps): 3e-5 for steps in (200, 800, LONGEST)},
     **{("vbon-bound", steps): 3e-5 for steps in (800, LONGEST)},
 }
-PRICED_NS = {8: LONGEST, 32: 800}  # those of `EQUAL_BETAS`, and the most steps
 # What may hold a policy away. A larger batch and an adapter have rates of their own, each with those that were tried.
 RANKS, RANK_RATES = (4, 16, 64), (3e-4, 1e-3)
 LARGE_BATCH = {"bon-regression": RATES[:2], "vbon-bound": RATES[1:]}
@@ -176,9 +175,9 @@ def price_grid(profile: Profile, methods: Sequence[str] = (), variant: str | Non
     found = [
         priced_run(method, n, seed, steps, rate)
         for seed in seeds
-        for n, most in PRICED_NS.items()
+        for n in EQUAL_BETAS
         for (method, steps), rate in CHOSEN.items()
-        if method in chosen and steps <= most
+        if method in chosen
     ]
     apart = [method for method in LARGE_BATCH if method in chosen]
     batches = [priced_run(method, 8, 0, 50, rate, prompts=64) for method in apart for rate in LARGE_BATCH[method]]

@@ -15,14 +15,15 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from bonlib.bounds import kl_bound
+from bonlib.bounds import kl_bound, win_rate_bound
 from bonlib.checks import number
-from bonlib.course.experiments.results import RESULTS
+from bonlib.course.experiments.results import RESULTS, read_rows, with_fields
 from bonlib.course.experiments.sentiment import Harness
 from bonlib.course.profiles import get_profile
 from bonlib.draws.segments import replace_file
 from bonlib.estimates import best_of_n_weights
 from bonlib.exact import Array
+from bonlib.methods import METHODS
 from bonlib.metrics import mean_over_prompts, win_probability
 
 LEARNED = 4.0  # forward passes that a token of training costs: one, twice as much backwards, and the reference's
@@ -43,6 +44,23 @@ def own_objective(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.Series:
     last = curves.sort_values("step").groupby("run").last()
     offline = runs.set_index("run")["algorithm"] == "offline"
     return last["loss"].where(offline, -last["return"]).reindex(runs["run"])
+
+
+def readable_runs() -> pd.DataFrame:
+    """Return the stored runs on the readable reference, with the `label` of a method, the `gap` and what is `changed`.
+
+    The gap is the win rate of the best-of-n as far from the reference, less the policy's; what is changed against the
+    usual run of a method is "M = 8", say, or "w = 0", BOND's weight, and else nothing.
+    """
+    rows = read_rows(RESULTS / "price.parquet")
+    rows = with_fields(rows[rows["profile"].eq("laptop, readable")], jeffreys_weight=0.5)
+    few, weight = rows["m"].notna() & rows["m"].ne(64), rows["jeffreys_weight"]
+    changed = np.where(
+        few, [f"M = {m:g}" for m in rows["m"]], np.where(weight != 0.5, [f"w = {w:g}" for w in weight], "")
+    )
+    ns = np.geomspace(1, 1e6, 4000)
+    gap = np.interp(rows["kl"], kl_bound(ns), win_rate_bound(ns)) - rows["win_rate"]
+    return rows.assign(label=[METHODS[method].label for method in rows["method"]], changed=changed, gap=gap)
 
 
 def best_of_n_by_gold(harness: Harness, ns: Sequence[int]) -> pd.DataFrame:
