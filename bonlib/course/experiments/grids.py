@@ -22,7 +22,7 @@ EQUAL_BETAS = {8: 0.121, 32: 0.0442}
 READABLE_RATES = {"kl-rl-ppo": 3e-4}
 READABLE_RATE = 5e-4
 READABLE_BETA = 0.1  # of DPO
-READABLE_PACE = 0.05  # of J-BOND's anchor: 50 steps bring it about three times ln 2 far, as best-of-8 is
+READABLE_PACE = 0.05  # of J-BOND's anchor: 50 steps are two and a half rounds of best-of-2
 # The rate of a method for a number of steps, n = 8.
 CHOSEN: dict[tuple[str, int], float] = {
     **{(method, steps): 1e-4 for steps in (*BUDGETS, LONGEST) for method in PRICED},
