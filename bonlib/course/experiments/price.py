@@ -47,10 +47,10 @@ def own_objective(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.Series:
 
 
 def readable_runs() -> pd.DataFrame:
-    """Return the stored runs on the readable reference, with the `label` of a method, the `gap` and what is `changed`.
+    """Return the stored runs on the readable reference, with label, gap and what is changed.
 
-    The gap is the win rate of the best-of-n as far from the reference, less the policy's; what is changed against the
-    usual run of a method is "M = 8", say, or "w = 0", BOND's weight, and else nothing.
+    The gap is that of `below_best_of_n`; what is changed against the usual run of a method is "M = 8", say, or "w = 0",
+    BOND's weight, and else nothing.
     """
     rows = read_rows(RESULTS / "price.parquet")
     rows = with_fields(rows[rows["profile"].eq("laptop, readable")], jeffreys_weight=0.5)
@@ -58,9 +58,14 @@ def readable_runs() -> pd.DataFrame:
     changed = np.where(
         few, [f"M = {m:g}" for m in rows["m"]], np.where(weight != 0.5, [f"w = {w:g}" for w in weight], "")
     )
+    labels = [METHODS[method].label for method in rows["method"]]
+    return rows.assign(label=labels, changed=changed, gap=below_best_of_n(rows))
+
+
+def below_best_of_n(rows: pd.DataFrame) -> pd.Series:
+    """Return how much more the best-of-n wins that is as far from the reference, for rows with kl and win_rate."""
     ns = np.geomspace(1, 1e6, 4000)
-    gap = np.interp(rows["kl"], kl_bound(ns), win_rate_bound(ns)) - rows["win_rate"]
-    return rows.assign(label=[METHODS[method].label for method in rows["method"]], changed=changed, gap=gap)
+    return np.interp(rows["kl"], kl_bound(ns), win_rate_bound(ns)) - rows["win_rate"]
 
 
 def best_of_n_by_gold(harness: Harness, ns: Sequence[int]) -> pd.DataFrame:
