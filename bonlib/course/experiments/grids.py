@@ -160,7 +160,7 @@ def price_grid(profile: Profile, methods: Sequence[str] = (), variant: str | Non
     """
     chosen, seeds = methods or PRICED, profile.training.seeds
     if variant == "readable":
-        return [run for run in readable_runs() if not methods or run.method in methods]
+        return [run for run in readable_grid() if not methods or run.method in methods]
     if variant is not None:
         return [
             priced_run(method, 8, seed, steps, CHOSEN[method, steps])
@@ -187,7 +187,7 @@ def price_grid(profile: Profile, methods: Sequence[str] = (), variant: str | Non
     return list(dict.fromkeys([*searched, *batches, *adapters, *found]))
 
 
-def readable_runs() -> list[Run]:
+def readable_grid() -> list[Run]:
     """Return the runs of the readable reference: the priced methods first, then what notebooks 07 to 10 compare."""
     eight = [priced_run(method, 8, seed, 50, READABLE_RATE) for seed in (0, 1) for method in PRICED]
     longer = [priced_run(method, 8, 0, 200, READABLE_RATE) for method in ("bon-regression", "vbon-bound")]
