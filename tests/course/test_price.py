@@ -15,6 +15,7 @@ from bonlib.course.experiments.price import (
     power_law,
     query_cost,
     readable_runs,
+    responses_until,
     training_cost,
 )
 from bonlib.course.experiments.sentiment import Harness
@@ -41,6 +42,20 @@ def test_the_interval_covers_as_often_as_it_says():
     laws = [power_law(responses, responses**-0.3 * np.exp(0.2 * rng.normal(size=8))) for _ in range(2000)]
     assert np.mean([law.low <= 0.3 <= law.high for law in laws]) == pytest.approx(0.95, abs=0.02)
     assert np.mean([law.scatter**2 for law in laws]) == pytest.approx(0.04, rel=0.05)
+
+
+def test_responses_until_a_distance_follow_the_law_between_budgets_and_stop_at_both_ends():
+    budgets = np.array([100.0, 400, 1600])
+    law = 2 * budgets**-0.5
+    assert [responses_until(2 * many**-0.5, budgets, law) for many in (120, 250, 1500)] == pytest.approx(
+        [120, 250, 1500]
+    )
+    assert responses_until(5.0, budgets, law) == pytest.approx(100)  # fewer were not tried
+    assert responses_until(0.01, budgets, law) == np.inf
+    # One that turns back was as near on its way.
+    assert responses_until(0.2, budgets, [0.4, 0.1, 0.3]) == pytest.approx(200)
+    with pytest.raises(ValueError, match="distance is 0"):
+        responses_until(0, budgets, law)
 
 
 def test_bad_runs_are_named():

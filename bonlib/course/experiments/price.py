@@ -143,6 +143,29 @@ def power_law(responses: Array, distances: Array) -> PowerLaw:
     return PowerLaw(-slope, -slope - width, -slope + width, float(np.exp(line.intercept)), scatter)
 
 
+def responses_until(distance: float, responses: Array, distances: Array) -> float:
+    """Return how many responses a training needs to come within a distance, by trainings of several lengths.
+
+    Between two lengths the distance is taken to fall along a straight line of logarithms.
+
+    Args:
+        distance: wanted, above 0.
+        responses: that were learned from, rising, (R,).
+        distances: of what they led to, (R,), above 0.
+
+    Returns:
+        The least number, never less than the first of `responses`; infinite if none led there.
+    """
+    distance = number("distance", distance, above=0)
+    x, y = np.log(np.asarray(responses, np.float64)), np.log(np.asarray(distances, np.float64))
+    near = np.flatnonzero(y <= np.log(distance))
+    if not len(near):
+        return float("inf")
+    last = near[0]
+    before = max(last - 1, 0)
+    return float(np.exp(np.interp(np.log(distance), y[[last, before]], x[[last, before]])))
+
+
 class Lengths(NamedTuple):
     """How long texts are, in tokens, and what a judge's token costs in units of the policy's."""
 
