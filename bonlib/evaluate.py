@@ -17,7 +17,7 @@ from bonlib.inference.best_of_n import best_of_n
 from bonlib.methods.vbon import Vbon
 from bonlib.metrics import kl_k1, kl_k3, mean_over_prompts, next_token_entropy, next_token_kl, win_probability
 from bonlib.models.loaded import LoadedModel
-from bonlib.models.reading import response_batches, response_log_probs, response_logits, token_log_probs
+from bonlib.models.reading import TokenBatch, response_batches, response_log_probs, response_logits, token_log_probs
 from bonlib.models.responses import Responses, concatenate
 from bonlib.training.on_policy import Judged
 from bonlib.training.reward_cdf import SampledCdf
@@ -212,13 +212,17 @@ def _along_responses(
     """KL to the reference and entropy summed over the positions of each response, log πθ and log π of it, (4, B)."""
     found = np.empty((4, len(prompts)))
     for places, batch in response_batches(policy, prompts, drawn, batch_size):
-        said = batch.responses[batch.response_mask.bool()]
-        own, ref = (response_logits(loaded.model, batch).logits for loaded in (policy, reference))
-        figures = []
-        for start in range(0, len(said), 256):  # not all at once: each takes several times the room of its logits
-            at = slice(start, start + 256)
-            log_probs = [token_log_probs(logits[at], said[at]) for logits in (own, ref)]
-            figures.append(torch.stack([next_token_kl(own[at], ref[at]), next_token_entropy(own[at]), *log_probs]))
-        tokens = torch.cat(figures, dim=1).cpu().double().numpy()  # Apple's GPUs know no float64
-        found[:, places] = np.add.reduceat(tokens, np.cumsum([0, *batch.lengths[:-1]]), axis=1)
+        found[:, places] = _along_batch(policy, reference, batch)
     return found
+
+
+def _along_batch(policy: LoadedModel, reference: LoadedModel, batch: TokenBatch) -> Array:
+    said = batch.responses[batch.response_mask.bool()]
+    own, ref = (response_logits(loaded.model, batch).logits for loaded in (policy, reference))
+    figures = []
+    for start in range(0, len(said), 256):  # not all at once: each takes several times the room of its logits
+        at = slice(start, start + 256)
+        log_probs = [token_log_probs(logits[at], said[at]) for logits in (own, ref)]
+        figures.append(torch.stack([next_token_kl(own[at], ref[at]), next_token_entropy(own[at]), *log_probs]))
+    tokens = torch.cat(figures, dim=1).cpu().double().numpy()  # Apple's GPUs know no float64
+    return np.add.reduceat(tokens, np.cumsum([0, *batch.lengths[:-1]]), axis=1)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bonlib.models.decoding import alike, padded, said_plainly
-from bonlib.models.kernels import cpu_kernels, plain_attention
+from bonlib.models.kernels import cpu_kernels, plain_attention, release_freed_memory
 from bonlib.models.loaded import LoadedModel
 from bonlib.models.responses import Responses
 from bonlib.models.ways import TASKS, Probe, Task, Ways, inner, proven, takes
@@ -28,6 +28,7 @@ from bonlib.models.ways import TASKS, Probe, Task, Ways, inner, proven, takes
 Indices = NDArray[np.intp]
 AT_ONCE = 16  # responses that are read with other next tokens at once: masks grow with the square of a row
 FAR = 1536  # tokens of a row at which attention costs a tiny model as much as all else; larger ones, less
+LARGE = 2**26  # logits of a batch: as many leave holes in memory that the next batch, of another length, seldom fills
 
 
 class Layout(NamedTuple):
@@ -358,8 +359,9 @@ def response_log_probs(
     found = np.empty(len(responses))
     for places, batch in response_batches(loaded, prompts, responses, batch_size):
         with torch.no_grad():
-            logits, said = response_logits(loaded.model, batch).logits, batch.responses[batch.response_mask.bool()]
-            tokens = token_log_probs(logits, said).cpu().double().numpy()  # Apple's GPUs know no float64
+            said = batch.responses[batch.response_mask.bool()]
+            log_probs = token_log_probs(response_logits(loaded.model, batch).logits, said)
+            tokens = log_probs.cpu().double().numpy()  # Apple's GPUs know no float64
         found[places] = np.add.reduceat(tokens, np.cumsum([0, *batch.lengths[:-1]]))
     return found
 
@@ -387,7 +389,10 @@ def response_batches(
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
         ids = [encoded[i] for i in places], [tokens[i] for i in places]
-        yield places, token_batch(*ids, pad_id=loaded.pad_token_id, device=loaded.device)
+        batch = token_batch(*ids, pad_id=loaded.pad_token_id, device=loaded.device)
+        yield places, batch
+        if loaded.device.type == "cpu" and sum(batch.lengths) * loaded.vocabulary > LARGE:
+            release_freed_memory()
 
 
 def _probed(model: Any, probe: Probe) -> TokenBatch:

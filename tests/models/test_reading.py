@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from bonlib.draws.samplers import SamplingSettings, TransformersSampler
+from bonlib.models import reading
 from bonlib.models.reading import response_log_probs, response_logits, response_states, token_batch
 
 
@@ -32,6 +33,17 @@ def test_log_probs_are_those_of_the_draw(language_model):
         np.testing.assert_allclose(found, responses.log_probs, atol=1e-4)
     with pytest.raises(ValueError, match="3 prompts for 12 responses"):
         response_log_probs(language_model, prompts[:3], responses)
+
+
+def test_large_batches_give_their_memory_back_and_small_ones_keep_it(language_model, monkeypatch):
+    responses = TransformersSampler(language_model).sample(["a"] * 6, SamplingSettings(4), seed=0)
+    given_back = []
+    monkeypatch.setattr(reading, "release_freed_memory", lambda: given_back.append(1))
+    small = response_log_probs(language_model, ["a"] * 6, responses, batch_size=2)
+    assert not given_back
+    monkeypatch.setattr(reading, "LARGE", 1)
+    np.testing.assert_array_equal(response_log_probs(language_model, ["a"] * 6, responses, batch_size=2), small)
+    assert len(given_back) == 3
 
 
 @pytest.mark.parametrize("dressed", [False, True], ids=["bare", "adapter"])

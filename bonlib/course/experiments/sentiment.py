@@ -30,6 +30,7 @@ from bonlib.methods import METHODS, get_method
 from bonlib.methods.bond import Bond
 from bonlib.methods.jbond import JBond
 from bonlib.metrics import mean_over_prompts, win_probability
+from bonlib.models.kernels import release_freed_memory
 from bonlib.models.loaded import LoadedModel
 from bonlib.models.responses import Responses, concatenate
 from bonlib.training.quantile import fit_quantile_model
@@ -392,6 +393,7 @@ class Harness:
                 with claim(folder.with_name(f"{folder.name}.lock")) as ours:
                     if ours:
                         self._run_one(run, results)
+                        release_freed_memory()  # the next run's batches are of other sizes
             except (DivergedError, ValueError) as error:
                 print(f"bonlib: {run.method} at {run.value:g}: {error}", file=sys.stderr, flush=True)
                 went_well = False
@@ -402,6 +404,7 @@ class Harness:
         if identity in done_runs(table):
             return
         trained = self.train(run)
+        release_freed_memory()
         evaluation = self.evaluate(trained.policy)
         row = self.row(run, trained, evaluation)
         parts = {"curves": trained.curve, "prompts": _by_prompt(evaluation), "texts": _texts(self.test, evaluation)}
