@@ -13,8 +13,8 @@ from bonlib.methods import METHODS
 
 RATES = (3e-5, 1e-4, 3e-4)
 BUDGETS = {50: RATES, 200: RATES[:2], 800: RATES[:2]}  # steps, and the learning rates that were tried
-LONGEST = 3200  # steps, with the rate of 800
-ALSO_TRIED = {"bon-sft": 3e-5}  # with so many steps: it turns back with the rate that its loss prefers
+LONGEST = 3200  # steps, of which the rate of 800 and the next lower one were tried
+LOWER = {1e-4: 3e-5, 3e-5: 1e-5}
 PRICED = ("kl-rl-rloo", "vbon-bound", "bond", "bon-sft", "bon-regression")
 # Of KL-RL for an n: its optimum is on average as far from the reference as best-of-n, by the draws of training prompts.
 EQUAL_BETAS = {8: 0.121, 32: 0.0442}
@@ -29,7 +29,15 @@ CHOSEN: dict[tuple[str, int], float] = {
     **{("bon-regression", steps): 3e-5 for steps in (*BUDGETS, LONGEST)},
     **{("kl-rl-rloo", steps): 3e-5 for steps in (200, 800, LONGEST)},
     **{("vbon-bound", steps): 3e-5 for steps in (800, LONGEST)},
+    ("bond", LONGEST): 3e-5,
 }
+# With so many steps beside what the search asks for: BOND's larger rate once more, and a small one that the losses of
+# off-policy methods would not choose, and are wrong.
+BESIDE = (
+    ("bond", 8, 1, LONGEST, 1e-4),
+    ("bond", 32, 0, LONGEST, 1e-4),
+    *((method, 8, seed, LONGEST, 1e-5) for method in ("bon-sft", "bon-regression") for seed in (0, 1)),
+)
 # What may hold a policy away. A larger batch and an adapter have rates of their own, each with those that were tried.
 RANKS, RANK_RATES = (4, 16, 64), (3e-4, 1e-3)
 LARGE_BATCH = {"bon-regression": RATES[:2], "vbon-bound": RATES[1:]}
@@ -171,7 +179,12 @@ def price_grid(profile: Profile, methods: Sequence[str] = (), variant: str | Non
     searched = [
         priced_run(method, 8, 0, steps, rate) for steps, rates in BUDGETS.items() for method in chosen for rate in rates
     ]
-    searched += [priced_run(method, 8, 0, LONGEST, rate) for method, rate in ALSO_TRIED.items() if method in chosen]
+    searched += [
+        priced_run(method, 8, 0, LONGEST, rate)
+        for method in chosen
+        for rate in (CHOSEN[method, 800], LOWER[CHOSEN[method, 800]])
+    ]
+    searched += [priced_run(*settings) for settings in BESIDE if settings[0] in chosen]
     found = [
         priced_run(method, n, seed, steps, rate)
         for seed in seeds
