@@ -217,6 +217,7 @@ def _along_responses(
 
 
 def _along_batch(policy: LoadedModel, reference: LoadedModel, batch: TokenBatch) -> Array:
+    """The same of one batch, (4, B); logits end with the call, before `response_batches` gives memory back."""
     said = batch.responses[batch.response_mask.bool()]
     own, ref = (response_logits(loaded.model, batch).logits for loaded in (policy, reference))
     figures = []

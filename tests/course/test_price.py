@@ -56,6 +56,8 @@ def test_responses_until_a_distance_follow_the_law_between_budgets_and_stop_at_b
     assert responses_until(0.2, budgets, [0.4, 0.1, 0.3]) == pytest.approx(200)
     with pytest.raises(ValueError, match="distance is 0"):
         responses_until(0, budgets, law)
+    with pytest.raises(ValueError, match=r"responses has shape \(3,\) and distances \(2,\); list as many"):
+        responses_until(0.1, budgets, law[:2])
 
 
 def test_bad_runs_are_named():

@@ -31,8 +31,8 @@ CHOSEN: dict[tuple[str, int], float] = {
     **{("vbon-bound", steps): 3e-5 for steps in (800, LONGEST)},
     ("bond", LONGEST): 3e-5,
 }
-# With so many steps beside what the search asks for: BOND's larger rate once more, and a small one that the losses of
-# off-policy methods would not choose, and are wrong.
+# With so many steps beside what the search asks for: BOND's larger rate once more, and the small one that the losses
+# of off-policy methods reject, although it brings them nearer.
 BESIDE = (
     ("bond", 8, 1, LONGEST, 1e-4),
     ("bond", 32, 0, LONGEST, 1e-4),

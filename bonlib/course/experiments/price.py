@@ -125,19 +125,13 @@ def power_law(responses: Array, distances: Array) -> PowerLaw:
     Raises:
         ValueError: if shapes differ, there are too few, or one is not above 0.
     """
-    x, y = np.asarray(responses, np.float64), np.asarray(distances, np.float64)
-    if x.shape != y.shape or x.ndim != 1 or len(x) < 3 or len(set(x.tolist())) < 2:
-        raise ValueError(
-            f"responses has shape {x.shape} and distances {y.shape}; a law needs as many of both, three runs and two "
-            "numbers of responses at least"
-        )
-    for name, values in (("responses", x), ("distances", y)):
-        if not bool((values > 0).all() and np.isfinite(values).all()):
-            raise ValueError(f"{name} is {values.min()} at its least; all must be above 0 and finite")
-    line = stats.linregress(np.log(x), np.log(y))
+    x, y = _logarithms(responses, distances)
+    if len(x) < 3 or len(set(x.tolist())) < 2:
+        raise ValueError(f"responses has shape {x.shape}; a law needs three runs and two numbers of responses at least")
+    line = stats.linregress(x, y)
     free = len(x) - 2
     width = float(stats.t.ppf((1 + SURE) / 2, free)) * float(line.stderr)
-    left = np.log(y) - line.intercept - line.slope * np.log(x)
+    left = y - line.intercept - line.slope * x
     scatter = float(np.sqrt(left @ left / free))
     slope = float(line.slope)
     return PowerLaw(-slope, -slope - width, -slope + width, float(np.exp(line.intercept)), scatter)
@@ -155,15 +149,28 @@ def responses_until(distance: float, responses: Array, distances: Array) -> floa
 
     Returns:
         The least number, never less than the first of `responses`; infinite if none led there.
+
+    Raises:
+        ValueError: if shapes differ, or a number is not above 0.
     """
-    distance = number("distance", distance, above=0)
-    x, y = np.log(np.asarray(responses, np.float64)), np.log(np.asarray(distances, np.float64))
-    near = np.flatnonzero(y <= np.log(distance))
+    wanted = np.log(number("distance", distance, above=0))
+    x, y = _logarithms(responses, distances)
+    near = np.flatnonzero(y <= wanted)
     if not len(near):
         return float("inf")
-    last = near[0]
-    before = max(last - 1, 0)
-    return float(np.exp(np.interp(np.log(distance), y[[last, before]], x[[last, before]])))
+    first = near[0]
+    between = [first, max(first - 1, 0)]
+    return float(np.exp(np.interp(wanted, y[between], x[between])))
+
+
+def _logarithms(responses: Array, distances: Array) -> tuple[Array, Array]:
+    x, y = np.asarray(responses, np.float64), np.asarray(distances, np.float64)
+    if x.shape != y.shape or x.ndim != 1:
+        raise ValueError(f"responses has shape {x.shape} and distances {y.shape}; list as many of both")
+    for name, values in (("responses", x), ("distances", y)):
+        if not bool((values > 0).all() and np.isfinite(values).all()):
+            raise ValueError(f"{name} is {values.min()} at its least; all must be above 0 and finite")
+    return np.log(x), np.log(y)
 
 
 class Lengths(NamedTuple):

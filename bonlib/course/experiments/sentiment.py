@@ -393,7 +393,6 @@ class Harness:
                 with claim(folder.with_name(f"{folder.name}.lock")) as ours:
                     if ours:
                         self._run_one(run, results)
-                        release_freed_memory()  # the next run's batches are of other sizes
             except (DivergedError, ValueError) as error:
                 print(f"bonlib: {run.method} at {run.value:g}: {error}", file=sys.stderr, flush=True)
                 went_well = False
@@ -404,7 +403,7 @@ class Harness:
         if identity in done_runs(table):
             return
         trained = self.train(run)
-        release_freed_memory()
+        release_freed_memory()  # evaluation reads batches of other sizes, and would add theirs to it
         evaluation = self.evaluate(trained.policy)
         row = self.row(run, trained, evaluation)
         parts = {"curves": trained.curve, "prompts": _by_prompt(evaluation), "texts": _texts(self.test, evaluation)}
