@@ -1,5 +1,7 @@
 """What closeness costs: laws, costs and break-even."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from bonlib.course.experiments.price import (
     as_good_as,
     best_of_n_by_gold,
     break_even,
+    held_out_loss,
     own_objective,
     power_law,
     query_cost,
@@ -18,10 +21,12 @@ from bonlib.course.experiments.price import (
     responses_until,
     training_cost,
 )
-from bonlib.course.experiments.sentiment import Harness
+from bonlib.course.experiments.sentiment import Harness, Run
 from bonlib.course.profiles import get_profile
 from bonlib.draws.samplers import SamplingSettings
+from bonlib.estimates import best_of_n_weights
 from bonlib.evaluate import TestSet
+from bonlib.methods.bon_regression import log_ratios_to_best_of_n
 
 TEXTS = Lengths(prompt=6, response=24, judge=0.5)
 
@@ -109,6 +114,31 @@ def test_best_of_n_wins_by_a_judge_that_agrees_and_not_by_another(agrees):
     assert found["kl"].tolist() == pytest.approx([0, np.log(3) - 2 / 3, np.log(8) - 7 / 8])
     assert found["win_rate"].tolist() == pytest.approx([1 / 2, 3 / 4, 8 / 9], abs=0.02)
     assert found["gold_win_rate"].tolist() == pytest.approx([1 / 2, 3 / 4, 8 / 9] if agrees else [1 / 2] * 3, abs=0.02)
+
+
+@pytest.mark.parametrize("method", ["bon-sft", "bon-regression"])
+def test_the_held_out_loss_of_the_reference_itself_is_that_of_its_draws(method):
+    class Untrained(Harness):
+        """Its policies have learned nothing."""
+
+        def train(self, run, **_):
+            return SimpleNamespace(policy=self.setting.reference)
+
+    harness = Untrained(get_profile("quick"))
+    found = held_out_loss(harness, Run(method, 8, 0, options=(("picks", "weights"),) if method == "bon-sft" else ()))
+    draws, rewards = harness.draw(harness.seen.prompts, harness.sizes.opponents, harness.profile.seed + 1)
+    weights, log_probs = best_of_n_weights(rewards, 8), np.stack([drawn.log_probs for drawn in draws.responses])
+    squares = log_ratios_to_best_of_n(rewards, 8) ** 2 if method == "bon-regression" else 0.0
+    losses = np.where(weights > 0, weights * (squares - log_probs), 0).sum(axis=1)
+    assert found["held_out"] == pytest.approx(losses.mean(), abs=1e-3)
+    assert found["held_out_se"] == pytest.approx(losses.std(ddof=1) / len(losses) ** 0.5, abs=1e-3)
+
+
+def test_a_held_out_loss_is_for_methods_with_weighted_draws():
+    with pytest.raises(ValueError, match="method is 'bond'; a loss on stored draws is for"):
+        held_out_loss(Harness(get_profile("quick")), Run("bond", 8, 0))
+    with pytest.raises(ValueError, match="method is 'dpo', which learns from pairs or groups"):
+        held_out_loss(Harness(get_profile("quick")), Run("dpo", 0.1, 0))
 
 
 def test_readable_runs_say_what_is_changed_and_how_far_they_are_below_best_of_n():

@@ -3,7 +3,8 @@
 Costs are in tokens that the policy reads or writes once, forwards; a token of training costs as much as four, backwards
 included and the reference's reading with it.
 
-`python -m bonlib.course.experiments.price` asks the second judge what it says of best-of-n's draws.
+`python -m bonlib.course.experiments.price` asks the second judge what it says of best-of-n's draws, and the off-policy
+runs of the search for learning rates what their loss is on draws that they have not learned from.
 """
 
 from __future__ import annotations
@@ -13,22 +14,28 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import stats
 
 from bonlib.bounds import kl_bound, win_rate_bound
 from bonlib.checks import number
+from bonlib.course.experiments.grids import PRICED, READABLE_RATE, READABLE_RATES, price_grid
 from bonlib.course.experiments.results import RESULTS, read_rows, with_fields
-from bonlib.course.experiments.sentiment import Harness
+from bonlib.course.experiments.sentiment import Harness, Run
 from bonlib.course.profiles import get_profile
 from bonlib.draws.segments import replace_file
 from bonlib.estimates import best_of_n_weights
 from bonlib.exact import Array
 from bonlib.methods import METHODS
 from bonlib.metrics import mean_over_prompts, win_probability
+from bonlib.models.reading import response_log_probs
+from bonlib.models.responses import concatenate
+from bonlib.training.off_policy import OffPolicy
 
 LEARNED = 4.0  # forward passes that a token of training costs: one, twice as much backwards, and the reference's
 SURE = 0.95  # of an interval
 BEST_OF_N = RESULTS / "best_of_n.parquet"
+HELD_OUT = RESULTS / "held_out.parquet"
 
 
 def own_objective(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.Series:
@@ -50,14 +57,19 @@ def readable_runs() -> pd.DataFrame:
     """Return the stored runs on the readable reference, with label, gap and what is changed.
 
     The gap is that of `below_best_of_n`; what is changed against the usual run of a method is "M = 8", say, or "w = 0",
-    BOND's weight, and else nothing.
+    BOND's weight, or "rate 0.001", and else nothing.
     """
     rows = read_rows(RESULTS / "price.parquet")
     rows = with_fields(rows[rows["profile"].eq("laptop, readable")], jeffreys_weight=0.5)
-    few, weight = rows["m"].notna() & rows["m"].ne(64), rows["jeffreys_weight"]
-    changed = np.where(
-        few, [f"M = {m:g}" for m in rows["m"]], np.where(weight != 0.5, [f"w = {w:g}" for w in weight], "")
-    )
+    usual = rows["method"].map(READABLE_RATES).fillna(READABLE_RATE)
+    told = {
+        "m": ("M = {:g}", rows["m"].fillna(64).ne(64)),
+        "jeffreys_weight": ("w = {:g}", rows["jeffreys_weight"].ne(0.5)),
+        "learning_rate": ("rate {:g}", rows["learning_rate"].ne(usual)),
+    }
+    changed = pd.Series("", rows.index)
+    for column, (text, differs) in told.items():
+        changed = changed.where(~differs, rows[column].map(text.format))
     labels = [METHODS[method].label for method in rows["method"]]
     return rows.assign(label=labels, changed=changed, gap=below_best_of_n(rows))
 
@@ -91,6 +103,39 @@ def best_of_n_by_gold(harness: Harness, ns: Sequence[int]) -> pd.DataFrame:
             row |= {name: float(mean), f"{name}_se": float(error)}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def held_out_loss(harness: Harness, run: Run) -> dict[str, float]:
+    """Return a method's loss over draws that its policy has not learned from, of prompts that it has, and its error.
+
+    The draws are those that win rates on training prompts are counted against. A policy that is not there is trained.
+
+    Args:
+        harness: with training prompts and their draws.
+        run: of an off-policy method whose examples are one draw each.
+
+    Returns:
+        held_out, the mean over prompts, and held_out_se.
+
+    Raises:
+        ValueError: if the method is another.
+    """
+    method = run.make()
+    if not isinstance(method, OffPolicy):
+        raise ValueError(f"method is {run.method!r}; a loss on stored draws is for a method that learns from them")
+    draws, rewards = harness.draw(harness.seen.prompts, harness.sizes.opponents, harness.profile.seed + 1)
+    prompts, chosen, weights, targets = method.examples(rewards, seed=run.seed)
+    if chosen.shape[1] > 1 or weights is None:
+        raise ValueError(f"method is {run.method!r}, which learns from pairs or groups; give one with weighted draws")
+    responses = concatenate([draws.responses[prompt][draw] for prompt, draw in zip(prompts, chosen, strict=True)])
+    names = [draws.prompts[prompt] for prompt in prompts]
+    policy = harness.train(run, show=False).policy
+    log_probs = torch.from_numpy(response_log_probs(policy, names, responses))[:, None]
+    ref_log_probs = torch.from_numpy(responses.log_probs)[:, None]
+    losses = method.loss(log_probs, ref_log_probs, None if targets is None else torch.from_numpy(targets)).numpy()
+    sums, total = (np.bincount(prompts, each, len(rewards)) for each in (weights * losses, weights))
+    mean, error = mean_over_prompts(sums / total)
+    return {"held_out": float(mean), "held_out_se": float(error)}
 
 
 class PowerLaw(NamedTuple):
@@ -241,6 +286,18 @@ def break_even(
     return queries(win_rate), least, most
 
 
+def _ask_again() -> None:
+    harness = Harness(get_profile("laptop"))
+    ns = [1, 2, 3, 4, 5, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128]
+    replace_file(BEST_OF_N, best_of_n_by_gold(harness, ns).to_parquet(index=False))
+    searched = [
+        run
+        for run in price_grid(harness.profile, [method for method in PRICED if METHODS[method].algorithm == "offline"])
+        if not {"lora_rank", "prompts"} & set(dict(run.changes))
+    ]
+    rows = [{"run": harness.identity(run), **held_out_loss(harness, run)} for run in searched]
+    replace_file(HELD_OUT, pd.DataFrame(rows).to_parquet(index=False))
+
+
 if __name__ == "__main__":
-    found = best_of_n_by_gold(Harness(get_profile("laptop")), [1, 2, 3, 4, 5, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128])
-    replace_file(BEST_OF_N, found.to_parquet(index=False))
+    _ask_again()
