@@ -9,7 +9,7 @@ import pytest
 from filelock import FileLock
 
 from bonlib.course.experiments import exact_runs, grids, noise, summarisation
-from bonlib.course.experiments.price import own_objective
+from bonlib.course.experiments.price import HELD_OUT, own_objective
 from bonlib.course.experiments.results import (
     RESULTS,
     add_run,
@@ -104,17 +104,23 @@ def test_the_runs_of_the_price_are_found_as_done_and_rates_were_chosen_by_the_me
     }
     assert done_runs(file) <= set(wanted)
     missing = [run for identity, run in wanted.items() if identity not in done_runs(file)]
-    # Second seeds of the longest runs with N = 32, and of BOND on the readable reference, are for who has two hours.
+    # Second seeds of the longest runs with N = 32 are for who has two hours.
     about = {(run.method, run.target, run.seed, dict(run.changes)["steps"]) for run in missing}
-    missed = {(method, 32, 1, grids.LONGEST) for method in grids.PRICED}
-    assert about <= missed | {("bond", 8, 1, 50)}
+    assert about <= {(method, 32, 1, grids.LONGEST) for method in grids.PRICED}
     rows = read_rows(file).assign(own=lambda rows: own_objective(rows, read_rows(file, "curves")).to_numpy())
     usual = rows["profile"].eq("laptop") & rows["lora_rank"].eq(0) & rows["responses"].eq(64 * rows["steps"])
     rows = rows[usual & rows["target"].eq(8) & rows["seed"].eq(0) & rows["steps"].isin([*grids.BUDGETS, grids.LONGEST])]
-    best = rows.loc[rows.groupby(["method", "steps"])["own"].idxmin()]
-    assert len(best) == len(grids.PRICED) * (len(grids.BUDGETS) + 1)
-    for row in best.itertuples():
-        assert grids.CHOSEN[row.method, row.steps] == row.learning_rate
+    offline = rows["algorithm"].eq("offline")
+    held_out = read_rows(HELD_OUT)
+    assert set(held_out["run"]) == set(rows.loc[offline, "run"])
+    rows = rows.merge(held_out, how="left", on="run")
+    for objective, chosen, methods in (
+        ("own", grids.CHOSEN | grids.OVERFIT, grids.PRICED),
+        ("held_out", grids.CHOSEN, set(rows["method"][offline.to_numpy()])),
+    ):
+        best = rows.dropna(subset=objective).groupby(["method", "steps"])[objective].idxmin()
+        best = rows.loc[best].set_index(["method", "steps"])["learning_rate"]
+        assert best.to_dict() == {key: rate for key, rate in chosen.items() if key[0] in methods}
 
 
 def test_the_exact_runs_are_found_as_done():

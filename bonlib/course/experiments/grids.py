@@ -23,21 +23,22 @@ READABLE_RATES = {"kl-rl-ppo": 3e-4}
 READABLE_RATE = 5e-4
 READABLE_BETA = 0.1  # of DPO
 READABLE_PACE = 0.05  # of J-BOND's anchor: 50 steps are two and a half rounds of best-of-2
-# The rate of a method for a number of steps, n = 8.
+# The rate of a method for a number of steps, n = 8, by its own objective; of off-policy methods on draws held out.
 CHOSEN: dict[tuple[str, int], float] = {
     **{(method, steps): 1e-4 for steps in (*BUDGETS, LONGEST) for method in PRICED},
-    **{("bon-regression", steps): 3e-5 for steps in (*BUDGETS, LONGEST)},
-    **{("kl-rl-rloo", steps): 3e-5 for steps in (200, 800, LONGEST)},
+    **{(method, steps): 3e-5 for steps in (200, 800, LONGEST) for method in ("kl-rl-rloo", "bon-sft")},
     **{("vbon-bound", steps): 3e-5 for steps in (800, LONGEST)},
+    **{("bon-regression", steps): 3e-5 for steps in BUDGETS},
     ("bond", LONGEST): 3e-5,
+    **{(method, LONGEST): 1e-5 for method in ("bon-sft", "bon-regression")},
 }
-# With so many steps beside what the search asks for: BOND's larger rate once more, and the small one that the losses
-# of off-policy methods reject, although it brings them nearer.
-BESIDE = (
-    ("bond", 8, 1, LONGEST, 1e-4),
-    ("bond", 32, 0, LONGEST, 1e-4),
-    *((method, 8, seed, LONGEST, 1e-5) for method in ("bon-sft", "bon-regression") for seed in (0, 1)),
-)
+# The loss on the draws that are learned from would choose these instead, which overfit.
+OVERFIT: dict[tuple[str, int], float] = {
+    (method, steps): rate
+    for steps in (*BUDGETS, LONGEST)
+    for method, rate in (("bon-sft", 1e-4), ("bon-regression", 3e-5))
+}
+BESIDE = (("bond", 8, 1, LONGEST, 1e-4), ("bond", 32, 0, LONGEST, 1e-4))  # its larger rate once more
 # What may hold a policy away. A larger batch and an adapter have rates of their own, each with those that were tried.
 RANKS, RANK_RATES = (4, 16, 64), (3e-4, 1e-3)
 LARGE_BATCH = {"bon-regression": RATES[:2], "vbon-bound": RATES[1:]}
@@ -171,7 +172,7 @@ def price_grid(profile: Profile, methods: Sequence[str] = (), variant: str | Non
         return [run for run in readable_grid() if not methods or run.method in methods]
     if variant is not None:
         return [
-            priced_run(method, 8, seed, steps, CHOSEN[method, steps])
+            priced_run(method, 8, seed, steps, (CHOSEN | OVERFIT)[method, steps])
             for seed in seeds
             for method, steps in (OF_DRAWS if variant == "few-draws" else OF_PROMPTS)
             if method in chosen
@@ -184,12 +185,18 @@ def price_grid(profile: Profile, methods: Sequence[str] = (), variant: str | Non
         for method in chosen
         for rate in (CHOSEN[method, 800], LOWER[CHOSEN[method, 800]])
     ]
+    searched += [
+        priced_run(method, 8, 0, steps, 1e-5)
+        for method in chosen
+        for steps in (200, 800)
+        if METHODS[method].algorithm == "offline"
+    ]
     searched += [priced_run(*settings) for settings in BESIDE if settings[0] in chosen]
     found = [
         priced_run(method, n, seed, steps, rate)
         for seed in seeds
         for n in EQUAL_BETAS
-        for (method, steps), rate in CHOSEN.items()
+        for (method, steps), rate in [*CHOSEN.items(), *OVERFIT.items()]
         if method in chosen
     ]
     apart = [method for method in LARGE_BATCH if method in chosen]

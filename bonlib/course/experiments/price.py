@@ -20,7 +20,7 @@ from scipy import stats
 from bonlib.bounds import kl_bound, win_rate_bound
 from bonlib.checks import number
 from bonlib.course.experiments.grids import PRICED, READABLE_RATE, READABLE_RATES, price_grid
-from bonlib.course.experiments.results import RESULTS, read_rows, with_fields
+from bonlib.course.experiments.results import RESULTS, add_run, done_runs, read_rows, with_fields
 from bonlib.course.experiments.sentiment import Harness, Run
 from bonlib.course.profiles import get_profile
 from bonlib.draws.segments import replace_file
@@ -290,13 +290,15 @@ def _ask_again() -> None:
     harness = Harness(get_profile("laptop"))
     ns = [1, 2, 3, 4, 5, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128]
     replace_file(BEST_OF_N, best_of_n_by_gold(harness, ns).to_parquet(index=False))
+    offline = [method for method in PRICED if METHODS[method].algorithm == "offline"]
     searched = [
         run
-        for run in price_grid(harness.profile, [method for method in PRICED if METHODS[method].algorithm == "offline"])
-        if not {"lora_rank", "prompts"} & set(dict(run.changes))
+        for run in price_grid(harness.profile, offline)
+        if (run.target, run.seed) == (8, 0) and not {"lora_rank", "prompts"} & set(dict(run.changes))
     ]
-    rows = [{"run": harness.identity(run), **held_out_loss(harness, run)} for run in searched]
-    replace_file(HELD_OUT, pd.DataFrame(rows).to_parquet(index=False))
+    for run in searched:
+        if (identity := harness.identity(run)) not in done_runs(HELD_OUT):
+            add_run(HELD_OUT, identity, held_out_loss(harness, run))
 
 
 if __name__ == "__main__":
