@@ -11,7 +11,11 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from bonlib.draws.store import Draws
 from bonlib.exact import Array, Outcomes
+from bonlib.models.loaded import LoadedModel
+from bonlib.models.reading import response_log_probs
+from bonlib.models.responses import concatenate
 from bonlib.training.learner import Indices, Learner, OngoingRun, PromptTokens, Rounds, Shard, TrainingMethod, summed
 
 Picks = Literal["groups", "weights"]
@@ -84,6 +88,38 @@ class OffPolicy(TrainingMethod):
     def learner(self, run: OngoingRun) -> OffPolicyLearner:
         """Return what learns by this method."""
         return OffPolicyLearner(self, run)
+
+
+def loss_on_draws(method: OffPolicy, policy: LoadedModel, draws: Draws, rewards: Array, *, seed: int = 0) -> Array:
+    """Return a method's mean loss over stored draws of each prompt, (P,), nats: of draws held out, to compare policies.
+
+    On the draws that a policy learns from the loss also falls while it learns them by heart.
+
+    Args:
+        method: whose examples these draws become.
+        policy: a causal language model that learned by it.
+        draws: of the reference, M to each of P prompts.
+        rewards: of the draws, shape (P, M).
+        seed: of the method's random choices.
+
+    Raises:
+        ValueError: if a prompt has no example.
+    """
+    prompts, chosen, weights, targets = method.examples(rewards, seed=seed)
+    weights = np.ones(len(prompts)) if weights is None else weights
+    total = np.bincount(prompts, weights, len(rewards))
+    if not (total > 0).all():
+        raise ValueError(
+            f"draws has no example of prompt {draws.prompts[int(total.argmin())]!r} for {method}; draw more, or leave "
+            "that prompt out"
+        )
+    method = method.balanced(draws.log_probs[prompts, chosen[:, 0]], weights)
+    pairs = [(prompt, draw) for prompt, of_one in zip(prompts, chosen, strict=True) for draw in of_one]
+    responses = concatenate([draws.responses[prompt][[draw]] for prompt, draw in pairs])
+    read = response_log_probs(policy, [draws.prompts[prompt] for prompt, _ in pairs], responses)
+    mine, reference = (torch.from_numpy(values).view(chosen.shape) for values in (read, responses.log_probs))
+    losses = method.loss(mine, reference, None if targets is None else torch.from_numpy(targets)).numpy()
+    return np.bincount(prompts, weights * losses, len(rewards)) / total
 
 
 def resampled(weights: Array, count: int, rng: np.random.Generator) -> Indices:

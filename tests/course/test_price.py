@@ -26,7 +26,6 @@ from bonlib.course.profiles import get_profile
 from bonlib.draws.samplers import SamplingSettings
 from bonlib.estimates import best_of_n_weights
 from bonlib.evaluate import TestSet
-from bonlib.methods.bon_regression import log_ratios_to_best_of_n
 
 TEXTS = Lengths(prompt=6, response=24, judge=0.5)
 
@@ -116,8 +115,7 @@ def test_best_of_n_wins_by_a_judge_that_agrees_and_not_by_another(agrees):
     assert found["gold_win_rate"].tolist() == pytest.approx([1 / 2, 3 / 4, 8 / 9] if agrees else [1 / 2] * 3, abs=0.02)
 
 
-@pytest.mark.parametrize("method", ["bon-sft", "bon-regression"])
-def test_the_held_out_loss_of_the_reference_itself_is_that_of_its_draws(method):
+def test_the_held_out_loss_is_that_of_other_draws_of_training_prompts():
     class Untrained(Harness):
         """Its policies have learned nothing."""
 
@@ -125,20 +123,17 @@ def test_the_held_out_loss_of_the_reference_itself_is_that_of_its_draws(method):
             return SimpleNamespace(policy=self.setting.reference)
 
     harness = Untrained(get_profile("quick"))
-    found = held_out_loss(harness, Run(method, 8, 0, options=(("picks", "weights"),) if method == "bon-sft" else ()))
+    found = held_out_loss(harness, Run("bon-sft", 8, 0, options=(("picks", "weights"),)))
+    assert set(harness.seen.prompts) <= set(harness.prompts)
     draws, rewards = harness.draw(harness.seen.prompts, harness.sizes.opponents, harness.profile.seed + 1)
-    weights, log_probs = best_of_n_weights(rewards, 8), np.stack([drawn.log_probs for drawn in draws.responses])
-    squares = log_ratios_to_best_of_n(rewards, 8) ** 2 if method == "bon-regression" else 0.0
-    losses = np.where(weights > 0, weights * (squares - log_probs), 0).sum(axis=1)
+    learned_from = harness.reference_draws[0].texts
+    assert not any(set(own) & set(other) for own, other in zip(draws.texts, learned_from[: len(rewards)], strict=True))
+    weights = best_of_n_weights(rewards, 8)
+    losses = -np.where(weights > 0, weights * draws.log_probs, 0).sum(axis=1)
     assert found["held_out"] == pytest.approx(losses.mean(), abs=1e-3)
     assert found["held_out_se"] == pytest.approx(losses.std(ddof=1) / len(losses) ** 0.5, abs=1e-3)
-
-
-def test_a_held_out_loss_is_for_methods_with_weighted_draws():
     with pytest.raises(ValueError, match="method is 'bond'; a loss on stored draws is for"):
-        held_out_loss(Harness(get_profile("quick")), Run("bond", 8, 0))
-    with pytest.raises(ValueError, match="method is 'dpo', which learns from pairs or groups"):
-        held_out_loss(Harness(get_profile("quick")), Run("dpo", 0.1, 0))
+        held_out_loss(harness, Run("bond", 8, 0))
 
 
 def test_readable_runs_say_what_is_changed_and_how_far_they_are_below_best_of_n():

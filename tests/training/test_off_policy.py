@@ -13,7 +13,7 @@ from bonlib.methods.bon_sft import BonSft
 from bonlib.methods.bonbon import Bonbon
 from bonlib.methods.dpo import Dpo
 from bonlib.methods.qrpo import Qrpo
-from bonlib.training.off_policy import WeightedRounds
+from bonlib.training.off_policy import WeightedRounds, loss_on_draws
 from bonlib.training.trainer import train
 
 pytestmark = pytest.mark.usefixtures("one_accelerator")
@@ -57,6 +57,29 @@ def test_targets_go_with_their_draws(language_model, training_data, tmp_path):
     mine = tokens.double().sum(1)
     want = (mine - shard.reference[:, 0] - shard.targets) ** 2 - mine
     torch.testing.assert_close(learner.loss(shard, tokens, None), want.mean())
+
+
+@pytest.mark.parametrize("method", [BonSft(4), BonSft(4, picks="groups"), BonRegression(4), Dpo(0.1)], ids=repr)
+def test_the_loss_on_draws_of_the_reference_itself_is_known(method, language_model, training_data):
+    draws, rewards = training_data.draws, training_data.rewards
+    prompts, chosen, weights, targets = method.examples(rewards, seed=3)
+    log_probs = draws.model_log_probs[prompts, chosen[:, 0]]
+    each = np.full(len(prompts), np.log(2)) if isinstance(method, Dpo) else -log_probs
+    each = each if targets is None else each + targets**2  # of the reference every log-ratio is 0
+    want = [
+        np.average(each[prompts == p], weights=weights if weights is None else weights[prompts == p]) for p in range(4)
+    ]
+    found = loss_on_draws(method, language_model, draws, rewards, seed=3)
+    np.testing.assert_allclose(found, want, atol=1e-4)
+
+
+def test_the_loss_on_draws_falls_on_those_that_were_learned_from(language_model, training_data, tmp_path):
+    method, draws, rewards = BonSft(4), training_data.draws, training_data.rewards
+    policy = train(language_model, method, training_data, SHORT, tmp_path, show=False).policy
+    before, after = (loss_on_draws(method, model, draws, rewards).mean() for model in (language_model, policy))
+    assert after < before - 0.1
+    with pytest.raises(ValueError, match="draws has no example of prompt 'a bad' for"):
+        loss_on_draws(Dpo(0.1), policy, draws, rewards * (np.arange(4) != 1)[:, None])
 
 
 def test_draws_that_do_not_suffice_are_named(language_model, training_data, tmp_path):

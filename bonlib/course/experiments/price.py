@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy import stats
 
 from bonlib.bounds import kl_bound, win_rate_bound
@@ -28,9 +27,7 @@ from bonlib.estimates import best_of_n_weights
 from bonlib.exact import Array
 from bonlib.methods import METHODS
 from bonlib.metrics import mean_over_prompts, win_probability
-from bonlib.models.reading import response_log_probs
-from bonlib.models.responses import concatenate
-from bonlib.training.off_policy import OffPolicy
+from bonlib.training.off_policy import OffPolicy, loss_on_draws
 
 LEARNED = 4.0  # forward passes that a token of training costs: one, twice as much backwards, and the reference's
 SURE = 0.95  # of an interval
@@ -106,13 +103,13 @@ def best_of_n_by_gold(harness: Harness, ns: Sequence[int]) -> pd.DataFrame:
 
 
 def held_out_loss(harness: Harness, run: Run) -> dict[str, float]:
-    """Return a method's loss over draws that its policy has not learned from, of prompts that it has, and its error.
+    """Return a method's loss on draws that its policy has not learned from, of prompts that it has, and its error.
 
     The draws are those that win rates on training prompts are counted against. A policy that is not there is trained.
 
     Args:
         harness: with training prompts and their draws.
-        run: of an off-policy method whose examples are one draw each.
+        run: of an off-policy method.
 
     Returns:
         held_out, the mean over prompts, and held_out_se.
@@ -124,17 +121,8 @@ def held_out_loss(harness: Harness, run: Run) -> dict[str, float]:
     if not isinstance(method, OffPolicy):
         raise ValueError(f"method is {run.method!r}; a loss on stored draws is for a method that learns from them")
     draws, rewards = harness.draw(harness.seen.prompts, harness.sizes.opponents, harness.profile.seed + 1)
-    prompts, chosen, weights, targets = method.examples(rewards, seed=run.seed)
-    if chosen.shape[1] > 1 or weights is None:
-        raise ValueError(f"method is {run.method!r}, which learns from pairs or groups; give one with weighted draws")
-    responses = concatenate([draws.responses[prompt][draw] for prompt, draw in zip(prompts, chosen, strict=True)])
-    names = [draws.prompts[prompt] for prompt in prompts]
     policy = harness.train(run, show=False).policy
-    log_probs = torch.from_numpy(response_log_probs(policy, names, responses))[:, None]
-    ref_log_probs = torch.from_numpy(responses.log_probs)[:, None]
-    losses = method.loss(log_probs, ref_log_probs, None if targets is None else torch.from_numpy(targets)).numpy()
-    sums, total = (np.bincount(prompts, each, len(rewards)) for each in (weights * losses, weights))
-    mean, error = mean_over_prompts(sums / total)
+    mean, error = mean_over_prompts(loss_on_draws(method, policy, draws, rewards, seed=run.seed))
     return {"held_out": float(mean), "held_out_se": float(error)}
 
 
