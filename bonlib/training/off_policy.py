@@ -103,8 +103,12 @@ def loss_on_draws(method: OffPolicy, policy: LoadedModel, draws: Draws, rewards:
         seed: of the method's random choices.
 
     Raises:
-        ValueError: if a prompt has no example.
+        ValueError: if there is not one reward a draw, or a prompt has no example.
     """
+    if np.shape(rewards) != draws.log_probs.shape:
+        raise ValueError(
+            f"rewards has shape {np.shape(rewards)} for draws of {draws.log_probs.shape}; give one for each"
+        )
     prompts, chosen, weights, targets = method.examples(rewards, seed=seed)
     weights = np.ones(len(prompts)) if weights is None else weights
     total = np.bincount(prompts, weights, len(rewards))

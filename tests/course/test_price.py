@@ -140,7 +140,7 @@ def test_readable_runs_say_what_is_changed_and_how_far_they_are_below_best_of_n(
     rows = readable_runs()
     usual = rows[rows["changed"] == ""]
     assert set(usual["label"]) >= {"BOND", "vBoN, L", "DPO", "J-BOND"}
-    assert set(rows.loc[rows["changed"] != "", "changed"]) == {"M = 2", "M = 8", "w = 0", "w = 1"}
+    assert set(rows.loc[rows["changed"] != "", "changed"]) == {"M = 2", "M = 8", "w = 0", "w = 1", "rate 0.0002"}
     bound = usual[usual["method"] == "vbon-bound"].iloc[0]
     n = 1 / (1 - bound["win_rate"] - bound["gap"]) - 1  # of win rate n / (n + 1)
     assert np.log(n) - (n - 1) / n == pytest.approx(bound["kl"], abs=1e-3)

@@ -80,6 +80,8 @@ def test_the_loss_on_draws_falls_on_those_that_were_learned_from(language_model,
     assert after < before - 0.1
     with pytest.raises(ValueError, match="draws has no example of prompt 'a bad' for"):
         loss_on_draws(Dpo(0.1), policy, draws, rewards * (np.arange(4) != 1)[:, None])
+    with pytest.raises(ValueError, match=r"rewards has shape \(4, 3\) for draws of \(4, \d+\); give one for each"):
+        loss_on_draws(method, policy, draws, rewards[:, :3])
 
 
 def test_draws_that_do_not_suffice_are_named(language_model, training_data, tmp_path):

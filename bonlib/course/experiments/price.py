@@ -54,7 +54,7 @@ def readable_runs() -> pd.DataFrame:
     """Return the stored runs on the readable reference, with label, gap and what is changed.
 
     The gap is that of `below_best_of_n`; what is changed against the usual run of a method is "M = 8", say, or "w = 0",
-    BOND's weight, or "rate 0.001", and else nothing.
+    BOND's weight, or "rate 0.0002", and else nothing.
     """
     rows = read_rows(RESULTS / "price.parquet")
     rows = with_fields(rows[rows["profile"].eq("laptop, readable")], jeffreys_weight=0.5)
