@@ -21,7 +21,8 @@ EQUAL_BETAS = {8: 0.121, 32: 0.0442}
 # Of the adapter of the readable reference: rates of summaries; of some a smaller one was tried.
 READABLE_RATES = {"kl-rl-ppo": 3e-4}
 READABLE_RATE = 5e-4
-READABLE_LOWER = {method: 2e-4 for method in ("bon-sft", "kl-rl-rloo", "bon-regression")}
+READABLE_LOWER = 2e-4
+READABLE_LOWERED = (("bon-sft", 50), ("bon-regression", 50), ("kl-rl-rloo", 50), ("kl-rl-rloo", 200))
 READABLE_BETA = 0.1  # of DPO
 READABLE_PACE = 0.05  # of J-BOND's anchor: 50 steps are two and a half rounds of best-of-2
 # The rate of a method for a number of steps, n = 8, by its own objective; of off-policy methods on draws held out.
@@ -212,7 +213,7 @@ def readable_grid() -> list[Run]:
     """Return the runs of the readable reference: the priced methods first, then what notebooks 07 to 10 compare."""
     eight = [priced_run(method, 8, seed, 50, READABLE_RATE) for seed in (0, 1) for method in PRICED]
     longer = [priced_run(method, 8, 0, 200, READABLE_RATE) for method in PRICED if method != "bond"]
-    lower = [priced_run(method, 8, 0, 50, rate) for method, rate in READABLE_LOWER.items()]
+    lower = [priced_run(method, 8, 0, steps, READABLE_LOWER) for method, steps in READABLE_LOWERED]
     settings = {"kl-rl-ppo": EQUAL_BETAS[8], "dpo": READABLE_BETA, "bonbon": 8, "vbon": 8, "jbond": READABLE_PACE}
     others = [
         replace(priced_run(method, 8, 0, 50, READABLE_RATES.get(method, READABLE_RATE)), value=value)
