@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from bonlib.course.experiments.grids import EQUAL_BETAS, priced_run
-from bonlib.course.experiments.results import add_run, read_rows
+from bonlib.course.experiments.results import add_run, done_runs, read_rows
 from bonlib.course.experiments.sentiment import Harness
 from bonlib.course.experiments.setting import Setting, imdb_setting
 from bonlib.course.profiles import get_profile
@@ -44,6 +44,10 @@ RUNS = [
     for steps, prompts in ((200, 64), (800, 64), (800, 256), (3200, 256))
     for method in ("vbon-bound", "bon-regression", "bond", "bon-sft", "kl-rl-rloo")
 ]
+
+
+class TimeIsOver(BaseException):
+    """The minutes are over: no error, and nothing that a library's handler of errors may take for one of its own."""
 
 
 class CarriedHarness(Harness):
@@ -130,14 +134,14 @@ def run(folder, model, minutes, tiny):
     harness, table = CarriedHarness(folder, model, tiny), folder / "price.parquet"
 
     def over(*_):
-        raise TimeoutError
+        raise TimeIsOver
 
     signal.signal(signal.SIGALRM, over)
     signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
     try:
-        done = read_rows(folder / "speed.parquet")
-        if done.empty or model not in set(done["model"]):
-            for place, row in enumerate(speeds(harness, (16,) if tiny else (64, 1024))):
+        sizes = (16,) if tiny else (64, 1024)
+        if f"{model} {3 * len(sizes) - 1}" not in done_runs(folder / "speed.parquet"):  # the last of them
+            for place, row in enumerate(speeds(harness, sizes)):
                 add_run(folder / "speed.parquet", f"{model} {place}", {"model": model, **row})
                 print(row, flush=True)
         for method, n, steps, prompts in RUNS:
@@ -146,7 +150,7 @@ def run(folder, model, minutes, tiny):
             one = priced_run(method, n, 0, steps, RATE if prompts > 16 else 1e-4)
             one = replace(one, changes=(*one.changes, ("prompts", prompts), ("checkpoint_every", max(steps // 8, 1))))
             harness.run_all([one], results=folder)
-    except TimeoutError:
+    except TimeIsOver:
         print(f"{minutes:g} minutes are over", flush=True)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -21,7 +21,7 @@ def test_the_dry_run_prepares_runs_and_goes_on_where_its_time_was_over(tmp_path)
     folder = tmp_path / "carried"
     call("prepare", folder)
     assert (folder / "openings.json").stat().st_size < 2**20
-    assert "minutes are over" in call("run", folder, "--minutes", "0.15")
+    assert "minutes are over" in call("run", folder, "--minutes", "0.03")
     cut_off = len(read_rows(folder / "price.parquet"))
     assert "10 runs in" in call("run", folder)
     rows = read_rows(folder / "price.parquet")
