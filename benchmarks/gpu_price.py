@@ -140,7 +140,7 @@ def run(folder, model, minutes, tiny):
     signal.setitimer(signal.ITIMER_REAL, 60 * minutes)
     try:
         sizes = (16,) if tiny else (64, 1024)
-        if f"{model} {3 * len(sizes) - 1}" not in done_runs(folder / "speed.parquet"):  # the last of them
+        if f"{model} {3 * len(sizes) - 1}" not in done_runs(folder / "speed.parquet"):  # the last of three a size
             for place, row in enumerate(speeds(harness, sizes)):
                 add_run(folder / "speed.parquet", f"{model} {place}", {"model": model, **row})
                 print(row, flush=True)

@@ -34,13 +34,14 @@ CHOSEN: dict[tuple[str, int], float] = {
     ("bond", LONGEST): 3e-5,
     **{(method, LONGEST): 1e-5 for method in ("bon-sft", "bon-regression")},
 }
-# The loss on the draws that are learned from would choose these instead, which overfit.
+# The loss on the draws that are learned from would choose these instead, which overfit; so a rate below the chosen one
+# was tried as well.
 OVERFIT: dict[tuple[str, int], float] = {
     (method, steps): rate
     for steps in (*BUDGETS, LONGEST)
     for method, rate in (("bon-sft", 1e-4), ("bon-regression", 3e-5))
 }
-BESIDE = (("bond", 8, 1, LONGEST, 1e-4), ("bond", 32, 0, LONGEST, 1e-4))  # its larger rate once more
+BESIDE = (("bond", 8, 1, LONGEST, 1e-4), ("bond", 32, 0, LONGEST, 1e-4))  # once more with the rate of 800 steps
 # What may hold a policy away. A larger batch and an adapter have rates of their own, each with those that were tried.
 RANKS, RANK_RATES = (4, 16, 64), (3e-4, 1e-3)
 LARGE_BATCH = {"bon-regression": RATES[:2], "vbon-bound": RATES[1:]}
@@ -188,10 +189,9 @@ def price_grid(profile: Profile, methods: Sequence[str] = (), variant: str | Non
         for rate in (CHOSEN[method, 800], LOWER[CHOSEN[method, 800]])
     ]
     searched += [
-        priced_run(method, 8, 0, steps, 1e-5)
-        for method in chosen
-        for steps in (200, 800)
-        if METHODS[method].algorithm == "offline"
+        priced_run(method, 8, 0, steps, LOWER[CHOSEN[method, steps]])
+        for method, steps in OVERFIT
+        if method in chosen and steps in (200, 800)
     ]
     searched += [priced_run(*settings) for settings in BESIDE if settings[0] in chosen]
     found = [
