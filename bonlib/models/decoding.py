@@ -18,7 +18,7 @@ from torch import Tensor
 from bonlib.models.caches import plain_layers, select_rows, share_cache
 from bonlib.models.kernels import cpu_kernels
 from bonlib.models.next_token import Law, draw
-from bonlib.models.steps import WORTH_SHARING, WrittenStep, can_be_written
+from bonlib.models.steps import ENOUGH, WORTH_SHARING, WrittenStep, can_be_written
 from bonlib.models.ways import TASKS, Probe, Task, Ways, proven, takes
 
 # Given the next-token logits of some rows (B, V), which rows these are, and the step: a token a row, and which go on.
@@ -300,7 +300,7 @@ def _followed(model: Any, probe: Probe, ways: Ways, sharing: float, branching: b
         model,
         probe.prompts,
         choose,
-        steps=max(map(len, probe.responses)),
+        steps=max(ENOUGH, *map(len, probe.responses)),  # so that a recorded graph is proved with the rest
         pad_id=probe.pad_id,
         ways=ways,
         sharing=sharing,

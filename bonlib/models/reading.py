@@ -117,7 +117,7 @@ class TokenBatch:
         before[:, 0] = torch.tensor([len(prompt) - 1 for prompt in self.prompts], device=device)
         special = {}
         if count < len(row_of):
-            seen = _seen(padded(owners, -1, table.device)[0]).to(device)
+            seen = _seen(padded(owners, -1, device)[0])
             special = {"attention_mask": seen, "position_ids": padded(positions, 0, device)[0]}
         return Layout(
             padded(rows, self.pad_id, device)[0],
@@ -138,9 +138,9 @@ def token_batch(
 
 def _seen(owner: Tensor) -> Tensor:
     """The mask (R, 1, L, L) with which tokens see those before them of the prompt (0) and of their own response."""
-    before = torch.ones(2 * owner.shape[1:], dtype=torch.bool).tril()
+    before = torch.ones(2 * owner.shape[1:], dtype=torch.bool, device=owner.device).tril()
     seen = before & ((owner[:, :, None] == owner[:, None, :]) | (owner == 0)[:, None, :])
-    return torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.bfloat16).min)[:, None]
+    return torch.zeros(seen.shape, device=owner.device).masked_fill(~seen, torch.finfo(torch.bfloat16).min)[:, None]
 
 
 class ResponseLogits(NamedTuple):

@@ -21,10 +21,13 @@ def test_the_dry_run_prepares_runs_and_goes_on_where_its_time_was_over(tmp_path)
     folder = tmp_path / "carried"
     call("prepare", folder)
     assert (folder / "openings.json").stat().st_size < 2**20
-    assert "minutes are over" in call("run", folder, "--minutes", "0.03")
+    assert "the minutes are over" in call("run", folder, "--minutes", "0.1")
     cut_off = len(read_rows(folder / "price.parquet"))
-    assert "10 runs in" in call("run", folder)
+    assert "10 runs in" in call("run", folder, "--copy", tmp_path / "home")
     rows = read_rows(folder / "price.parquet")
     assert cut_off < len(rows) == 10
     assert rows[["reverse_kl", "forward_kl", "win_rate", "seen_win_rate", "seen_kl"]].notna().all(axis=None)
-    assert read_rows(folder / "speed.parquet")["per_second"].gt(0).all()
+    assert len(read_rows(tmp_path / "home" / "price.parquet")) == 10
+    speeds = read_rows(tmp_path / "home" / "speed.parquet")
+    assert speeds["what"].tolist() == ["draws", "draws", "stored draws", "VbonBound", "BonRegression"]
+    assert speeds["per_second"].gt(0).all()

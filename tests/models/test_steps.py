@@ -18,6 +18,7 @@ from transformers import (
 from bonlib.models import steps
 from bonlib.models.decoding import TASKS, follow, plain_logits
 from bonlib.models.steps import WrittenStep, can_be_written
+from bonlib.models.ways import make_probe
 
 SMALL = {
     "vocab_size": 99, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -108,6 +109,16 @@ def test_so_does_the_one_that_a_graph_is_recorded_of(name, sharing, responses, c
         said_by(model, responses, sharing=sharing), said_plainly(model, responses), rtol=1e-4, atol=1e-4
     )
     assert len(counted) == max(LENGTHS) - 1
+
+
+def test_a_probe_is_long_enough_for_the_one_that_a_graph_is_recorded_of(monkeypatch):
+    monkeypatch.setattr(steps, "RECORDED_ON", ("cpu",))
+    monkeypatch.setattr(steps.WrittenStep, "_replay", lambda *_: 1 / 0)  # as where recording fails
+    entry, model = TASKS["drawing"], made("GPT-2")
+    probe = make_probe(model, ((3, 4), (5, 2)))
+    with pytest.raises(ZeroDivisionError):
+        entry.fast(model, probe, WAYS)
+    assert entry.fast(model, probe, WAYS - {"written"})
 
 
 def test_an_adapter_is_part_of_it(responses, counted):

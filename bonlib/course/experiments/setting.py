@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bonlib.course.making.pretrain import log_odds
@@ -60,12 +61,13 @@ def review_judge(profile: Profile) -> ClassifierReward:
     return log_odds(load_classifier(profile.review_judge, device=profile.device, dtype="float32"))
 
 
-def imdb_setting(profile: Profile, prompts: int | None = None) -> Setting:
+def imdb_setting(profile: Profile, prompts: int | Sequence[str] | None = None) -> Setting:
     """Load models and prompts of vBoN section 5, openings of held-out reviews; hub models at the profile's revision.
 
     Args:
         profile: names the models and data.
-        prompts: how many; as many as the notebooks on movie reviews evaluate on if None. Fewer are the first of more.
+        prompts: how many, or which ones; as many as the notebooks on movie reviews evaluate on if None. Fewer are the
+            first of more.
     """
     reference = load_language_model(
         profile.language_model, revision=profile.language_model_revision, device=profile.device, dtype=profile.dtype
@@ -74,20 +76,23 @@ def imdb_setting(profile: Profile, prompts: int | None = None) -> Setting:
     judge = load_classifier(
         profile.reward_model, revision=profile.reward_model_revision, device=profile.device, dtype="float32"
     )
-    sizes = profile.imdb
-    reviews_commit = resolve_reviews(profile.reviews, profile.reviews_revision)
-    return Setting(
-        reference=reference,
-        sampler=TransformersSampler(reference, batch_size=sizes.batch_size),
-        reward_model=SentimentReward(judge),
-        prompts=review_prompts(
+    sizes, source = profile.imdb, "given"
+    if prompts is None or isinstance(prompts, int):
+        commit = resolve_reviews(profile.reviews, profile.reviews_revision)
+        source = profile.reviews + (f"@{commit}" if commit else "")
+        prompts = review_prompts(
             reference.tokenizer,
             prompts or sizes.test_prompts,
             seed=profile.seed,
             lengths=sizes.prompt_tokens,
             source=profile.reviews,
-            revision=reviews_commit,
-        ),
-        source=profile.reviews + (f"@{reviews_commit}" if reviews_commit else ""),
+            revision=commit,
+        )
+    return Setting(
+        reference=reference,
+        sampler=TransformersSampler(reference, batch_size=sizes.batch_size),
+        reward_model=SentimentReward(judge),
+        prompts=list(prompts),
+        source=source,
         sampling=SamplingSettings(sizes.max_new_tokens),
     )
