@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bonlib.course.experiments.price import (
+    BEST_OF_N,
     Lengths,
     as_good_as,
+    below_by_gold,
     best_of_n_by_gold,
     break_even,
     held_out_loss,
@@ -79,20 +81,38 @@ def test_best_of_n_costs_n_responses_and_n_judgements_and_one_answer_neither():
 
 
 def test_at_break_even_both_ways_cost_the_same():
-    queries, least, most = break_even(12800, 8 / 9, 0.01, TEXTS)
+    spent = training_cost(TEXTS, own=12800)
+    queries, least, most = break_even(spent, 8 / 9, 0.01, TEXTS)
     assert as_good_as(8 / 9) == pytest.approx(8)
-    assert training_cost(12800, TEXTS) + queries * query_cost(1, TEXTS) == pytest.approx(queries * query_cost(8, TEXTS))
+    assert spent + queries * query_cost(1, TEXTS) == pytest.approx(queries * query_cost(8, TEXTS))
     assert least < queries < most
-    # Draws that other trainings share cost this one less, and a policy that is no better never pays.
-    assert break_even(12800, 8 / 9, 0.01, TEXTS, drawn=0)[0] < queries
-    assert break_even(12800, 0.5, 0.0, TEXTS)[0] == np.inf
+    assert break_even(spent, 0.5, 0.0, TEXTS)[0] == np.inf  # a policy that is no better never pays
 
 
-def test_the_own_objective_is_the_last_loss_or_the_last_return_less():
-    runs = pd.DataFrame({"run": ["a", "b"], "algorithm": ["offline", "rloo"]})
-    curves = pd.DataFrame({"run": ["b", "a", "b", "a"], "step": [2, 2, 1, 1], "loss": [0, 3, 0, 4.0]})
-    curves["return"] = [5.0, np.nan, 1.0, np.nan]
-    assert own_objective(runs, curves).to_dict() == {"a": 3.0, "b": -5.0}
+def test_a_training_pays_for_what_it_draws_and_reads():
+    written_and_judged, read = 24 + 0.5 * 30, 30
+    # Forwards, twice that backwards, and of its own responses what the reference says of them.
+    assert training_cost(TEXTS, own=10) == 10 * (written_and_judged + 4 * read)
+    assert training_cost(TEXTS, stored=10) == 10 * 3 * read
+    assert training_cost(TEXTS, own=10, stored=20, prepared=30) == 40 * written_and_judged + 100 * read
+
+
+def test_the_own_objective_is_the_loss_or_the_return_less_over_the_last_quarter_of_the_steps():
+    runs = pd.DataFrame({"run": ["a", "b"], "algorithm": ["offline", "rloo"], "steps": 50})
+    curves = pd.DataFrame(
+        {"run": ["b"] * 5 + ["a"] * 5, "step": [50, 48, 36, 24, 12] * 2, "loss": [6.0, 3, 4, 5, 9] * 2}
+    )
+    curves["return"] = [1.0, 8, 7, 7, 7] + [np.nan] * 5
+    assert own_objective(runs, curves).to_dict() == {"a": (2 * 6 + 12 * 3) / 14, "b": -(2 * 1 + 12 * 8) / 14}
+
+
+def test_each_reference_is_compared_with_its_own_best_of_n_by_gold():
+    curves = pd.read_parquet(BEST_OF_N)
+    rows = curves.assign(profile=curves["profile"].replace("laptop", "laptop, 128 prompts"))
+    assert below_by_gold(rows).abs().max() < 1e-12
+    swapped = curves["profile"].map({"laptop": "laptop, readable", "laptop, readable": "laptop"})
+    assert below_by_gold(curves.assign(profile=swapped)).abs().max() > 0.02
+    assert below_by_gold(rows.assign(kl=4.0)).isna().all()
 
 
 @pytest.mark.parametrize("agrees", [True, False])

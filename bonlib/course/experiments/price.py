@@ -1,7 +1,6 @@
 """The price of closeness: how distances fall with responses learned from, and when training is cheaper than N draws.
 
-Costs are in tokens that the policy reads or writes once, forwards; a token of training costs as much as four, backwards
-included and the reference's reading with it.
+Costs are in tokens that the policy reads or writes once, forwards.
 
 `python -m bonlib.course.experiments.price` asks the second judge what it says of best-of-n's draws, and the off-policy
 runs of the search for learning rates what their loss is on draws that they have not learned from.
@@ -21,7 +20,7 @@ from bonlib.checks import number
 from bonlib.course.experiments.grids import PRICED, READABLE_RATE, READABLE_RATES, price_grid
 from bonlib.course.experiments.results import RESULTS, add_run, done_runs, read_rows, with_fields
 from bonlib.course.experiments.sentiment import Harness, Run
-from bonlib.course.profiles import get_profile
+from bonlib.course.profiles import get_profile, readable
 from bonlib.draws.segments import replace_file
 from bonlib.estimates import best_of_n_weights
 from bonlib.exact import Array
@@ -29,7 +28,7 @@ from bonlib.methods import METHODS
 from bonlib.metrics import mean_over_prompts, win_probability
 from bonlib.training.off_policy import OffPolicy, loss_on_draws
 
-LEARNED = 4.0  # forward passes that a token of training costs: one, twice as much backwards, and the reference's
+LEARNED = 3.0  # forward passes that a token costs that is learned from: one, and twice as much backwards
 SURE = 0.95  # of an interval
 BEST_OF_N = RESULTS / "best_of_n.parquet"
 HELD_OUT = RESULTS / "held_out.parquet"
@@ -38,22 +37,25 @@ HELD_OUT = RESULTS / "held_out.parquet"
 def own_objective(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.Series:
     """Return what each run has made of its method's own objective, the lower the better, indexed by run.
 
-    That is the mean over the last measured steps, on prompts that it learns from: of the loss, or on policy of the
-    return, less. (BOND's return is that of its reverse half.)
+    That is the mean over the last quarter of its steps, on prompts that it learns from: of the loss, or on policy of
+    the return, less. (BOND's return is that of its reverse half.)
 
     Args:
-        runs: with run and algorithm, as `bonlib.course.experiments.results.read_rows` returns them.
+        runs: with run, algorithm and steps, as `bonlib.course.experiments.results.read_rows` returns them.
         curves: of these runs, likewise.
     """
-    last = curves.sort_values("step").groupby("run").last()
-    offline = runs.set_index("run")["algorithm"] == "offline"
-    return last["loss"].where(offline, -last["return"]).reindex(runs["run"])
+    rows = curves.sort_values("step").merge(runs[["run", "algorithm", "steps"]], on="run")
+    covered = rows.groupby("run")["step"].diff().fillna(rows["step"])  # a row is the mean since the one before
+    late = rows["step"] - covered / 2 > 0.75 * rows["steps"]
+    objective = rows["loss"].where(rows["algorithm"] == "offline", -rows["return"])
+    sums = pd.DataFrame({"total": objective * covered, "covered": covered})[late].groupby(rows["run"]).sum()
+    return (sums["total"] / sums["covered"]).reindex(runs["run"])
 
 
 def readable_runs() -> pd.DataFrame:
-    """Return the stored runs on the readable reference, with label, gap and what is changed.
+    """Return the stored runs on the readable reference, with label, gap, gold gap and what is changed.
 
-    The gap is that of `below_best_of_n`; what is changed against the usual run of a method is "M = 8", say, or "w = 0",
+    The gaps are those of `below_best_of_n` and `below_by_gold`; what is changed against the usual run of a method is "M = 8", say, or "w = 0",
     BOND's weight, or "rate 0.0002", and else nothing.
     """
     rows = read_rows(RESULTS / "price.parquet")
@@ -68,13 +70,29 @@ def readable_runs() -> pd.DataFrame:
     for column, (text, differs) in told.items():
         changed = changed.where(~differs, rows[column].map(text.format))
     labels = [METHODS[method].label for method in rows["method"]]
-    return rows.assign(label=labels, changed=changed, gap=below_best_of_n(rows))
+    gaps = {"gap": below_best_of_n(rows), "gold gap": below_by_gold(rows)}
+    return rows.assign(label=labels, changed=changed, **gaps)
 
 
 def below_best_of_n(rows: pd.DataFrame) -> pd.Series:
     """Return how much more the best-of-n wins that is as far from the reference, for rows with kl and win_rate."""
     ns = np.geomspace(1, 1e6, 4000)
     return np.interp(rows["kl"], kl_bound(ns), win_rate_bound(ns)) - rows["win_rate"]
+
+
+def below_by_gold(rows: pd.DataFrame) -> pd.Series:
+    """Return the same by the second judge: how much more best-of-n by the proxy wins there, NaN beyond best-of-128.
+
+    Args:
+        rows: with profile, kl and gold_win_rate. Of several references each has best-of-n's curve of its own.
+    """
+    curves = pd.read_parquet(BEST_OF_N)
+    readable = rows["profile"].str.contains("readable")
+    best = pd.Series(np.nan, rows.index)
+    for mine, name in ((readable, "laptop, readable"), (~readable, "laptop")):
+        curve = curves[curves["profile"] == name]
+        best[mine] = np.interp(rows.loc[mine, "kl"], curve["kl"], curve["gold_win_rate"], right=np.nan)
+    return best - rows["gold_win_rate"]
 
 
 def best_of_n_by_gold(harness: Harness, ns: Sequence[int]) -> pd.DataFrame:
@@ -228,17 +246,18 @@ def query_cost(n: float, lengths: Lengths) -> float:
     return lengths.prompt + n * lengths.response + (n * lengths.judged if n > 1 else 0.0)
 
 
-def training_cost(responses: float, lengths: Lengths, drawn: float | None = None) -> float:
+def training_cost(lengths: Lengths, *, own: float = 0.0, stored: float = 0.0, prepared: float = 0.0) -> float:
     """Return what a training costs, in tokens.
 
     Args:
-        responses: that it learned from.
         lengths: of the texts.
-        drawn: responses that were drawn and judged for it; as many as it learned from if None. Stored draws that serve
-            several trainings count once.
+        own: responses of the policy that it learned from, each drawn, judged and read by the reference, too.
+        stored: draws of the reference that it learned from, each as often as it did; their log-probabilities are known.
+        prepared: draws of the reference that had to be made and judged before it.
     """
-    drawn = responses if drawn is None else drawn
-    return drawn * (lengths.response + lengths.judged) + responses * LEARNED * (lengths.prompt + lengths.response)
+    read = lengths.prompt + lengths.response
+    made = (own + prepared) * (lengths.response + lengths.judged)
+    return made + (own + stored) * LEARNED * read + own * read
 
 
 def as_good_as(win_rate: float) -> float:
@@ -247,23 +266,19 @@ def as_good_as(win_rate: float) -> float:
     return max(1.0, win_rate / (1 - win_rate))
 
 
-def break_even(
-    responses: float, win_rate: float, error: float, lengths: Lengths, drawn: float | None = None
-) -> tuple[float, float, float]:
+def break_even(spent: float, win_rate: float, error: float, lengths: Lengths) -> tuple[float, float, float]:
     """Return from how many queries on a trained policy is cheaper than best-of-n draws that win as often.
 
     Args:
-        responses: that it learned from.
+        spent: on the training, tokens, as `training_cost` returns them.
         win_rate: of the policy against the reference.
         error: standard error of that.
         lengths: of the texts.
-        drawn: as in `training_cost`.
 
     Returns:
         The number of queries, and what it is at a win rate two errors higher and two lower; infinite where the policy
         is no better than one draw.
     """
-    spent = training_cost(responses, lengths, drawn)
 
     def queries(wins: float) -> float:
         saved = query_cost(as_good_as(wins), lengths) - query_cost(1, lengths)
@@ -275,9 +290,13 @@ def break_even(
 
 
 def _ask_again() -> None:
-    harness = Harness(get_profile("laptop"))
+    laptop = get_profile("laptop")
+    harness = Harness(laptop)
     ns = [1, 2, 3, 4, 5, 6, 8, 11, 16, 23, 32, 45, 64, 91, 128]
-    replace_file(BEST_OF_N, best_of_n_by_gold(harness, ns).to_parquet(index=False))
+    curves = [
+        best_of_n_by_gold(each, ns).assign(profile=each.profile.name) for each in (harness, Harness(readable(laptop)))
+    ]
+    replace_file(BEST_OF_N, pd.concat(curves).to_parquet(index=False))
     offline = [method for method in PRICED if METHODS[method].algorithm == "offline"]
     searched = [
         run
