@@ -55,8 +55,8 @@ def own_objective(runs: pd.DataFrame, curves: pd.DataFrame) -> pd.Series:
 def readable_runs() -> pd.DataFrame:
     """Return the stored runs on the readable reference, with label, gap, gold gap and what is changed.
 
-    The gaps are those of `below_best_of_n` and `below_by_gold`; what is changed against the usual run of a method is "M = 8", say, or "w = 0",
-    BOND's weight, or "rate 0.0002", and else nothing.
+    The gaps are those of `below_best_of_n` and `below_by_gold`; what is changed against the usual run of a method is
+    "M = 8", say, or "w = 0", BOND's weight, or "rate 0.0002", and else nothing.
     """
     rows = read_rows(RESULTS / "price.parquet")
     rows = with_fields(rows[rows["profile"].eq("laptop, readable")], jeffreys_weight=0.5)
