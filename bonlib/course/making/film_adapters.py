@@ -90,7 +90,10 @@ def describe_reference(folder: Path) -> None:
     drawn = TransformersSampler(reference).sample(prompts, SamplingSettings(40), seed=0)
     samples = [f"**{prompt}**{text}" for prompt, text in zip(prompts, drawn.texts.tolist(), strict=True)]
     purpose = "Continues the openings of movie reviews in readable English: a reference policy of the workbook."
-    limits = "its English reads well, and what it says of a film is made up"
+    limits = (
+        "its English is mostly grammatical, often without sense and as coarse as its reviewers, and what it says of a "
+        "film is made up"
+    )
     write_card(folder, purpose, "pretrain imdb-smollm2", figures, DATA, samples, limits)
 
 
