@@ -87,18 +87,20 @@ def found_page(executed: Path, notebooks: Sequence[Path]) -> str:
             continue
         for cell in nbformat.read(ran, as_version=4).cells:
             for told in (output["data"][MIME] for output in cell.get("outputs", []) if MIME in output.get("data", {})):
-                rows = told["rows"]
                 # A notebook that was executed before tables said whose they are has none of the workbook's own.
-                outcomes[told.get("own", False)].update(_outcome(row["here it"]) for row in rows)
+                rows, own = told["rows"], told.get("own", False)
+                outcomes[own].update(_outcome(row["here it"]) for row in rows)
                 cells = (" | ".join(_in_a_cell(row[name]) for name in ("claim", "here it", "evidence")) for row in rows)
-                parts += [f"## {told['source']}\n", f"From [](notebooks/{path.name}).\n"]
+                whose = ", statements of the workbook's own" if own else ""
+                parts += [f"## {told['source']}\n", f"From [](notebooks/{path.name}){whose}.\n"]
                 parts += ["| claim | here it | by these numbers |", "|---|---|---|", *(f"| {line} |" for line in cells)]
                 parts.append("")
     lines = [
         "# What we found\n",
         "What became of the claims of the papers, each with the numbers that it rests on, as the notebooks worked them",
-        "out from stored results when these pages were made. A claim *holds* if all its inequalities do,",
-        "*in part* if some do; what lies within its error, or differs between seeds, is *undecided*.",
+        "out when these pages were made, most from stored results, a few from what they timed or trained themselves.",
+        "A claim *holds* if all its inequalities do, *in part* if some do; what lies within its error, or differs",
+        "between seeds, is *undecided*.",
     ]
     about = {False: "claims of the papers", True: "statements of the workbook's own"}
     lines += [

@@ -56,7 +56,8 @@ def test_the_page_has_a_line_a_claim_of_the_notebooks_that_were_run(tmp_path):
     page = found_page(tmp_path, [tmp_path / "01_one.ipynb", tmp_path / "02_not_run.ipynb"])
     assert "Of 3 claims of the papers the tables say “holds” 2, “fails” 1." in page
     assert "Of 1 statements of the workbook's own the tables say “holds” 1." in page
-    assert "## A paper" in page
+    assert "## A paper\n\nFrom [](notebooks/01_one.ipynb).\n" in page
+    assert "## Ours\n\nFrom [](notebooks/01_one.ipynb), statements of the workbook's own.\n" in page
     assert "| a | holds | 1 \\| 2 |" in page
     assert "02_not_run" not in page
     assert "No notebook with a claim was run" in found_page(tmp_path, [])
