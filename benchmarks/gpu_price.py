@@ -15,7 +15,6 @@ A model that stands on SmolLM2 needs its GGUF file, in which it is too large for
 
 import argparse
 import json
-import math
 import os
 import signal
 import statistics
@@ -209,7 +208,8 @@ def within_minutes(action, given):
     signal.signal(signal.SIGALRM, over)
     signal.signal(signal.SIGTERM, over)
     # Again after five seconds: an exception in a destructor is swallowed.
-    signal.setitimer(signal.ITIMER_REAL, max(given.until - time.time(), 0.1), 5)
+    left = given.until - time.time() if given.until else 60 * given.minutes
+    signal.setitimer(signal.ITIMER_REAL, max(left, 0.1), 5)
     try:
         action(given)
     except TimeIsOver:
@@ -223,7 +223,7 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default=SMALL)
     parser.add_argument("--minutes", type=float, default=8)
-    parser.add_argument("--until", type=float, default=math.inf, help="seconds since 1970, for the parts")
+    parser.add_argument("--until", type=float, help="seconds since 1970, in place of minutes")
     parser.add_argument("--copy", type=Path)
     parser.add_argument("--method", choices=PRICED)
     parser.add_argument("--tiny", action="store_true", help="a dry run")
