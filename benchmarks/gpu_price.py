@@ -165,7 +165,7 @@ def runs(method, model, tiny):
     for n in EQUAL_BETAS:
         for length in (2,) if tiny else LENGTHS.get(model, LENGTHS_OF_OTHERS):
             # Of the small model a fourfold batch bore three times the rate.
-            rate = 3 * CHOSEN[method, length] if model == SMALL and not tiny else READABLE_RATE
+            rate = 3 * CHOSEN[method, n, length] if model == SMALL and not tiny else READABLE_RATE
             others = {"prompts": 4 if tiny else AT_ONCE // 4, "checkpoint_every": max(length // 16, 1)}
             shards = {} if model == SMALL else {"shards": 4}
             found.append(priced_run(method, n, 0, length, rate, **others, **shards))

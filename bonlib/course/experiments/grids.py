@@ -22,25 +22,47 @@ EQUAL_BETAS = {8: 0.121, 32: 0.0442}
 READABLE_RATES = {"kl-rl-ppo": 3e-4}
 READABLE_RATE = 5e-4
 READABLE_LOWER = 2e-4
-READABLE_LOWERED = (("bon-sft", 50), ("bon-regression", 50), ("kl-rl-rloo", 50), ("kl-rl-rloo", 200))
+READABLE_LOWERED = (
+    ("bon-sft", 50),
+    ("bon-regression", 50),
+    *(("kl-rl-rloo", steps) for steps in BUDGETS),
+)
 READABLE_BETA = 0.1  # of DPO
 READABLE_PACE = 0.05  # of J-BOND's anchor: 50 steps are two and a half rounds of best-of-2
-# The rate of a method for a number of steps, n = 8, by its own objective; of off-policy methods on draws held out.
-CHOSEN: dict[tuple[str, int], float] = {
-    **{(method, steps): 1e-4 for steps in (*BUDGETS, LONGEST) for method in PRICED},
-    **{(method, steps): 3e-5 for steps in (200, 800, LONGEST) for method in ("kl-rl-rloo", "bon-sft")},
-    **{("vbon-bound", steps): 3e-5 for steps in (800, LONGEST)},
-    **{("bon-regression", steps): 3e-5 for steps in BUDGETS},
-    ("bond", LONGEST): 3e-5,
-    **{(method, LONGEST): 1e-5 for method in ("bon-sft", "bon-regression")},
-}
+
+
+def _by_steps(table: dict[tuple[str, int], Sequence[float]]) -> dict[tuple[str, int, int], float]:
+    """Rates by method, n and steps."""
+    steps = (*BUDGETS, LONGEST)
+    return {(*kind, each): rate for kind, rates in table.items() for each, rate in zip(steps, rates, strict=True)}
+
+
+# The rate of a method for an n, for 50, 200, 800 and 3,200 steps: by its own objective, of off-policy methods on draws
+# held out. With n = 32 the last are those of n = 8.
+CHOSEN = _by_steps(
+    {
+        ("kl-rl-rloo", 8): (1e-4, 3e-5, 3e-5, 3e-5),
+        ("vbon-bound", 8): (1e-4, 1e-4, 3e-5, 3e-5),
+        ("bond", 8): (1e-4, 1e-4, 1e-4, 3e-5),
+        ("bon-sft", 8): (1e-4, 3e-5, 3e-5, 1e-5),
+        ("bon-regression", 8): (3e-5, 3e-5, 3e-5, 1e-5),
+        ("kl-rl-rloo", 32): (1e-4, 1e-4, 1e-4, 3e-5),
+        ("vbon-bound", 32): (1e-4, 1e-4, 1e-4, 3e-5),
+        ("bond", 32): (3e-4, 1e-4, 1e-4, 3e-5),
+        ("bon-sft", 32): (1e-4, 1e-4, 3e-5, 1e-5),
+        ("bon-regression", 32): (1e-4, 1e-4, 3e-5, 1e-5),
+    }
+)
 # The loss on the draws that are learned from would choose these instead, which overfit; so a rate below the chosen one
 # was tried as well.
-OVERFIT: dict[tuple[str, int], float] = {
-    (method, steps): rate
-    for steps in (*BUDGETS, LONGEST)
-    for method, rate in (("bon-sft", 1e-4), ("bon-regression", 3e-5))
-}
+OVERFIT = _by_steps(
+    {
+        ("bon-sft", 8): (1e-4, 1e-4, 1e-4, 1e-4),
+        ("bon-regression", 8): (3e-5, 3e-5, 3e-5, 3e-5),
+        ("bon-sft", 32): (3e-4, 1e-4, 1e-4, 1e-4),
+        ("bon-regression", 32): (1e-4, 1e-4, 3e-5, 3e-5),
+    }
+)
 BESIDE = (("bond", 8, 1, LONGEST, 1e-4), ("bond", 32, 0, LONGEST, 1e-4))  # once more with the rate of 800 steps
 # What may hold a policy away. A larger batch and an adapter have rates of their own, each with those that were tried.
 RANKS, RANK_RATES = (4, 16, 64), (3e-4, 1e-3)
@@ -175,30 +197,33 @@ def price_grid(profile: Profile, methods: Sequence[str] = (), variant: str | Non
         return [run for run in readable_grid() if not methods or run.method in methods]
     if variant is not None:
         return [
-            priced_run(method, 8, seed, steps, (CHOSEN | OVERFIT)[method, steps])
+            priced_run(method, 8, seed, steps, (CHOSEN | OVERFIT)[method, 8, steps])
             for seed in seeds
             for method, steps in (OF_DRAWS if variant == "few-draws" else OF_PROMPTS)
             if method in chosen
         ]
     searched = [
-        priced_run(method, 8, 0, steps, rate) for steps, rates in BUDGETS.items() for method in chosen for rate in rates
+        priced_run(method, n, 0, steps, rate)
+        for n in EQUAL_BETAS
+        for steps, rates in BUDGETS.items()
+        for method in chosen
+        for rate in rates
     ]
     searched += [
         priced_run(method, 8, 0, LONGEST, rate)
         for method in chosen
-        for rate in (CHOSEN[method, 800], LOWER[CHOSEN[method, 800]])
+        for rate in (CHOSEN[method, 8, 800], LOWER[CHOSEN[method, 8, 800]])
     ]
     searched += [
-        priced_run(method, 8, 0, steps, LOWER[CHOSEN[method, steps]])
-        for method, steps in OVERFIT
+        priced_run(method, n, 0, steps, min(LOWER.values()))
+        for method, n, steps in OVERFIT
         if method in chosen and steps in (200, 800)
     ]
     searched += [priced_run(*settings) for settings in BESIDE if settings[0] in chosen]
     found = [
         priced_run(method, n, seed, steps, rate)
         for seed in seeds
-        for n in EQUAL_BETAS
-        for (method, steps), rate in [*CHOSEN.items(), *OVERFIT.items()]
+        for (method, n, steps), rate in [*CHOSEN.items(), *OVERFIT.items()]
         if method in chosen
     ]
     apart = [method for method in LARGE_BATCH if method in chosen]

@@ -17,7 +17,7 @@ from scipy import stats
 
 from bonlib.bounds import kl_bound, win_rate_bound
 from bonlib.checks import number
-from bonlib.course.experiments.grids import PRICED, READABLE_RATE, READABLE_RATES, price_grid
+from bonlib.course.experiments.grids import LONGEST, PRICED, READABLE_RATE, READABLE_RATES, price_grid
 from bonlib.course.experiments.results import RESULTS, add_run, done_runs, read_rows, with_fields
 from bonlib.course.experiments.sentiment import Harness, Run
 from bonlib.course.profiles import get_profile, readable
@@ -301,7 +301,9 @@ def _ask_again() -> None:
     searched = [
         run
         for run in price_grid(harness.profile, offline)
-        if (run.target, run.seed) == (8, 0) and not {"lora_rank", "prompts"} & set(dict(run.changes))
+        if run.seed == 0
+        and not {"lora_rank", "prompts"} & set(dict(run.changes))
+        and (run.target == 8 or dict(run.changes)["steps"] < LONGEST)
     ]
     for run in searched:
         if (identity := harness.identity(run)) not in done_runs(HELD_OUT):
