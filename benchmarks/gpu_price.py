@@ -213,8 +213,9 @@ def within_minutes(action, given):
     try:
         action(given)
     except TimeIsOver:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         print(f"the minutes are over for {given.method or 'timing'}", flush=True)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # while Python ends, nobody would handle it
 
 
 def main():
