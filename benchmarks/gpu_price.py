@@ -31,7 +31,6 @@ import torch
 from bonlib.course.experiments.grids import CHOSEN, EQUAL_BETAS, LONGEST, PRICED, READABLE_RATE, priced_run
 from bonlib.course.experiments.results import add_run, done_runs, read_rows
 from bonlib.course.experiments.sentiment import Harness
-from bonlib.course.experiments.setting import imdb_setting
 from bonlib.course.profiles import get_profile, readable
 from bonlib.draws.segments import replace_file
 from bonlib.methods.bon_regression import BonRegression
@@ -70,11 +69,10 @@ class CarriedHarness(Harness):
         self.told = json.loads((folder / "openings.json").read_text())
         self.commit = self.told["commit"]
 
-    @cached_property
-    def setting(self):
-        """Models and test prompts."""
-        dtype = "float32" if self.profile.dtype == "auto" else self.profile.dtype
-        return imdb_setting(replace(self.profile, dtype=dtype), self.told["test"][: self.training.test_prompts])
+    @property
+    def tested_on(self):
+        """Openings of other reviews."""
+        return self.told["test"][: self.training.test_prompts]
 
     @cached_property
     def prompts(self):

@@ -53,8 +53,8 @@ CHOSEN = _by_steps(
         ("bon-regression", 32): (1e-4, 1e-4, 3e-5, 1e-5),
     }
 )
-# The loss on the draws that are learned from would choose these instead, which overfit; so a rate below the chosen one
-# was tried as well.
+# The loss on the draws that are learned from would choose these instead, which overfit; so the smallest rate of all was
+# tried as well.
 OVERFIT = _by_steps(
     {
         ("bon-sft", 8): (1e-4, 1e-4, 1e-4, 1e-4),

@@ -138,12 +138,17 @@ class Harness:
         """Sizes of training."""
         return self.profile.training
 
+    @property
+    def tested_on(self) -> int | Sequence[str]:
+        """How many prompts policies are measured on, or which ones."""
+        return self.training.test_prompts
+
     @cached_property
     def setting(self) -> Setting:
         """Models and test prompts."""
         # In the precision of policies, else one that has learned nothing would be away from its reference.
         dtype = "float32" if self.profile.dtype == "auto" else self.profile.dtype
-        return imdb_setting(replace(self.profile, dtype=dtype), self.profile.training.test_prompts)
+        return imdb_setting(replace(self.profile, dtype=dtype), self.tested_on)
 
     @cached_property
     def prompts(self) -> list[str]:
