@@ -19,7 +19,7 @@ from bonlib.methods.bon_sft import nll
 from bonlib.methods.registry import register
 from bonlib.models.reading import TokenBatch
 from bonlib.training.gradients import reinforce_loss
-from bonlib.training.learner import Indices, OngoingRun, summed
+from bonlib.training.learner import Indices, OngoingRun, Shard, summed
 from bonlib.training.off_policy import Picks, resampled
 from bonlib.training.on_policy import DrawnShard, Judged, OnPolicy, OnPolicyLearner
 from bonlib.training.policy import Policy
@@ -201,12 +201,14 @@ def iterative_bond(every: int, *, n: int = 2, anchor_draws: int = 8, **options: 
 
 @dataclass(eq=False, kw_only=True)
 class BondShard(DrawnShard):
-    """Responses of the policy, and as many best-of-n responses to the same prompts behind them in the batch.
+    """Responses of the policy, and best-of-n responses.
 
     Attributes:
+        best: as many best-of-n responses to the same prompts.
         drifts: how much more each response's log πθ − log π_anchor is than expected, (B,).
     """
 
+    best: TokenBatch
     drifts: Tensor
 
 
@@ -231,7 +233,7 @@ class BondLearner(OnPolicyLearner[BondShard]):
     def shard(self, step: int, place: int) -> BondShard:
         """Draw responses from the policy, find best-of-n responses of the anchor, and say what the former are worth."""
         settings, chosen = self.settings, self.chosen(step, place)
-        judged, tokens, own, reference = self.drawn(step, place)
+        judged, _, own, reference = self.drawn(step, place)
         if self.anchor is None:
             seen, cdf = judged, self.data.cdf
             rewards, answers = self.stored_rewards[chosen], [self.stored_tokens[i] for i in chosen]
@@ -249,9 +251,10 @@ class BondLearner(OnPolicyLearner[BondShard]):
         else:
             best = best_of_subsets(rewards, self.method.n, settings.group, rng)
         learned = [answers[row][draw].tolist() for row, draws in enumerate(best) for draw in draws]
-        batch, figures = self.tokens.batch([*judged.prompts] * 2, tokens + learned), self.figures(judged, returns)
-        drifts = self.centred(judged.log_probs - seen.ref_log_probs)
-        return BondShard(batch, judged.prompts, reference, figures, returns, self.centred(returns), drifts=drifts)
+        learned_from, figures = self.tokens.batch(judged.prompts, learned), self.figures(judged, returns)
+        drifts, advantages = self.centred(judged.log_probs - seen.ref_log_probs), self.centred(returns)
+        shard = own, judged.prompts, reference, figures, returns, advantages
+        return BondShard(*shard, best=learned_from, drifts=drifts)
 
     def ask_anchor(
         self, judged: Judged, own: TokenBatch, chosen: Sequence[int], place: Sequence[int]
@@ -277,11 +280,19 @@ class BondLearner(OnPolicyLearner[BondShard]):
         seen = judged._replace(ref_log_probs=log_probs, anchor_rewards=rewards.repeat_interleave(group, dim=0))
         return seen, rewards.numpy(), list(np.array(tokens, np.int32).reshape(len(chosen), count, -1))
 
-    def loss(self, shard: BondShard, log_probs: Tensor, values: Tensor | None) -> Tensor:
-        """Return what descends along the gradient of the divergence and of the regulariser."""
-        method, (own, best) = self.method, log_probs.sum(1).chunk(2)
-        divergence = jeffreys_loss(best, own, shard.advantages, n=method.n, jeffreys_weight=method.jeffreys_weight)
-        return (divergence + method.regulariser * reinforce_loss(own, -shard.drifts)).mean()
+    def parts(self, shard: BondShard) -> Sequence[Shard]:
+        """Return the policy's own responses and the best-of-n ones: together they would need twice the memory."""
+        return [shard, Shard(shard.best, shard.prompts, shard.reference, shard.figures)]
+
+    def loss(self, shard: Shard, log_probs: Tensor, values: Tensor | None) -> Tensor:
+        """Return what descends along the gradient of the divergence and of the regulariser, the share of a part."""
+        method, told = self.method, log_probs.sum(1)
+        weights = {"n": method.n, "jeffreys_weight": method.jeffreys_weight}
+        none = torch.zeros_like(told)  # log-probabilities of the other part, which has a loss of its own
+        if not isinstance(shard, BondShard):
+            return jeffreys_loss(told, none, none, **weights).mean()
+        divergence = jeffreys_loss(none, told, shard.advantages, **weights)
+        return (divergence + method.regulariser * reinforce_loss(told, -shard.drifts)).mean()
 
     def stepped(self, steps: int) -> None:
         """Move the anchor, if it is time."""

@@ -126,8 +126,12 @@ class Learner(Generic[S]):
     def weigh(self, shards: Sequence[S]) -> None:
         """Write down what has to be known of all shards of this process before the first gradient."""
 
+    def parts(self, shard: S) -> Sequence[Shard]:
+        """Return what of a shard is read with gradients at once; the losses of its parts add up to its own."""
+        return [shard]
+
     def loss(self, shard: S, log_probs: Tensor, values: Tensor | None) -> Tensor:
-        """Return the mean loss of a shard, from what the policy says of its tokens, (B, T) each."""
+        """Return the mean loss of a shard, or of a part of it, from what the policy says of its tokens, (B, T) each."""
         raise NotImplementedError
 
     def stepped(self, steps: int) -> None:

@@ -240,13 +240,13 @@ class TrainingRun:
         prompts = [prompt for shard in shards for prompt in shard.prompts]
         self.learner.weigh(shards)
         for _ in range(self.learner.epochs):
-            total = 0.0
-            for place, shard in enumerate(shards):
-                syncs = place + 1 == len(shards)
+            total, parts = 0.0, [part for shard in shards for part in self.learner.parts(shard)]
+            for place, part in enumerate(parts):
+                syncs = place + 1 == len(parts)
                 with nullcontext() if syncs else accelerator.no_sync(self.policy):
-                    log_probs, values = self.policy(shard.batch)
-                    self.expect_finite("a log-probability", log_probs, shard.prompts)
-                    loss = self.learner.loss(shard, log_probs, values) / settings.shards
+                    log_probs, values = self.policy(part.batch)
+                    self.expect_finite("a log-probability", log_probs, part.prompts)
+                    loss = self.learner.loss(part, log_probs, values) / settings.shards
                     # Processes average their gradients; each shard counts as one part of the whole step.
                     accelerator.backward(loss * accelerator.num_processes)
                     total += float(loss.detach())

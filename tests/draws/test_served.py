@@ -96,6 +96,8 @@ def test_an_error_in_the_middle_costs_nothing_that_was_paid_for(tmp_path):
     np.testing.assert_array_equal(draws.texts, undisturbed.texts)
 
 
+# An interrupt that falls between `open` and its `with` leaves the file to Python, which closes it and says so.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_waits_for_what_is_under_way_and_keeps_it(tmp_path, capsys):
     def answer(path, body, call):
         if call == 6:

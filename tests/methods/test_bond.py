@@ -131,9 +131,7 @@ def test_picks_by_weights_have_the_same_mean_and_less_noise(language_model, trai
             shard = learner.shard(step, 0)
             found = [
                 quantiles[TOY_PROMPTS.index(prompt), places[(prompt, *row[mask.bool()].tolist())]]
-                for prompt, row, mask in zip(
-                    shard.prompts, shard.batch.responses[16:], shard.batch.response_mask[16:], strict=True
-                )
+                for prompt, row, mask in zip(shard.prompts, shard.best.responses, shard.best.response_mask, strict=True)
             ]
             rows = [TOY_PROMPTS.index(prompt) for prompt in shard.prompts[::4]]
             means.extend(np.array(found).reshape(4, 4).mean(axis=1) - want[rows])
@@ -156,7 +154,7 @@ def test_the_anchor_draws_and_reads_as_itself(method, language_model, training_d
     assert float(shard.drifts.abs().max()) > 1e-3
     assert run.responses == 4 * (2 + method.anchor_draws)
     assert before["kl"] == pytest.approx(0, abs=1e-4)
-    assert len(shard.batch.responses) == 2 * len(shard.prompts)  # own responses and then as many best ones
+    assert len(shard.batch.responses) == len(shard.best.responses) == len(shard.prompts)
 
 
 def test_the_loss_is_divergence_and_regulariser(language_model, training_data, tmp_path):
@@ -164,17 +162,24 @@ def test_the_loss_is_divergence_and_regulariser(language_model, training_data, t
     learner = begin(language_model, training_data, tmp_path, method).learner
     shard = learner.shard(0, 0)
     learner.weigh([shard])
-    tokens = -torch.rand(shard.batch.responses.shape) * shard.batch.response_mask
-    own, best = tokens.sum(1)[:8], tokens.sum(1)[8:]
     shard.drifts = torch.linspace(-1, 1, 8)
+    parts = learner.parts(shard)
+    tokens = [(-torch.rand(part.batch.responses.shape) * part.batch.response_mask).requires_grad_() for part in parts]
+    own, best = (log_probs.sum(1) for log_probs in tokens)
     want = -0.75 * best - 0.25 * 3 * shard.advantages * own + 0.7 * shard.drifts * own
-    torch.testing.assert_close(learner.loss(shard, tokens, None), want.mean())
+    found = [learner.loss(part, log_probs, None) for part, log_probs in zip(parts, tokens, strict=True)]
+    torch.testing.assert_close(sum(found), want.mean())
+    # A part's loss leads to its own log-probabilities alone, so that the other's need not be held.
+    for loss, log_probs in zip(found, tokens, strict=True):
+        torch.testing.assert_close(
+            *(torch.autograd.grad(each, log_probs, retain_graph=True) for each in (loss, want.mean()))
+        )
     stored = {
         (p, tuple(r[r >= 0]))
         for p, d in zip(TOY_PROMPTS, training_data.draws.responses, strict=True)
         for r in d.token_ids
     }
-    for prompt, row, mask in zip(shard.prompts, shard.batch.responses[8:], shard.batch.response_mask[8:], strict=True):
+    for prompt, row, mask in zip(shard.prompts, shard.best.responses, shard.best.response_mask, strict=True):
         assert (prompt, tuple(row[mask.bool()].tolist())) in stored
 
 
