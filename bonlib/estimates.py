@@ -328,6 +328,8 @@ def _checked_samples(samples: ArrayLike, n: int, opponents: int = 0) -> tuple[Ar
     if rewards.ndim == 0 or not np.isfinite(rewards).all():
         raise ValueError("samples must be an array of finite rewards: drop or repair the responses without one")
     m = rewards.shape[-1]
+    if m <= opponents:
+        raise ValueError(f"samples has {m} a prompt; {opponents} plays against the best of the others: draw more")
     apart = f" and {opponents} to play against" if opponents else ""
     return rewards, whole("n", n, 1, m - opponents, what=f"with {m} samples a prompt{apart} it")
 

@@ -368,8 +368,9 @@ def compare(
             **mean_and_error("kl", nothing),
         }
     }
-    curve = draws.curve([n for n in ns if n < draws.rewards.shape[1]] or [1]).table
-    rows |= {f"best-of-{n}": dict(row.drop(["control", "control_se"])) for n, row in curve.iterrows()}
+    if kept := [n for n in ns if n < draws.rewards.shape[1]]:
+        curve = draws.curve(kept).table.drop(columns=["control", "control_se"])
+        rows |= {f"best-of-{n}": dict(row) for n, row in curve.iterrows()}
     answers = {}
     for name, policy in named.items():
         if name in rows:

@@ -181,6 +181,8 @@ def test_the_win_rate_is_unbiased():
         assert found.mean() == pytest.approx(right, abs=5 * found.std() / np.sqrt(4000) + 1e-12)
     with pytest.raises(ValueError, match=r"n is 16; with 16 samples a prompt and 1 to play against .* from 1 to 15"):
         best_of_n_win_rate(drawn, 16)
+    with pytest.raises(ValueError, match="samples has 1 a prompt; 1 plays against the best of the others: draw more"):
+        best_of_n_win_rate(drawn[:, :1], 1)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(-5, 5)), min_size=1, max_size=8), st.data())

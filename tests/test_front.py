@@ -194,6 +194,8 @@ def test_a_comparison_has_reference_best_of_n_and_policies(draws, trained):
     assert found.responses["vBoN"].shape == (len(PROMPTS), 4)
     assert found.plot().axes[0].get_legend() is not None
     assert "vBoN" in repr(found)
+    few = bon.draw(draws.model, PROMPTS, 1, max_new_tokens=8, store=draws.store).score(vowels)
+    assert list(bon.compare(few.model, few, responses=2).table.index) == ["reference", "policy"]
 
 
 def test_results_show_themselves_as_tables(draws, trained):

@@ -19,7 +19,7 @@ from bonlib.draws.samplers import Sampler, SamplingSettings
 from bonlib.models.responses import Responses
 
 Keep = Callable[[NDArray[np.intp], Rewards], None]
-NUMBER = r"-?\d+(?:\.\d+)?"
+NUMBER = r"(?:(?<![\w.)])-)?(?:\d+(?:\.\d+)?|(?<![\w.])\.\d+)"  # 7, -3.5 or .5; in 3-5 the sign is none
 
 
 class ServedReward:

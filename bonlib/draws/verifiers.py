@@ -21,7 +21,8 @@ from bonlib.models.reading import response_logits, token_batch
 from bonlib.models.texts import token_ids
 
 Truth = Mapping[str, Any] | Callable[[str], Any]
-NUMBER = r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?"  # 7, -3.5 or 12,000
+# 7, -3.5, .5, 12,000 or 1e-3; in 3-5 the sign is none of the number's.
+NUMBER = r"(?:(?<![\w.)])[-+\u2212])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|(?<![\w.])\.\d+)(?:[eE][-+]?\d+)?"
 
 
 class Verifier(FunctionReward):
@@ -188,7 +189,7 @@ def _last_number(response: str) -> float | None:
 
 def _as_number(text: str) -> float | None:
     try:
-        return float(text.replace(",", ""))
+        return float(text.replace(",", "").replace("\N{MINUS SIGN}", "-"))
     except ValueError:
         return None
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bonlib.checks import shown, whole
 from bonlib.exact import Array
-from bonlib.inference.rules import Choice, Rule
+from bonlib.inference.rules import Choice, Rule, needs_of
 
 if TYPE_CHECKING:
     from bonlib.draws.rewards import RewardModel
@@ -73,8 +73,8 @@ def draw_until(
     if isinstance(rule, type) or not hasattr(rule, "choose"):
         other = "give it to steer" if hasattr(rule, "go_on") else "make one, such as StopAt(16, 0.5)"
         raise ValueError(f"rule is {shown(rule)}; it must be a rule that chooses among draws: {other}")
-    if rule.needs:
-        raise ValueError(f"rule is {rule!r}, which needs {rule.needs[0]} of all draws: take one that needs none")
+    if needs := needs_of(rule):
+        raise ValueError(f"rule is {rule!r}, which needs {needs[0]} of all draws: take one that needs none")
     at_once, n = whole("at_once", at_once, 1), rule.n
     table, made = np.full((len(prompts), n), np.nan), np.zeros(len(prompts), dtype=np.intp)
     responses: dict[int, Responses] = {}

@@ -27,6 +27,7 @@ from bonlib.inference.rules import (
     cut_into_groups,
     known_of_draws,
     make_rule,
+    needs_of,
     of_draws,
 )
 from bonlib.tables import RuleTable
@@ -181,7 +182,7 @@ def _in_orders(
     """What the rule makes of the draws in random orders, an order at a time."""
     ranks = snapped(values["reward"])
     values = dict(values) | {"key": ranks, "rank": rankdata(ranks, axis=1)}
-    told = known_of_draws(rule, known, ranks.shape) if hasattr(rule, "needs") else {}
+    told = known_of_draws(rule, known, ranks.shape)
     for number in range(rounds):
         rng = np.random.default_rng([seed, number])
         order = rng.permuted(np.tile(np.arange(ranks.shape[1]), (len(ranks), 1)), axis=1)
@@ -243,8 +244,8 @@ def law_kl(rule: Rule, rewards: ArrayLike, *, known: Known | None = None) -> Arr
     unknown = np.full(len(table), np.nan)
     if not hasattr(rule, "law"):
         return unknown
-    taken = [name for name in rule.needs if name in signature(rule.law).parameters]
-    if set(rule.needs) - {*taken, "responses"}:
+    taken = [name for name in needs_of(rule) if name in signature(rule.law).parameters]
+    if set(needs_of(rule)) - {*taken, "responses"}:
         return unknown
     named, told = (known or {}).get("responses"), known_of_draws(rule, known, table.shape)
     responses = np.indices(table.shape)[1] if named is None else of_draws("responses", named, table.shape)

@@ -222,7 +222,7 @@ def choose_in_groups(
 def known_of_draws(rule: Rule, known: Mapping[str, Any] | None, shape: tuple[int, ...]) -> dict[str, NDArray[Any]]:
     """Return what a rule needs to know of draws, (P, m), by name, after a check that it is there for each of them."""
     needed = {}
-    for name in rule.needs:
+    for name in needs_of(rule):
         given = None if known is None else known.get(name)
         if given is None:
             steered = ", or write by bonlib.inference.steered.steer" if hasattr(rule, "go_on") else ""

@@ -40,6 +40,9 @@ def test_a_pattern_finds_the_answer():
 def test_numbers_are_compared_as_numbers():
     last = numeric(TRUTH)
     assert judged(last, MATHS, "2 + 2 = 4.0", "It is 4,000.", "-4", "none") == ([4, 4000, -4, None], [1, 0, 0, 0])
+    said = ("it is .5", "-.5", "1e3", "2.5E-1", "3-5", "(-5)", "\u22125", "$1,000.50", "v1.2.3", "4.")
+    assert judged(last, MATHS, *said)[0] == [0.5, -0.5, 1000, 0.25, 5, -5, -5, 1000.5, 3, 4]
+    assert judged(numeric({"p": 5}), "p", "The answer is .5") == ([0.5], [False])
     assert judged(last, MATHS, "4\nor 5\n", "5 or 4\n") == ([5, 4], [False, True])  # the last, on whatever line
     assert judged(numeric(TRUTH, tolerance=0.05), MATHS, "4.04", "3.9") == ([4.04, 3.9], [True, False])
     assert judged(numeric(TRUTH, pattern="is (.*)"), MATHS, "is 4", "is four") == ([4, None], [True, False])

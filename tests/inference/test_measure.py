@@ -21,9 +21,7 @@ LENGTHS = np.array([[4, 7, 2, 9, 1], [3, 3, 8, 1, 6]])
 
 
 class First:
-    """Keeps the first draw of n that is above what it wants, and stops there; else the last."""
-
-    needs = ()
+    """Keeps the first draw of n that is above what it wants, and stops there; else the last. It names no needs."""
 
     def __init__(self, n, wanted):
         self.n, self.wanted = n, wanted
