@@ -116,7 +116,7 @@ register(
     setting="beta",
     algorithm="rloo",
     label="PF, best and worst",
-    colour="#4b005a",
+    colour="#a6005a",
     marker="d",
     grid=(0.005, 0.02, 0.1, 0.4, 2.0),
     samples="4 responses a prompt from the policy, of which the best and the worst count",
