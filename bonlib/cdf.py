@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,29 +20,6 @@ Smoothing = Literal["posterior", "add_one", "add_half", "clamp", "none"]
 # Rewards of a prompt whose difference is at most this share of their size are one reward: of the larger of the two, or
 # of the upper quartile of the prompt's, where that is more. Pass `rounding=0.0` where every digit of a reward is meant.
 ROUNDING = 1e-6
-
-
-class RewardCdf(Protocol):
-    """The distribution of the reward of reference responses, known or estimated, for one prompt or for many.
-
-    Each method takes rewards and returns as many numbers: of any shape for one prompt, of shape (P, ...) for P.
-    """
-
-    def strict(self, r: ArrayLike) -> Array:
-        """F(r) = P[r(Y) < r]."""
-        ...
-
-    def weak(self, r: ArrayLike) -> Array:
-        """F≤(r) = P[r(Y) <= r]."""
-        ...
-
-    def log_strict(self, r: ArrayLike) -> Array:
-        """Log F(r)."""
-        ...
-
-    def log_weak(self, r: ArrayLike) -> Array:
-        """Log F≤(r)."""
-        ...
 
 
 class EmpiricalCdf:
@@ -250,6 +227,13 @@ def _at_beginning(ranked: Array, begins: NDArray[np.bool_]) -> Array:
     return np.take_along_axis(ranked, np.maximum.accumulate(places, axis=-1), axis=-1)
 
 
+def begins(ranked: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return where, in rewards in order, (..., m), another one than before begins."""
+    new = np.ones(ranked.shape, dtype=bool)
+    np.not_equal(ranked[..., 1:], ranked[..., :-1], out=new[..., 1:])
+    return new
+
+
 def _tolerance(rewards: Array, size: Array, rounding: float) -> Array:
     return number("rounding", rounding, least=0, below=1) * np.maximum(np.abs(rewards), size)
 
@@ -259,8 +243,7 @@ def _size(ranked: Array) -> Array:
 
     Neither a response that comes again and again nor one of −1e9 moves it, even if there are but 0 and 1 besides.
     """
-    new = np.ones(ranked.shape, dtype=bool)
-    np.not_equal(ranked[..., 1:], ranked[..., :-1], out=new[..., 1:])
+    new = begins(ranked)
     sizes = np.sort(np.where(new, np.abs(ranked), np.inf), axis=-1)
     last = np.count_nonzero(new, axis=-1, keepdims=True) - 1
     return np.take_along_axis(sizes, 3 * last // 4, axis=-1)

@@ -7,9 +7,9 @@ from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from bonlib.cdf import ROUNDING, Counts, snapped
+from bonlib.cdf import ROUNDING, Counts, begins, snapped
 from bonlib.checks import whole
 from bonlib.exact import Array, as_probs
 
@@ -305,21 +305,14 @@ def _ranks(rewards: Array) -> tuple[Counts, Counts]:
     """How many samples are below each reward, and how many are not above it; the last axis is one prompt's."""
     m = rewards.shape[-1]
     order = np.argsort(rewards, axis=-1)
-    begins = _begins(np.take_along_axis(rewards, order, axis=-1))
-    ends = np.concatenate([begins[..., 1:], np.ones_like(begins[..., :1])], axis=-1)
-    below = np.maximum.accumulate(np.where(begins, np.arange(m), 0), axis=-1)
+    new = begins(np.take_along_axis(rewards, order, axis=-1))
+    ends = np.concatenate([new[..., 1:], np.ones_like(new[..., :1])], axis=-1)
+    below = np.maximum.accumulate(np.where(new, np.arange(m), 0), axis=-1)
     upto = np.minimum.accumulate(np.where(ends, np.arange(1, m + 1), m)[..., ::-1], axis=-1)[..., ::-1]
     lower, upper = np.empty_like(order), np.empty_like(order)
     np.put_along_axis(lower, order, below, axis=-1)
     np.put_along_axis(upper, order, upto, axis=-1)
     return lower, upper
-
-
-def _begins(ranked: Array) -> NDArray[np.bool_]:
-    """Where, in rewards in order, (..., m), another one than before begins."""
-    begins = np.ones(ranked.shape, dtype=bool)
-    np.not_equal(ranked[..., 1:], ranked[..., :-1], out=begins[..., 1:])
-    return begins
 
 
 def _checked_samples(samples: ArrayLike, n: int, opponents: int = 0) -> tuple[Array, int]:
@@ -369,9 +362,9 @@ def _levels(rewards: Array, values: ArrayLike | None, rounding: float) -> Array:
     keys = snapped(rewards, rounding)
     order = np.argsort(keys, axis=-1)
     keys, ranked = np.take_along_axis(keys, order, axis=-1), np.take_along_axis(given, order, axis=-1)
-    begins = np.flatnonzero(_begins(keys))
-    times = np.diff(np.append(begins, keys.size))
-    return np.repeat(np.add.reduceat(ranked.reshape(-1), begins) / times, times).reshape(ranked.shape)
+    levels = np.flatnonzero(begins(keys))
+    times = np.diff(np.append(levels, keys.size))
+    return np.repeat(np.add.reduceat(ranked.reshape(-1), levels) / times, times).reshape(ranked.shape)
 
 
 def _times_beaten(rewards: Array, rounding: float) -> Counts:

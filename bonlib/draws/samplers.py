@@ -147,8 +147,8 @@ class TransformersSampler:
 
     def uniforms(self, seed: int | Sequence[int], rows: int, length: int) -> Tensor:
         """Return random numbers in [0, 1), (rows, length): each row's from its seed, or by batches from one for all."""
-        if each := row_seeds(seed, rows):
-            return torch.from_numpy(split_mix(each, length))
+        if isinstance(seed, Sequence):
+            return torch.from_numpy(split_mix(row_seeds(seed, rows), length))
         generator = torch.Generator()
         sizes = [min(self.batch_size, rows - start) for start in range(0, rows, self.batch_size)]
         seeds = np.random.SeedSequence(whole("seed", seed)).generate_state(len(sizes), np.uint64)
@@ -183,13 +183,14 @@ def as_responses(tokenizer: Any, prompts: Sequence[list[int]], decoded: Decoded,
 
 
 def row_seeds(seed: int | Sequence[int], rows: int) -> list[int]:
-    """Return the seeds of the rows of a call, if each has its own; none if one is for all of them.
+    """Return a seed for each row of a call: those given, or as many made of one.
 
     Raises:
         ValueError: if there are not as many as rows, or one is out of range.
     """
     if not isinstance(seed, Sequence):
-        return []
+        words = np.random.SeedSequence(whole("seed", seed)).generate_state(rows, np.uint64)
+        return [word >> 1 for word in words.tolist()]
     seeds = [whole("seed", each, 0, 2**63 - 1) for each in seed]
     if len(seeds) != rows:
         raise ValueError(f"seed has {len(seeds)} numbers for {rows} prompts; give one number, or one for each prompt")

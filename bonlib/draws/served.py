@@ -138,9 +138,6 @@ class ServedSampler:
         """
         prompts = strings("prompts", prompts, least=1)
         seeds = row_seeds(seed, len(prompts))
-        if not seeds:
-            words = np.random.SeedSequence(whole("seed", seed)).generate_state(len(prompts), np.uint64)
-            seeds = [word >> 1 for word in words.tolist()]
         by_prompt: dict[str, list[int]] = {}
         for place, prompt in enumerate(prompts):
             by_prompt.setdefault(prompt, []).append(place)

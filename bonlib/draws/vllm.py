@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bonlib.checks import whole
 from bonlib.draws.samplers import SamplingSettings, row_seeds, stopped_texts
 from bonlib.models.loaded import end_token_ids
 from bonlib.models.places import locate
@@ -126,9 +125,6 @@ class VllmSampler:
             raise ValueError(f"temperature is {settings.temperature}; vLLM samples at 0.01 and above")
         encoded = encode_prompts(self.tokenizer, self.context, prompts, settings.max_new_tokens)
         seeds = row_seeds(seed, len(prompts))
-        if not seeds:
-            words = np.random.SeedSequence(whole("seed", seed)).generate_state(len(prompts), np.uint64)
-            seeds = [word >> 1 for word in words.tolist()]
         common = {
             "temperature": settings.temperature,
             "top_p": settings.top_p,

@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
 
 from bonlib.answers import majority_law
+from bonlib.cdf import begins
 from bonlib.checks import number, settle, whole
 from bonlib.exact import Array, Outcomes
 from bonlib.inference.cases import all_cases
@@ -135,7 +137,7 @@ class BordaVote(OfN):
     def choose(self, rewards: ArrayLike, *, answers: Any, seed: int = 0) -> Choice:
         """Return what is kept of draws with rewards and answers (..., n)."""
         table = checked_rewards(rewards, self.n)
-        return _elected(table, _codes(answers, table.shape), (_mid_ranks(table) / self.n) ** self.power, seed)
+        return _elected(table, _codes(answers, table.shape), (rankdata(table, axis=-1) / self.n) ** self.power, seed)
 
     def law(self, outcomes: Outcomes, answers: Any) -> Array:
         """Return how likely each outcome is kept, given its answer, (K,), as `WeightedVote.law` does."""
@@ -152,20 +154,6 @@ class BordaVote(OfN):
 def _of_voters(rewards: Array, codes: Codes) -> Array:
     """Rewards (..., n), the lowest for who does not vote: theirs would leave the others no weight to differ in."""
     return np.where(codes >= 0, rewards, rewards.min(axis=-1, keepdims=True))
-
-
-def _mid_ranks(rewards: Array) -> Array:
-    """Ranks from 1, the worst, of rewards (..., n), equal ones sharing theirs; SciPy's take twice the time."""
-    order = np.argsort(rewards, axis=-1)
-    ranked = np.take_along_axis(rewards, order, axis=-1)
-    begins = np.ones(ranked.shape, dtype=bool)
-    np.not_equal(ranked[..., 1:], ranked[..., :-1], out=begins[..., 1:])
-    level = np.flatnonzero(begins)
-    times = np.diff(np.append(level, ranked.size))
-    ranks = np.empty_like(ranked)
-    shared = np.repeat(level % rewards.shape[-1] + (times + 1) / 2, times).reshape(ranked.shape)
-    np.put_along_axis(ranks, order, shared, axis=-1)
-    return ranks
 
 
 def _codes(answers: Any, shape: tuple[int, ...]) -> Codes:
@@ -186,9 +174,7 @@ def _elected(rewards: Array, codes: Codes, weights: Array, seed: int) -> Choice:
     narrow = codes.astype(np.min_scalar_type(-2 - int(codes.max(initial=0))))
     order = np.argsort(narrow, axis=-1, kind="stable")
     ranked = np.take_along_axis(codes, order, axis=-1)
-    begins = np.ones(ranked.shape, dtype=bool)
-    np.not_equal(ranked[:, 1:], ranked[:, :-1], out=begins[:, 1:])
-    answer = np.flatnonzero(begins)  # where each one's draws begin
+    answer = np.flatnonzero(begins(ranked))  # where each one's draws begin
     sums = np.add.reduceat(np.take_along_axis(weights, order, axis=-1).ravel(), answer)
     sums[ranked.ravel()[answer] < 0] = -1.0  # who says nothing wins only where nobody says anything
     row = np.flatnonzero(answer % n == 0)

@@ -32,13 +32,11 @@ class Format:
     """A format that others write.
 
     Attributes:
-        about: who writes it, with which columns, in one line.
         is_it: whether a file with such columns, and such a first row, is of this format.
         reading: how to read it, from its first rows and the columns that were named for it.
         takes: fields whose columns can be named.
     """
 
-    about: str
     is_it: Callable[[set[str], Row], bool]
     reading: Callable[[Sequence[Row], Mapping[str, str]], Reading]
     takes: tuple[str, ...] = ()
@@ -210,38 +208,31 @@ def messages(rows: Sequence[Row], given: Mapping[str, str]) -> Reading:
 PLAIN = tuple(USUAL)
 SCORED = tuple(name for name in USUAL if name not in ("prompt", "response"))
 FORMATS: dict[str, Format] = {
-    "lm-eval": Format(
-        "lm-evaluation-harness, `--log_samples`: doc, arguments, resps, filtered_resps; repeats are the draws",
+    "lm-eval": Format(  # lm-evaluation-harness with `--log_samples`
         lambda columns, row: {"arguments", "resps", "filtered_resps"} <= columns,
         lm_eval,
         ("reward",),
     ),
-    "preference": Format(
-        "TRL and OpenRLHF, preferences: chosen and rejected, as texts or conversations, with prompt or without",
+    "preference": Format(  # of TRL and OpenRLHF
         lambda columns, row: {"chosen", "rejected"} <= columns,
         preference,
         ("prompt",),
     ),
     "ultrafeedback": Format(
-        "UltraFeedback: instruction, and completions, a list with response and overall_score",
         lambda columns, row: {"instruction", "completions"} <= columns and _first_kind(row["completions"]) is dict,
         ultrafeedback,
         ("reward",),
     ),
-    "human-eval": Format(
-        "HumanEval and its like, results: task_id, completion, passed or result",
+    "human-eval": Format(  # and its like, results
         lambda columns, row: {"task_id", "completion"} <= columns and bool({"passed", "result"} & columns),
         human_eval,
     ),
     "messages": Format(
-        "conversations: messages, the last of which is the response, and scores by their usual names",
         lambda columns, row: "messages" in columns and not columns & {*USUAL["response"]},
         messages,
         SCORED,
     ),
-    "plain": Format(
-        "a row a response, or a list a prompt: columns by their usual names, as TRL's prompt–completion data, what "
-        "OpenRLHF scores, and AlpacaEval's outputs have them",
+    "plain": Format(  # as TRL's prompt–completion data, what OpenRLHF scores, and AlpacaEval's outputs
         lambda columns, row: True,
         plain,
         PLAIN,

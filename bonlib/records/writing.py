@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,35 +22,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
-class Kind:
-    """What can be written.
-
-    Attributes:
-        about: columns, and who takes them, in one line.
-        columns: makes them of records and options.
-    """
-
-    about: str
-    columns: Callable[..., Columns]
-
-
-KINDS = {
-    "sft": Kind(
-        "prompt, completion: the best of each n draws, or `resample` draws a prompt by their chance to be the best; "
-        "TRL's SFTTrainer. With `weights`, all draws with that chance as weight, which is no column of SFTTrainer",
-        best_for_sft,
-    ),
-    "dpo": Kind(
-        "prompt, chosen, rejected: random pairs of n draws without ties; DPOTrainer, RewardTrainer", pairs_for_dpo
-    ),
-    "bonbon": Kind(
-        "prompt, chosen, rejected: best and worst of each n draws, and the target of their log-ratio; DPOTrainer",
-        best_and_worst,
-    ),
-    "log-cdf": Kind("prompt, completion, reward: log F≤ of each response among the draws of its prompt", log_cdf),
-    "scored": Kind("prompt, completion and the scores, a row a response", scored),
-    "scored-lists": Kind("prompt, completions and the scores, a row a prompt, with lists", scored_lists),
+KINDS: dict[str, Callable[..., Columns]] = {  # who takes them besides this library is TRL's trainer of the name
+    "sft": best_for_sft,
+    "dpo": pairs_for_dpo,  # and RewardTrainer
+    "bonbon": best_and_worst,  # DPOTrainer, which leaves the targets
+    "log-cdf": log_cdf,
+    "scored": scored,
+    "scored-lists": scored_lists,
 }
 
 
@@ -88,13 +64,13 @@ def export(
     one_of("kind", kind, KINDS)
     options = {"n": n, "weights": weights, "resample": resample, "pairs": pairs, "seed": seed}
     given = {name: value for name, value in options.items() if value is not None}
-    takes = dict(list(signature(KINDS[kind].columns).parameters.items())[1:])
+    takes = dict(list(signature(KINDS[kind]).parameters.items())[1:])
     if unknown := given.keys() - takes.keys():
         name = min(unknown)
         raise ValueError(f"{name} is {given[name]!r}; {kind!r} takes {', '.join(takes) or 'no option'}: leave it out")
     if missing := [name for name, option in takes.items() if option.default is option.empty and name not in given]:
         raise ValueError(f"{missing[0]} is missing; {kind!r} needs it: say {missing[0]}=…")
-    columns = KINDS[kind].columns(records, **given)
+    columns = KINDS[kind](records, **given)
     write = _writer(path)
     write(columns)
     return len(columns["prompt"])
@@ -149,15 +125,15 @@ def _as_csv(columns: Columns) -> bytes:
         raise ValueError(
             f"{listed[0]} has {shown(columns[listed[0]][0])}, which CSV cannot hold: write .jsonl or .parquet"
         )
-    table = csv.writer(text := io.StringIO(), lineterminator="\n")
-    table.writerow(columns)
-    table.writerows(_rows(columns))
-    return text.getvalue().encode()
+    return _table(columns).to_csv(index=False, lineterminator="\n").encode()
 
 
 def _as_parquet(columns: Columns) -> bytes:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    parquet.write_table(pa.table({name: pa.array(column) for name, column in columns.items()}), held := io.BytesIO())
+    _table(columns).to_parquet(held := io.BytesIO(), index=False)
     return held.getvalue()
+
+
+def _table(columns: Columns) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(dict(columns), dtype=object)

@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from bonlib.cdf import ROUNDING, EmpiricalCdf, ExponentialCdf, RewardCdf, Smoothing
+from bonlib.cdf import ROUNDING, EmpiricalCdf, ExponentialCdf, Smoothing
 from bonlib.checks import number
 from bonlib.exact import Array
 
@@ -60,7 +60,7 @@ class SampledCdf:
         about = hashlib.sha256(json.dumps([list(prompts), smoothing, prior, *late]).encode())
         about.update(table.tobytes())
         self.fingerprint = about.hexdigest()  # two runs with different estimates are different runs
-        self._cdfs: dict[str, RewardCdf] = {
+        self._cdfs: dict[str, EmpiricalCdf | ExponentialCdf] = {
             prompt: ExponentialCdf.fit(row)
             if smoothing == "exponential"
             else EmpiricalCdf(row, smoothing, prior=prior, rounding=rounding)

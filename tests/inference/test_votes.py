@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import chisquare, rankdata
+from scipy.stats import chisquare
 
 from bonlib.exact import Outcomes
 from bonlib.inference.rules import TooManyOutcomesError, choose_in_groups
-from bonlib.inference.votes import BordaVote, MajorityVote, WeightedVote, _mid_ranks
+from bonlib.inference.votes import BordaVote, MajorityVote, WeightedVote
 
 V = Outcomes([0.15, 0.05, 0.35, 0.25, 0.20], [0.2, 0.9, 0.5, 0.6, 1.0])
 ANSWERS = np.array([0, 0, 1, 1, 2])
@@ -119,12 +119,6 @@ def test_choices_follow_the_law(rule, answers):
 def test_who_does_not_vote_leaves_the_weights_as_they_are():
     rewards, answers = [[0.0, 1.0, 1e6]] * 100, np.array([["a", "b", None]] * 100, dtype=object)
     assert (WeightedVote(3, 0.1).choose(rewards, answers=answers).kept == 1).all()
-
-
-def test_equal_rewards_share_their_points():
-    rewards = np.random.default_rng(0).integers(0, 4, size=(50, 9)).astype(float)
-    np.testing.assert_array_equal(_mid_ranks(rewards), rankdata(rewards, axis=-1))
-    np.testing.assert_array_equal(_mid_ranks(rewards[0]), rankdata(rewards[0]))
 
 
 def test_the_first_of_the_answer_is_kept_and_ties_are_a_lottery():

@@ -11,7 +11,7 @@ from bonlib.inference.best_of_n import best_of_n
 from bonlib.methods.bonbon import Bonbon, bonbon_target
 from bonlib.records import exports
 from bonlib.records.reading import read
-from bonlib.records.writing import KINDS, export
+from bonlib.records.writing import export
 
 N = 4
 
@@ -266,7 +266,3 @@ def test_trl_takes_the_target_of_bonbon_where_responses_are_of_one_length(
     losses = trained("DPOTrainer", path, loss_type="ipo", beta=length / (2 * target), learning_rate=0.0)
     assert losses[0] * length**2 == pytest.approx(target**2, rel=1e-4), "the square at the reference"
     assert math.isclose(losses[0], losses[1])
-
-
-def test_every_kind_is_described_in_one_line():
-    assert all(len(kind.about.splitlines()) == 1 for kind in KINDS.values())
