@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bonlib.checks import one_of, shown
-from bonlib.draws.rows import numbered_lines
 from bonlib.records.columns import BadRowError, column_of, listed
 from bonlib.records.formats import FORMATS
 from bonlib.records.gathering import LOOKED_AT, Gathered, as_text, whole_text
 from bonlib.records.records import Records
-from bonlib.records.sources import Source, Unread, parts
+from bonlib.records.sources import Source, Unread, numbered_lines, parts
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bonlib.checks import one_line, shown
-from bonlib.draws.rows import json_row, numbered_lines
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -261,3 +260,39 @@ def _of_datasets(name: str, split: str | None) -> Part:
         found = found[split or next(iter(found))]
     tables = found.with_format("arrow").iter(BATCH)
     return Part(name, "row", _of_batches(batch for table in tables for batch in table.to_batches()))
+
+
+def numbered_lines(lines: Iterable[bytes], name: str | Path) -> Iterator[tuple[int, str]]:
+    """Yield lines that are not blank, counted from 1, as texts; a byte-order mark is passed over.
+
+    Raises:
+        ValueError: if one is not UTF-8; it calls what they are of `name`.
+    """
+    # Only "\n" ends a line of bytes: U+2028 and its like, where `splitlines` would cut, may stand inside a string.
+    begin = 0
+    for number, line in enumerate(lines, 1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{name} is not UTF-8 ({error.reason} at byte {begin + error.start}): save it as UTF-8"
+            ) from error
+        begin += len(line)
+        if text and not text.isspace():
+            yield number, text
+
+
+def json_row(text: str, kind: type = dict) -> Any:
+    """Return what a line of JSON lines holds.
+
+    Raises:
+        ValueError: if it is no JSON of that kind; the message goes on after the name of the line.
+    """
+    wanted = "object, {...}" if kind is dict else "array, [...]"
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is not JSON ({error}): each line must be one JSON {wanted}") from error
+    if not isinstance(row, kind):
+        raise ValueError(f"is {text.strip()[:60]}; each line must be one JSON {wanted}")
+    return row

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from bonlib.course.making.documents import SCITLDR, Document, load_scitldr, rouge, summary_prompt
 from bonlib.course.making.pretrain import card, machine
+from bonlib.course.making.rows import read_jsonl
 from bonlib.draws.rewards import ClassifierReward, RewardModel
-from bonlib.draws.rows import read_jsonl
 from bonlib.draws.samplers import SamplingSettings, TransformersSampler
 from bonlib.models.loaded import load_classifier, load_language_model
 from bonlib.models.reading import response_log_probs, response_logits, response_states, token_batch

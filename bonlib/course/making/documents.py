@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bonlib.course.making.reviews import load_reviews
-from bonlib.draws.rows import checked_text, checked_texts, entry, read_jsonl, source_rows
+from bonlib.course.making.rows import checked_text, checked_texts, entry, read_jsonl, source_rows
 
 REQUEST = "\n\nTL;DR:"
 RELATIONSHIPS = ("relationships", "relationship_advice")

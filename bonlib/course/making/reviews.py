@@ -19,7 +19,7 @@ import pandas as pd
 from scipy.ndimage import maximum_filter1d
 
 from bonlib.checks import one_of, whole
-from bonlib.draws.rows import checked_text, entry, source_rows
+from bonlib.course.making.rows import checked_text, entry, source_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

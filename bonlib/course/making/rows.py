@@ -1,13 +1,13 @@
-"""How data come in: rows of files of JSON lines, or of data sets of the hub, with texts that are checked."""
+"""How data come into the course: rows of JSON lines, or of data sets of the hub, with texts that are checked."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bonlib.checks import strings
+from bonlib.records.sources import json_row, numbered_lines
 
 
 def checked_text(name: str, value: object, *, blank: bool = False) -> str:
@@ -63,42 +63,6 @@ def numbered_rows(path: str | Path, kind: type = dict) -> Iterator[tuple[str, An
             except ValueError as error:
                 raise ValueError(f"{where} {error}") from error
             yield where, row
-
-
-def numbered_lines(lines: Iterable[bytes], name: str | Path) -> Iterator[tuple[int, str]]:
-    """Yield lines that are not blank, counted from 1, as texts; a byte-order mark is passed over.
-
-    Raises:
-        ValueError: if one is not UTF-8; it calls what they are of `name`.
-    """
-    # Only "\n" ends a line of bytes: U+2028 and its like, where `splitlines` would cut, may stand inside a string.
-    begin = 0
-    for number, line in enumerate(lines, 1):
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{name} is not UTF-8 ({error.reason} at byte {begin + error.start}): save it as UTF-8"
-            ) from error
-        begin += len(line)
-        if text and not text.isspace():
-            yield number, text
-
-
-def json_row(text: str, kind: type = dict) -> Any:
-    """Return what a line of JSON lines holds.
-
-    Raises:
-        ValueError: if it is no JSON of that kind; the message goes on after the name of the line.
-    """
-    wanted = "object, {...}" if kind is dict else "array, [...]"
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"is not JSON ({error}): each line must be one JSON {wanted}") from error
-    if not isinstance(row, kind):
-        raise ValueError(f"is {text.strip()[:60]}; each line must be one JSON {wanted}")
-    return row
 
 
 def source_rows(

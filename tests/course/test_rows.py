@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from bonlib.draws.rows import read_jsonl
+from bonlib.course.making.rows import read_jsonl
 
 
 def write(path, *lines, encoding="utf-8"):
