@@ -62,7 +62,7 @@ def majority_at_k(answers: Any, correct: ArrayLike, k: int) -> Array:
     Raises:
         ValueError: if `k` is out of range, or answers and `correct` have not one shape.
 
-    Source: Wang et al. 2022 (self-consistency).
+    Source: Wang et al. 2023 (self-consistency).
     """
     right = _checked_correct(correct)
     k, m = _checked_k(k, right), right.shape[-1]
@@ -89,7 +89,7 @@ def majority_law(probs: ArrayLike, k: int, *, silent: float = 0.0) -> Array:
     Raises:
         ValueError: if `probs` and `silent` are none, or `k` is out of range.
 
-    Source: Wang et al. 2022 (self-consistency), as a law: draws of a multinomial are Poisson draws given their sum.
+    Source: Wang et al. 2023 (self-consistency), as a law: draws of a multinomial are Poisson draws given their sum.
     """
     p, k = as_probs("probs", np.append(np.asarray(probs, dtype=np.float64), silent)), whole("k", k, 1)
     times = np.arange(k + 1)
@@ -126,7 +126,7 @@ def weighted_vote_at_k(
     Raises:
         ValueError: if an argument is out of range, or answers, scores and `correct` have not one shape.
 
-    Source: Wang et al. 2022, Table 1 (weighted sum); the weights are those of soft best-of-n (Verdun et al. 2025).
+    Source: Wang et al. 2023, Table 1 (weighted sum); the weights are those of soft best-of-n (Verdun et al. 2025).
     """
     right, values = _checked_correct(correct), np.asarray(scores, dtype=np.float64)
     k, m = _checked_k(k, right), right.shape[-1]

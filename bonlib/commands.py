@@ -1,4 +1,4 @@
-"""The commands for files, models and servers of anybody's: draw, score, report, choose, export, train and compare.
+"""The commands for files, models and servers of anybody's: draw, score, report, choose, export and compare.
 
 What they print for people to read goes to standard error where the result itself goes to standard output, so that they
 can stand in a pipe. Draws and rewards are kept in the store: a command that was interrupted goes on where it was.
@@ -95,11 +95,11 @@ _n = click.option("--n", callback=checked(whole, least=1), metavar="NUMBER", hel
 _seed = click.option("--seed", default="0", callback=checked(whole), metavar="NUMBER", help="another, other draws")
 _store = click.option("--store", callback=folder, metavar="DIR", help="of draws and rewards, instead of BONLIB_STORE")
 _by = click.option(
-    "--by", required=True, metavar="WHAT", help="the reward: a classifier, an address, FILE.py:FUNCTION, or a judge"
+    "--by", required=True, metavar="WHAT", help="the reward: a classifier, an address, or FILE.py:FUNCTION"
 )
 _judge = click.option(
     "--judge", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="TEMPLATE",
-    help="file with {prompt} and {response}: the model --by answers it with a number",
+    help="file with {prompt} and {response}: --by is a model then, and answers it with a number",
 )  # fmt: skip
 _file = _options(
     *(_option(name, metavar="COLUMN", help=f"column of the {name.replace('_', '-')}") for name in _COLUMNS),
@@ -130,12 +130,12 @@ _server = _options(
 )
 
 
-def _model(name: str, options: Mapping[str, Any], *, chat: bool = False) -> Any:
-    """What draws: a served model if its name is an address, else one that is loaded."""
+def _model(name: str, options: Mapping[str, Any], **served: Any) -> Any:
+    """What draws: a served model if its name is an address, asked in a way of its own, else one that is loaded."""
     import bonlib as bon
 
     if _is_address(name):
-        return bon.served(bon.server(name, **_some(options, _SERVER)), options["served_model"], chat=chat)
+        return bon.served(bon.server(name, **_some(options, _SERVER)), options["served_model"], **served)
     return bon.load(name)
 
 
@@ -224,7 +224,7 @@ def _say_apart(records: Any) -> None:
     "draw",
     epilog=examples(
         "bonlib draw imdb-gpt2-tiny prompts.txt --count 64 --out draws.jsonl",
-        "bonlib draw http://localhost:8000/v1 prompts.jsonl --temperature 0.8 --max-calls 1000 > draws.jsonl",
+        "bonlib draw http://localhost:8000/v1 prompts.jsonl --temperature 0.8 --log-probs model > draws.jsonl",
     ),
 )
 @click.argument("model")
@@ -233,7 +233,11 @@ def _say_apart(records: Any) -> None:
 @_law
 @_seed
 @click.option("--prompt", metavar="COLUMN", help="column of the prompt")
-@click.option("--chat", is_flag=True, help="of a served model: a prompt is a user's turn, in its chat template")
+@click.option(
+    "--chat", is_flag=True, default=None, help="of a served model: a prompt is a user's turn, in its chat template"
+)
+@click.option("--kind", metavar="KIND", help="of a server that does not say: vllm, llamacpp, transformers or openai")
+@click.option("--log-probs", metavar="OF", help="of what a served model's log-probabilities are: model or law")
 @_out
 @_json
 @_server
@@ -244,7 +248,6 @@ def draw_command(
     count: int,
     seed: int,
     prompt: str | None,
-    chat: bool,
     out: str,
     as_json: bool,
     **options: Any,
@@ -259,10 +262,13 @@ def draw_command(
     from bonlib.records.writing import table_writer
 
     _check_out(out, prompts, as_json)
+    served, law = _some(options, ("chat", "kind", "log_probs")), _some(options, _LAW)
+    if served and not _is_address(model):
+        name = next(iter(served)).replace("_", "-")
+        raise ValueError(f"--{name} is for a served model, and {model!r} is not the address of one: leave it out")
     write, texts = table_writer(out), read_prompts(prompts, prompt)
-    law = _some(options, _LAW)
     drawn = bon.draw(
-        _model(model, options, chat=chat), texts, count, max_new_tokens=options["max_new_tokens"], seed=seed,
+        _model(model, options, **served), texts, count, max_new_tokens=options["max_new_tokens"], seed=seed,
         store=options["store"], **law,
     )  # fmt: skip
     write(drawn.table())

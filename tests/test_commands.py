@@ -178,6 +178,12 @@ def test_help_has_an_example_that_can_be_parsed_and_the_exit_codes(name, capsys)
         ("draw imdb-gpt2-tiny prompts.txt --out draws.doc", "it must end in .jsonl"),
         ("draw imdb-gpt2-tiny rows.jsonl --prompt question", "rows.jsonl has no column 'question'"),
         ("draw http://127.0.0.1:9/v1 prompts.txt --key a-b", "key is not the name of an environment variable"),
+        (
+            "draw imdb-gpt2-tiny prompts.txt --chat",
+            "--chat is for a served model, and 'imdb-gpt2-tiny' is not the address",
+        ),
+        ("draw http://127.0.0.1:9/v1 prompts.txt --kind x", "kind is 'x'; it must be one of vllm"),
+        ("draw http://127.0.0.1:9/v1 prompts.txt --log-probs x", "log_probs is 'x'; it must be one of model"),
         ("score d.jsonl --by rewards.py:nothing", "rewards.py has no function 'nothing'"),
         ("score d.jsonl --by nowhere.py:brevity", "nowhere.py is not there"),
         ("score d.jsonl --by broken.py:brevity", "broken.py cannot be run (ZeroDivisionError"),

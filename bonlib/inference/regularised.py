@@ -45,7 +45,7 @@ class MbrBestOfN(_Regularised):
     Raises:
         ValueError: if `n` or `beta` is out of range.
 
-    Source: Jinnai et al. 2024 (MBR-BoN; the mean distance is the Wasserstein distance to the draws).
+    Source: Jinnai et al. 2025 (MBR-BoN; the mean distance is the Wasserstein distance to the draws).
     """
 
     needs: ClassVar[tuple[str, ...]] = ("distances",)
@@ -253,7 +253,7 @@ register(
     scale="reward",
     keeps="the best of reward − β · mean distance",
     costs="n draws and rewards, n² distances",
-    source="Jinnai et al. 2024",
+    source="Jinnai et al. 2025",
     place=50,
 )
 register(

@@ -31,7 +31,7 @@ class TreeBestOfN:
     Raises:
         ValueError: if an argument is out of range.
 
-    Source: Qiu et al. 2024 (2410.16033), with the rewards of unfinished responses as scores.
+    Source: Qiu et al. 2025 (2410.16033), with the rewards of unfinished responses as scores.
     """
 
     n: int
@@ -80,6 +80,6 @@ register(
     knob="survivors",
     keeps="the best end of the best beginnings",
     costs="n beginnings, and at each checkpoint m · k that go on; a reward call for each of them",
-    source="Qiu et al. 2024",
+    source="Qiu et al. 2025",
     place=61,
 )

@@ -33,7 +33,7 @@ class MajorityVote(OfN):
     Raises:
         ValueError: if `n` is out of range.
 
-    Source: Wang et al. 2022 (self-consistency).
+    Source: Wang et al. 2023 (self-consistency).
     """
 
     needs: ClassVar[tuple[str, ...]] = ("answers",)
@@ -69,7 +69,7 @@ class WeightedVote(OfN):
     Raises:
         ValueError: if `n` or `temperature` is out of range.
 
-    Source: Wang et al. 2022, Table 1 (weighted sum); the weights are those of soft best-of-n.
+    Source: Wang et al. 2023, Table 1 (weighted sum); the weights are those of soft best-of-n.
     """
 
     temperature: float | None = None
@@ -222,7 +222,7 @@ register(
     label="majority vote",
     keeps="the first with the answer of most",
     costs="n draws, no reward",
-    source="Wang et al. 2022",
+    source="Wang et al. 2023",
     place=80,
 )
 register(
@@ -234,7 +234,7 @@ register(
     scale="reward",
     keeps="the first with the answer of the largest Σ exp(reward / λ)",
     costs="n draws and rewards",
-    source="Wang et al. 2022",
+    source="Wang et al. 2023",
     place=81,
 )
 register(
