@@ -1,7 +1,7 @@
 """What the loop, a method and its learner ask of each other.
 
 The loop asks the method for a learner, the learner for the shards of a step, lets it weigh them all together, and then
-asks for the loss of each.
+has the policy read their parts one by one, and asks for the loss of each.
 """
 
 from __future__ import annotations
