@@ -23,9 +23,9 @@ READABLE_RATES = {"kl-rl-ppo": 3e-4}
 READABLE_RATE = 5e-4
 READABLE_LOWER = 2e-4
 READABLE_LOWERED = (
-    ("bon-sft", 50),
-    ("bon-regression", 50),
-    *(("kl-rl-rloo", steps) for steps in BUDGETS),
+    *((method, steps) for steps in BUDGETS for method in ("kl-rl-rloo", "bon-sft")),
+    *(("bon-regression", steps) for steps in (50, 200)),
+    *(("vbon-bound", steps) for steps in (50, 800)),
 )
 READABLE_BETA = 0.1  # of DPO
 READABLE_PACE = 0.05  # of J-BOND's anchor: 50 steps are two and a half rounds of best-of-2
