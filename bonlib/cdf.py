@@ -211,19 +211,19 @@ def snapped(rewards: ArrayLike, rounding: float = ROUNDING) -> Array:
     order = np.argsort(table, axis=-1)
     ranked = np.take_along_axis(table, order, axis=-1)
     tolerance = _tolerance(ranked, _size(ranked), rounding)
-    begins = np.ones(ranked.shape, dtype=bool)
-    np.greater(np.diff(ranked), tolerance[..., 1:], out=begins[..., 1:])
-    above_lowest = ranked - _at_beginning(ranked, begins)
+    starts = np.ones(ranked.shape, dtype=bool)
+    np.greater(np.diff(ranked), tolerance[..., 1:], out=starts[..., 1:])
+    above_lowest = ranked - _at_beginning(ranked, starts)
     steps = np.floor(np.divide(above_lowest, tolerance, out=np.zeros_like(ranked), where=tolerance > 0))
-    begins[..., 1:] |= np.diff(steps) > 0
+    starts[..., 1:] |= np.diff(steps) > 0
     result = np.empty_like(table)
-    np.put_along_axis(result, order, _at_beginning(ranked, begins), axis=-1)
+    np.put_along_axis(result, order, _at_beginning(ranked, starts), axis=-1)
     return result
 
 
-def _at_beginning(ranked: Array, begins: NDArray[np.bool_]) -> Array:
+def _at_beginning(ranked: Array, starts: NDArray[np.bool_]) -> Array:
     """For each entry of a row the value at the last place up to it where something begins."""
-    places = np.where(begins, np.arange(ranked.shape[-1]), 0)
+    places = np.where(starts, np.arange(ranked.shape[-1]), 0)
     return np.take_along_axis(ranked, np.maximum.accumulate(places, axis=-1), axis=-1)
 
 

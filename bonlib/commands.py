@@ -17,71 +17,8 @@ from typing import Any
 
 import click
 
-from bonlib.checks import literal, number, one_line, shown, whole
-
-Reader = Callable[[click.Context, click.Parameter, Any], Any]
-Command = Callable[..., Any]
-
-
-def folder(context: click.Context, option: click.Parameter, text: str | None) -> Path | None:
-    """Read an option that names a folder, which need not be there yet."""
-    path = Path(text).expanduser() if text else None
-    if path and path.exists() and not path.is_dir():
-        raise ValueError(f"--{option.name}: {text!r} is a file: name a folder")
-    return path
-
-
-def checked(check: Callable[..., Any], **limits: float) -> Reader:
-    """Return a reader of an option's number by `bonlib.checks.number` or `whole`, which say what is wrong with it."""
-
-    def read(context: click.Context, option: click.Parameter, text: str | None) -> Any:
-        name = str(option.name).replace("_", "-")
-        return None if text is None else check(f"--{name}: {name}", literal(text), **limits)
-
-    return read
-
-
-def assignments(option: str, texts: Sequence[str]) -> dict[str, Any]:
-    """Return what an option that is given several times assigns, by name.
-
-    Args:
-        option: how it is written, for messages.
-        texts: each name=value.
-
-    Raises:
-        ValueError: if one has another form, or a name comes twice.
-    """
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not (name and equals):
-            raise ValueError(f"{option} is {text!r}; it must have the form name=value")
-        if name in found:
-            raise ValueError(f"{option} has {name!r} twice: leave one out")
-        found[name] = literal(value)
-    return found
-
-
-def _option(name: str, **about: Any) -> Callable[[Command], Command]:
-    return click.option(f"--{name.replace('_', '-')}", name, **about)
-
-
-def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Several options as one decorator, in that order."""
-
-    def give(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return give
-
-
-def examples(*lines: str) -> str:
-    """Return what stands under a command's help, line by line."""
-    codes = "exit codes: 0 well; 1 something failed, what was done is kept; 2 wrong usage or file; 130 interrupted"
-    return "\n".join(["\b", *lines, "", "\b", codes])
-
+from bonlib.checks import number, one_line, shown, whole
+from bonlib.options import assignments, checked, examples, folder, named_option, options_of
 
 _COLUMNS = ("prompt", "response", "reward", "gold", "log_prob", "length", "answer", "correct")
 _FILE = (*_COLUMNS, "format", "split")
@@ -101,26 +38,26 @@ _judge = click.option(
     "--judge", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="TEMPLATE",
     help="file with {prompt} and {response}: --by is a model then, and answers it with a number",
 )  # fmt: skip
-_file = _options(
-    *(_option(name, metavar="COLUMN", help=f"column of the {name.replace('_', '-')}") for name in _COLUMNS),
+_file = options_of(
+    *(named_option(name, metavar="COLUMN", help=f"column of the {name.replace('_', '-')}") for name in _COLUMNS),
     click.option("--format", metavar="NAME", help="of the file, if it is not recognised"),
     click.option("--split", metavar="NAME", help="of a data set that has several"),
 )
 _count = click.option(
     "--count", default="64", callback=checked(whole, least=1), metavar="NUMBER", help="draws a prompt"
 )
-_law = _options(
+_law = options_of(
     click.option(
         "--max-new-tokens", default="64", callback=checked(whole, least=1), metavar="NUMBER", help="longest response"
     ),
-    *(_option(name, metavar="NUMBER", callback=checked(number)) for name in _LAW[:-1]),
+    *(named_option(name, metavar="NUMBER", callback=checked(number)) for name in _LAW[:-1]),
     click.option("--stop", multiple=True, metavar="TEXT", help="ends a response; may be given several times"),
 )
-_server = _options(
+_server = options_of(
     click.option("--served-model", metavar="NAME", help="name of a served model, where there are several"),
     click.option("--key", default="OPENAI_API_KEY", metavar="NAME", help="environment variable that holds its key"),
     *(
-        _option(name, metavar="NUMBER", callback=checked(whole, least=1), help=about)
+        named_option(name, metavar="NUMBER", callback=checked(whole, least=1), help=about)
         for name, about in zip(
             _SERVER[1:],
             ("requests at once", "requests that may be made, no more", "tokens that may be spent, no more"),

@@ -29,11 +29,12 @@ ROOMS = [
     "ingredients",
     "front",
     "files",
+    "options",
     "commands",
     "course",
     "entrance",
 ]
-ALONE = ("evaluate", "tables", "ingredients", "front", "files", "commands")
+ALONE = ("evaluate", "tables", "ingredients", "front", "files", "options", "commands")
 MATHEMATICS = ("checks", "exact", "bounds", "cdf", "estimates", "answers", "inference_aware", "metrics")
 HEAVY = {"transformers", "accelerate", "peft", "vllm", "datasets", "ray", "trl", "ipywidgets"}
 NO_TORCH = [

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from bonlib.checks import whole
-from bonlib.commands import assignments, checked, folder
+from bonlib.options import assignments, checked, folder
 
 
 @click.command("run")

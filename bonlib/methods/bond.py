@@ -251,10 +251,16 @@ class BondLearner(OnPolicyLearner[BondShard]):
         else:
             best = best_of_subsets(rewards, self.method.n, settings.group, rng)
         learned = [answers[row][draw].tolist() for row, draws in enumerate(best) for draw in draws]
-        learned_from, figures = self.tokens.batch(judged.prompts, learned), self.figures(judged, returns)
-        drifts, advantages = self.centred(judged.log_probs - seen.ref_log_probs), self.centred(returns)
-        shard = own, judged.prompts, reference, figures, returns, advantages
-        return BondShard(*shard, best=learned_from, drifts=drifts)
+        return BondShard(
+            own,
+            judged.prompts,
+            reference,
+            self.figures(judged, returns),
+            returns,
+            self.centred(returns),
+            best=self.tokens.batch(judged.prompts, learned),
+            drifts=self.centred(judged.log_probs - seen.ref_log_probs),
+        )
 
     def ask_anchor(
         self, judged: Judged, own: TokenBatch, chosen: Sequence[int], place: Sequence[int]
@@ -288,10 +294,10 @@ class BondLearner(OnPolicyLearner[BondShard]):
         """Return what descends along the gradient of the divergence and of the regulariser, the share of a part."""
         method, told = self.method, log_probs.sum(1)
         weights = {"n": method.n, "jeffreys_weight": method.jeffreys_weight}
-        none = torch.zeros_like(told)  # log-probabilities of the other part, which has a loss of its own
+        nothing = torch.zeros_like(told)  # in the place of the other part, which has a loss of its own
         if not isinstance(shard, BondShard):
-            return jeffreys_loss(told, none, none, **weights).mean()
-        divergence = jeffreys_loss(none, told, shard.advantages, **weights)
+            return jeffreys_loss(told, nothing, nothing, **weights).mean()
+        divergence = jeffreys_loss(nothing, told, shard.advantages, **weights)
         return (divergence + method.regulariser * reinforce_loss(told, -shard.drifts)).mean()
 
     def stepped(self, steps: int) -> None:

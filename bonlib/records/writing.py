@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-KINDS: dict[str, Callable[..., Columns]] = {  # who takes them besides this library is TRL's trainer of the name
-    "sft": best_for_sft,
-    "dpo": pairs_for_dpo,  # and RewardTrainer
-    "bonbon": best_and_worst,  # DPOTrainer, which leaves the targets
+KINDS: dict[str, Callable[..., Columns]] = {
+    "sft": best_for_sft,  # for TRL's SFTTrainer, which has no column of weights
+    "dpo": pairs_for_dpo,  # for its DPOTrainer and RewardTrainer
+    "bonbon": best_and_worst,  # for its DPOTrainer
     "log-cdf": log_cdf,
     "scored": scored,
     "scored-lists": scored_lists,

@@ -11,8 +11,9 @@ from typing import Any
 import click
 
 from bonlib.checks import number, one_of, whole
-from bonlib.commands import assignments, checked, examples, folder, train_on
+from bonlib.commands import train_on
 from bonlib.methods import METHODS, get_method
+from bonlib.options import assignments, checked, examples, folder
 
 FIELD = "a field of TrainSettings, or of the method"
 SWEEPS = ("learning_rates", "sentiment", "cdf", "budget", "bond", "noise", "price", "tldr", "exact")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bonlib.commands import folder
+from bonlib.options import folder
 
 FILMS = ("imdb-smollm2", "imdb-gold")
 WHAT = ("language-model", "reward-model", *FILMS, "sft", "proxy", "gold", "policies", "evaluate")
